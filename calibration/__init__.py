@@ -1,0 +1,1 @@
+"""From calibration images to an int8 graph: observing ranges, choosing scales, rounding weights."""

@@ -1,0 +1,1 @@
+"""Writers of artefacts: the TVM plan and library, the TFLite flatbuffers."""

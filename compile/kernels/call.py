@@ -1,0 +1,56 @@
+"""The form every processor family lowers an int8 graph into: a straight line of kernel calls on flat buffers.
+
+A family (``x86.py``, ``arm.py``) is a module with one function::
+
+    lower(graph: Graph, target: TargetSpec) -> tuple[KernelCall, ...]
+
+It decides alone how a tensor lies in memory between its kernels (channel padding, sign bit flipped), which operators
+share a kernel, and how weights are packed. The network's inputs and outputs are plain NHWC int8.
+
+A kernel is a TIR PrimFunc over flat, one-dimensional buffers followed by two int32 scalars, ``begin`` and ``end``:
+it does the tasks numbered begin <= t < end of ``tasks``. Tasks of one call are independent and may run on any thread.
+Calls run in order; every call sees all writes of the calls before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor of the arena, by the graph node whose value it holds: ``count`` elements of ``dtype``."""
+
+    name: str
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A constant as this kernel wants it, packed and flat (1-D); equal contents are stored once."""
+
+    data: NDArray[np.generic] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call. ``symbol`` decodes to everything the generated code depends on, so equal symbols share one kernel;
+    ``build`` makes its PrimFunc and is called once per symbol. ``operands`` are in the order of its parameters.
+    ``output`` is the operand written (the others are only read); ``name`` is the graph node it completes; ``macs``
+    the multiply-accumulates and ``path`` the module path, for per-layer tables.
+    """
+
+    symbol: str
+    build: Callable[[], tvm.tirx.PrimFunc] = field(repr=False, compare=False)
+    operands: tuple[Activation | Weights, ...] = field(repr=False)
+    output: str
+    tasks: int
+    name: str
+    path: str = ""
+    macs: int = 0

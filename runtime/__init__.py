@@ -1,0 +1,1 @@
+"""What runs and judges a compiled network: the integer contract, bundles and plans, engines, devices, verdicts."""

@@ -1,0 +1,1 @@
+"""Where an engine runs: on this machine, or under an emulator."""

@@ -1,0 +1,36 @@
+"""What is known of a target before anything is compiled for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One board, phone or machine.
+
+    ``name`` is ``vendor/board``; ``aliases`` name it without the vendor. ``engine`` is ``cpu``, ``opencl`` or
+    ``cuda``. ``triple``, ``cpu`` and ``llvm_features`` are LLVM's words; ``features`` are ours and select kernels:
+    ``neon``, ``dotprod``, ``i8mm``, ``avx2``, ``avx512vnni``. ``qemu_cpu`` is the emulator's CPU model that has just
+    these features. ``sources`` are where each fact of the row was read.
+    """
+
+    name: str
+    family: str
+    engine: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    llvm_features: tuple[str, ...]
+    cores: int
+    memory_bytes: int
+    sources: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    qemu_cpu: str | None = None
+    gpu_arch: str | None = None
+    description: str = ""
+
+    @property
+    def architecture(self) -> str:
+        """``x86_64`` or ``aarch64``."""
+        return self.triple.split("-", maxsplit=1)[0]
