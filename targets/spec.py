@@ -12,7 +12,9 @@ class TargetSpec:
     ``name`` is ``vendor/board``; ``aliases`` name it without the vendor. ``engine`` is ``cpu``, ``opencl`` or
     ``cuda``. ``triple``, ``cpu`` and ``llvm_features`` are LLVM's words; ``features`` are ours and select kernels:
     ``neon``, ``dotprod``, ``i8mm``, ``avx2``, ``avx512vnni``. ``qemu_cpu`` is the emulator's CPU model that has just
-    these features. ``sources`` are where each fact of the row was read.
+    these features, or None where no emulator has them. ``cores`` are those of the board's usual model and
+    ``memory_bytes`` the least memory sold with them. ``l1d_bytes`` is per core; ``l2_bytes`` is the L2 that one core
+    reaches, and may be shared with its neighbours. ``sources`` are where the facts of the row were read.
     """
 
     name: str
@@ -29,8 +31,15 @@ class TargetSpec:
     qemu_cpu: str | None = None
     gpu_arch: str | None = None
     description: str = ""
+    l1d_bytes: int = 32 << 10
+    l2_bytes: int = 256 << 10
 
     @property
     def architecture(self) -> str:
         """``x86_64`` or ``aarch64``."""
         return self.triple.split("-", maxsplit=1)[0]
+
+    @property
+    def board(self) -> str:
+        """The name without its vendor."""
+        return self.name.split("/", maxsplit=1)[1]
