@@ -1,0 +1,151 @@
+"""From an image file to the network's input, written once for calibration, accuracy and the device.
+
+Geometry is torchvision's (``Resize`` of the shorter side, then ``CenterCrop``), so that timm's published accuracy is
+reproduced; ``resize=None`` squashes the whole image to the input size, as ``keras.utils.load_img`` does. Rotation
+flags in EXIF are ignored, as both do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")  # names of Pillow's filters, in lower case
+
+RGB = tuple[float, float, float]
+
+
+class ImageError(ValueError):
+    """An image that cannot be read. ``path`` is the file."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the network's input.
+
+    ``height`` and ``width`` are the network's, in pixels. ``mean`` and ``std`` are per channel (R, G, B) in units of
+    pixel / 255. ``resize`` is the length in pixels to which the shorter side is scaled before the centre
+    (height, width) is cut out, or None to scale the whole image to (height, width) whatever its proportions.
+    Raises ValueError for values that mean nothing.
+    """
+
+    height: int
+    width: int
+    mean: RGB = (0.5, 0.5, 0.5)
+    std: RGB = (0.5, 0.5, 0.5)
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"an input of {self.height}x{self.width} pixels is empty")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise ValueError(
+                f"resize={self.resize} is smaller than the {self.height}x{self.width} that is cut out of the result"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean and std are three finite numbers each, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The network's input for one image, NHWC."""
+        return (1, self.height, self.width, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, the inverse of ``from_json``."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": self.resize,
+            "interpolation": self.interpolation,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
+        """Raises ValueError for a missing or unknown key or a value of another type."""
+        try:
+            spec = cls(
+                height=int(values["height"]),
+                width=int(values["width"]),
+                mean=_rgb(values["mean"]),
+                std=_rgb(values["std"]),
+                resize=None if values["resize"] is None else int(values["resize"]),
+                interpolation=str(values["interpolation"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an input spec: {error!r} in {dict(values)!r}") from error
+        if unknown := set(values) - set(spec.to_json()):
+            raise ValueError(f"not an input spec: unknown {', '.join(sorted(unknown))}")
+        return spec
+
+
+def _rgb(values: Any) -> RGB:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def timm_input_spec(size: int = 299) -> InputSpec:
+    """timm's for ``legacy_xception``: bicubic, crop fraction 0.8975, [-1, 1].
+
+    Source: https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/xception.py (``default_cfgs``);
+    the shorter side is floor(size / fraction), as in timm/data/transforms_factory.py.
+    """
+    return InputSpec(size, size, resize=math.floor(size / 0.8975), interpolation="bicubic")
+
+
+def keras_input_spec(size: int = 299) -> InputSpec:
+    """Keras': ``preprocess_input`` is x / 127.5 - 1, which is mean and std 0.5; ``load_img(target_size=...)`` squashes.
+
+    Bilinear rather than ``load_img``'s nearest, which drops most pixels of a photograph.
+    """
+    return InputSpec(size, size)
+
+
+def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3), RGB, 0..255. Raises ImageError for a file that is no image, truncated or missing."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)) from error
+    filter_ = Image.Resampling[spec.interpolation.upper()]
+    if spec.resize is None:
+        resized = rgb.resize((spec.width, spec.height), filter_)
+        return np.asarray(resized, np.uint8)
+    scaled = rgb.resize(_shorter_side_to(spec.resize, rgb.size), filter_)
+    # torchvision's center_crop: the offset is half the difference, rounded half to even.
+    left, top = round((scaled.width - spec.width) / 2), round((scaled.height - spec.height) / 2)
+    return np.asarray(scaled.crop((left, top, left + spec.width, top + spec.height)), np.uint8)
+
+
+def _shorter_side_to(length: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) with the shorter side at ``length`` and the longer one truncated, as torchvision's Resize."""
+    width, height = size
+    if width <= height:
+        return length, int(length * height / width)
+    return int(length * width / height), length
+
+
+def normalize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
+    """(pixels / 255 - mean) / std over the last axis: (..., 3) uint8 -> (..., 3) float32."""
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    return np.asarray((scaled - mean) / std, np.float32)

@@ -1,0 +1,401 @@
+"""Trained Xceptions from files: our own checkpoints, Keras', timm's and Cadene's.
+
+Class count and width come from the tensors' shapes. Nothing here executes code from a file: safetensors and HDF5 hold
+only arrays, and ``.pth`` files are read with torch's ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .preprocess import InputSpec, keras_input_spec, timm_input_spec
+from .xception import Xception, _width
+
+FORMAT = "xceptile.checkpoint"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of an Xception. ``path`` is the file, ``tensor`` the one at fault, if any."""
+
+    def __init__(self, message: str, path: str | Path, tensor: str = "") -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+        self.tensor = tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained network in evaluation mode and its model card. ``labels[i]`` is the name of class i."""
+
+    module: Xception
+    input_spec: InputSpec
+    labels: tuple[str, ...]
+    provenance: dict[str, str]
+
+
+# --- Our own checkpoints: one .safetensors file, the model card in its metadata. ---
+
+
+def save_checkpoint(
+    module: Xception,
+    path: str | Path,
+    *,
+    input_spec: InputSpec,
+    labels: tuple[str, ...],
+    provenance: Mapping[str, str],
+) -> None:
+    """Writes the network, its preprocessing, its class names and where it comes from; aside first, then renamed.
+
+    Raises ValueError where the labels are not as many as the classes.
+    """
+    classes = module.classifier.out_features
+    if len(labels) != classes:
+        raise ValueError(f"the network has {classes} classes, {len(labels)} labels were given")
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    card = {
+        "classes": classes,
+        "width": _infer_width(_channels(module.state_dict())),
+        "same_padding": isinstance(module.blocks[0].pool, torch.nn.Sequential),  # SAME is a pad and a pool
+        "epsilon": module.norm1.eps,
+        "input_spec": input_spec.to_json(),
+        "labels": list(labels),
+        "provenance": dict(provenance),
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "card": json.dumps(card),
+        "sha256": _sha256(tensors),
+    }
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(safetensors.torch.save(tensors, metadata))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads what ``save_checkpoint`` wrote. Raises CheckpointError for any other, damaged or newer file."""
+    tensors, metadata = _read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError("is no checkpoint of ours; give it to zoo.load, which knows the other kinds", path)
+    if metadata.get("version") != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"has checkpoint version {metadata.get('version')}, this xceptile reads {FORMAT_VERSION}; update xceptile",
+            path,
+        )
+    if _sha256(tensors) != metadata.get("sha256"):
+        raise CheckpointError("is damaged: its tensors do not have the hash they were saved with; copy it again", path)
+    try:
+        card = json.loads(metadata["card"])
+        labels = tuple(str(label) for label in card["labels"])
+        input_spec = InputSpec.from_json(card["input_spec"])
+        provenance = {str(k): str(v) for k, v in card["provenance"].items()}
+        same_padding, epsilon = bool(card["same_padding"]), float(card["epsilon"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"has a model card that cannot be read ({error}); save it again", path) from error
+    module = _assemble({k: (k, v) for k, v in tensors.items()}, path, "Xceptile's", same_padding, epsilon)
+    if len(labels) != module.classifier.out_features:
+        raise CheckpointError(
+            f"names {len(labels)} labels for {module.classifier.out_features} classes; save it again", path
+        )
+    return Checkpoint(module, input_spec, labels, provenance)
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata. Raises CheckpointError."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file", path) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"is no safetensors file, or truncated ({error}); copy it again", path) from error
+
+
+# --- One table of layers, walked by the loaders. ---
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer under its name here, in Keras and in timm. ``kind``: conv, separable, norm or dense.
+
+    Keras numbers the layers of the four shortcuts as it makes them, so ``keras`` is then ``shortcut 0`` to ``3``.
+    """
+
+    kind: str
+    ours: str
+    keras: str
+    timm: str
+
+
+def _layers() -> Iterator[_Layer]:
+    """Every layer with weights, in the network's order."""
+    for i in (1, 2):
+        yield _Layer("conv", f"conv{i}", f"block1_conv{i}", f"conv{i}")
+        yield _Layer("norm", f"norm{i}", f"block1_conv{i}_bn", f"bn{i}")
+    shortcuts = 0
+    for block in range(12):
+        strided = block in (0, 1, 2, 11)
+        for i in range(2 if strided else 3):
+            keras = f"block{block + 2}_sepconv{i + 1}"
+            at = 3 * i + (1 if block else 0)  # timm's Sequential begins with a ReLU except in the first block
+            yield _Layer("separable", f"blocks.{block}.sepconvs.{i}", keras, f"block{block + 1}.rep.{at}")
+            yield _Layer("norm", f"blocks.{block}.norms.{i}", f"{keras}_bn", f"block{block + 1}.rep.{at + 1}")
+        if strided:
+            ours, keras, timm = f"blocks.{block}.shortcut", f"shortcut {shortcuts}", f"block{block + 1}"
+            yield _Layer("conv", f"{ours}.0", keras, f"{timm}.skip")
+            yield _Layer("norm", f"{ours}.1", keras, f"{timm}.skipbn")
+            shortcuts += 1
+    for i in (1, 2):
+        yield _Layer("separable", f"sepconv{i + 2}", f"block14_sepconv{i}", f"conv{i + 2}")
+        yield _Layer("norm", f"norm{i + 2}", f"block14_sepconv{i}_bn", f"bn{i + 2}")
+    yield _Layer("dense", "classifier", "predictions", "fc")
+
+
+_SUFFIXES = {  # tensors of a layer of each kind, in torch's names
+    "conv": ("weight",),
+    "separable": ("depthwise.weight", "pointwise.weight"),
+    "norm": ("weight", "bias", "running_mean", "running_var"),
+    "dense": ("weight", "bias"),
+}
+
+_Found = Mapping[str, tuple[str, Tensor]]  # our name -> the file's name, the tensor in torch's layout
+
+
+def _channels(state: Mapping[str, Tensor]) -> dict[int, int]:
+    """The channel count of the layers that have 32, 64, ... 2048 at width 1."""
+    norms = {
+        32: "norm1",
+        64: "norm2",
+        128: "blocks.0.norms.0",
+        256: "blocks.1.norms.0",
+        728: "blocks.2.norms.0",
+        1024: "blocks.11.norms.1",
+        1536: "norm3",
+        2048: "norm4",
+    }
+    return {base: state[f"{name}.weight"].shape[0] for base, name in norms.items()}
+
+
+def _infer_width(channels: Mapping[int, int]) -> float:
+    """The shortest decimal multiplier that gives these channel counts (width 1 gives the paper's).
+
+    The inverse of ``xception._width``: channels = max(8, 8 * round(base * width / 8)). Raises ValueError where none does.
+    """
+    low = max((8 * (n / 8 - 0.5) / base if n > 8 else 0.0) for base, n in channels.items())
+    high = min(8 * (n / 8 + 0.5) / base for base, n in channels.items())
+    for digits in range(1, 9):
+        step = 10**digits
+        for numerator in range(int(low * step), int(high * step) + 2):
+            width = numerator / step
+            if width > 0 and all(_width(base, width) == n for base, n in channels.items()):
+                return width
+    raise ValueError(f"the channel counts {list(channels.values())} are no multiple of the paper's {list(channels)}")
+
+
+def _assemble(found: _Found, path: str | Path, source: str, same_padding: bool, epsilon: float) -> Xception:
+    """The network with these tensors, in evaluation mode. Raises CheckpointError where they are not an Xception's."""
+    wanted = [f"{layer.ours}.{suffix}" for layer in _layers() for suffix in _SUFFIXES[layer.kind]]
+    if missing := [name for name in wanted if name not in found]:
+        raise CheckpointError(
+            f"is no {source} Xception: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}; "
+            "give a checkpoint of this network with its classifier",
+            path,
+            missing[0],
+        )
+    if unknown := sorted(found[name][0] for name in set(found) - set(wanted)):
+        raise CheckpointError(
+            f"is no {source} Xception: it also holds {unknown[0]} ({len(unknown)} unknown tensors)", path, unknown[0]
+        )
+    state = {name: tensor for name, (_, tensor) in found.items()}
+    for name in ("classifier.weight", *(f"{layer.ours}.weight" for layer in _layers() if layer.kind == "norm")):
+        if not state[name].shape:
+            raise CheckpointError(f"{found[name][0]} is a single number", path, found[name][0])
+    try:
+        width = _infer_width(_channels(state))
+    except ValueError as error:
+        raise CheckpointError(f"is no {source} Xception: {error}", path) from error
+    with torch.device("meta"):
+        module = Xception(state["classifier.weight"].shape[0], width=width, same_padding=same_padding, epsilon=epsilon)
+    expected = module.state_dict()
+    for name in wanted:
+        theirs, tensor = found[name]
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{theirs} has shape {list(tensor.shape)}, an Xception of width {width:g} has "
+                f"{list(expected[name].shape)} there; give a checkpoint of this network",
+                path,
+                theirs,
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{theirs} holds NaN or infinity; the training diverged or the file is damaged", path, theirs)
+    state = {name: tensor.to(torch.float32).contiguous() for name, tensor in state.items()}
+    for name in expected:
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros((), dtype=torch.int64)
+    module.load_state_dict(state, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    return module.eval()
+
+
+# --- timm's legacy_xception and Cadene's port, from which it comes. ---
+
+
+def load_timm(path: str | Path) -> Checkpoint:
+    """timm's ``legacy_xception`` or Cadene's ``xception``: a state dict in a ``.pth`` or ``.safetensors`` file.
+
+    Both pad the strided pooling by one pixel on each side and normalize with epsilon 1e-5 (torch's default). Older
+    files hold pointwise weights without their two 1x1 dimensions and call the classifier ``last_linear``.
+    Raises CheckpointError.
+    """
+    path = Path(path)
+    state = _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pth(path)
+    ours = {
+        f"{layer.timm}.{_TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
+        for layer in _layers()
+        for suffix in _SUFFIXES[layer.kind]
+    }
+    found: dict[str, tuple[str, Tensor]] = {}
+    for theirs, tensor in state.items():
+        if theirs.endswith("num_batches_tracked"):
+            continue
+        name = theirs.removeprefix("module.").replace("last_linear.", "fc.")  # DataParallel's prefix; Cadene's name
+        if name.endswith("pointwise.weight") and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        found[ours.get(name, name)] = (theirs, tensor)
+    module = _assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
+    return _with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
+
+
+_TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
+
+
+def _with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind: str) -> Checkpoint:
+    """The kinds of file without a model card: classes are named by their numbers."""
+    labels = tuple(str(i) for i in range(module.classifier.out_features))
+    provenance = {"source": path.name, "kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return Checkpoint(module, input_spec, labels, provenance)
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    """The state dict of a ``.pth`` file, possibly under ``state_dict``. Never runs pickled code. Raises CheckpointError."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file", path) from error
+    except UnpicklingError as error:
+        raise CheckpointError(
+            "is damaged, or holds pickled objects besides tensors, which are never executed; "
+            "save module.state_dict() alone, or as safetensors",
+            path,
+        ) from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, KeyError ... on damaged files
+        raise CheckpointError(f"is truncated or damaged ({_first_line(error)}); copy it again", path) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError("holds no state dict; save module.state_dict() alone", path)
+    return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# --- keras.applications.Xception. ---
+
+_KERAS_TENSORS = {  # in the order in which Keras saves them, and the permutation into torch's layout
+    "conv": {"kernel": (3, 2, 0, 1)},
+    "separable": {"depthwise_kernel": (2, 3, 0, 1), "pointwise_kernel": (3, 2, 0, 1)},
+    "norm": {"gamma": (0,), "beta": (0,), "moving_mean": (0,), "moving_variance": (0,)},
+    "dense": {"kernel": (1, 0), "bias": (0,)},
+}
+_KERAS1_TENSORS = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
+_KERAS_SHORTCUT = {
+    "conv": re.compile(r"(?:conv2d|convolution2d)(?:_(\d+))?"),
+    "norm": re.compile(r"(?:batch_normalization|batchnormalization)(?:_v\d)?(?:_(\d+))?"),
+}
+
+
+def load_keras(path: str | Path) -> Checkpoint:
+    """``keras.applications.Xception`` with its classifier, from a ``.h5``, ``.weights.h5`` or ``.keras`` file.
+
+    The base network may lie inside another model, as transfer learning has it, provided that global average pooling
+    and one dense layer follow. TensorFlow's SAME padding; epsilon 1e-3; ``preprocess_input`` is x / 127.5 - 1.
+    Raises CheckpointError.
+    """
+    path = Path(path)
+    layers = _read_keras(path)
+    by_ours = _name_keras_layers(layers, path)
+    found: dict[str, tuple[str, Tensor]] = {}
+    for layer in _layers():
+        if layer.ours not in by_ours:
+            continue
+        name = by_ours[layer.ours]
+        wanted = _KERAS_TENSORS[layer.kind]
+        tensors = layers[name]
+        for position, (suffix, (tensor, axes)) in enumerate(
+            zip(_SUFFIXES[layer.kind], wanted.items(), strict=True)
+        ):
+            # Files of Keras 3 number a layer's tensors, the older ones name them.
+            data = tensors.pop(tensor, None) if tensor in tensors else tensors.pop(str(position), None)
+            if data is None:
+                continue
+            if data.ndim != len(axes):
+                raise CheckpointError(f"{name}/{tensor} has shape {list(data.shape)}, which is no {layer.kind}", path, name)
+            found[f"{layer.ours}.{suffix}"] = (f"{name}/{tensor}", torch.from_numpy(data.transpose(axes).copy()))
+        if tensors:
+            raise CheckpointError(f"{name} holds {sorted(tensors)[0]}, which Xception's does not", path, name)
+    module = _assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
+    return _with_default_card(module, keras_input_spec(), path, "keras.applications.Xception")
+
+
+def _name_keras_layers(layers: Mapping[str, Mapping[str, NDArray[np.float32]]], path: Path) -> dict[str, str]:
+    """Our layer names -> the file's. The shortcuts are told by their order, the classifier by being dense."""
+    table = {layer.keras: layer for layer in _layers()}
+    named = {table[name].ours: name for name in layers if name in table}
+    rest = [name for name in layers if name not in table]
+    for kind, pattern in _KERAS_SHORTCUT.items():
+        matches = [(int(m[1] or 0), name) for name in rest if (m := pattern.fullmatch(name))]
+        for position, (_, name) in enumerate(sorted(matches)):
+            layer = table.get(f"shortcut {position}" if kind == "conv" else f"shortcut {position}")
+            ours = [x.ours for x in _layers() if x.kind == kind and x.keras == f"shortcut {position}"]
+            if not ours:
+                raise CheckpointError(f"is no Keras Xception: it has a fifth layer like {name}", path, name)
+            named[ours[0]] = name
+            rest.remove(name)
+    return named
