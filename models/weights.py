@@ -1,4 +1,4 @@
-"""Trained Xceptions from files: our own checkpoints, Keras', timm's and Cadene's.
+"""Trained Xceptions from files: our own checkpoints, timm's and Cadene's (Keras' are in ``keras_weights.py``).
 
 Class count and width come from the tensors' shapes. Nothing here executes code from a file: safetensors and HDF5 hold
 only arrays, and ``.pth`` files are read with torch's ``weights_only``.
@@ -7,25 +7,19 @@ only arrays, and ``.pth`` files are read with torch's ``weights_only``.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .preprocess import InputSpec, keras_input_spec, timm_input_spec
+from .preprocess import InputSpec, timm_input_spec
 from .xception import Xception, _width
 
 FORMAT = "xceptile.checkpoint"
@@ -118,7 +112,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         same_padding, epsilon = bool(card["same_padding"]), float(card["epsilon"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"has a model card that cannot be read ({error}); save it again", path) from error
-    module = _assemble({k: (k, v) for k, v in tensors.items()}, path, "Xceptile's", same_padding, epsilon)
+    module = assemble({k: (k, v) for k, v in tensors.items()}, path, "Xceptile's", same_padding, epsilon)
     if len(labels) != module.classifier.out_features:
         raise CheckpointError(
             f"names {len(labels)} labels for {module.classifier.out_features} classes; save it again", path
@@ -149,7 +143,7 @@ def _read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, st
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer under its name here, in Keras and in timm. ``kind``: conv, separable, norm or dense.
 
     Keras numbers the layers of the four shortcuts as it makes them, so ``keras`` is then ``shortcut 0`` to ``3``.
@@ -161,38 +155,38 @@ class _Layer:
     timm: str
 
 
-def _layers() -> Iterator[_Layer]:
+def xception_layers() -> Iterator[Layer]:
     """Every layer with weights, in the network's order."""
     for i in (1, 2):
-        yield _Layer("conv", f"conv{i}", f"block1_conv{i}", f"conv{i}")
-        yield _Layer("norm", f"norm{i}", f"block1_conv{i}_bn", f"bn{i}")
+        yield Layer("conv", f"conv{i}", f"block1_conv{i}", f"conv{i}")
+        yield Layer("norm", f"norm{i}", f"block1_conv{i}_bn", f"bn{i}")
     shortcuts = 0
     for block in range(12):
         strided = block in (0, 1, 2, 11)
         for i in range(2 if strided else 3):
             keras = f"block{block + 2}_sepconv{i + 1}"
             at = 3 * i + (1 if block else 0)  # timm's Sequential begins with a ReLU except in the first block
-            yield _Layer("separable", f"blocks.{block}.sepconvs.{i}", keras, f"block{block + 1}.rep.{at}")
-            yield _Layer("norm", f"blocks.{block}.norms.{i}", f"{keras}_bn", f"block{block + 1}.rep.{at + 1}")
+            yield Layer("separable", f"blocks.{block}.sepconvs.{i}", keras, f"block{block + 1}.rep.{at}")
+            yield Layer("norm", f"blocks.{block}.norms.{i}", f"{keras}_bn", f"block{block + 1}.rep.{at + 1}")
         if strided:
             ours, keras, timm = f"blocks.{block}.shortcut", f"shortcut {shortcuts}", f"block{block + 1}"
-            yield _Layer("conv", f"{ours}.0", keras, f"{timm}.skip")
-            yield _Layer("norm", f"{ours}.1", keras, f"{timm}.skipbn")
+            yield Layer("conv", f"{ours}.0", keras, f"{timm}.skip")
+            yield Layer("norm", f"{ours}.1", keras, f"{timm}.skipbn")
             shortcuts += 1
     for i in (1, 2):
-        yield _Layer("separable", f"sepconv{i + 2}", f"block14_sepconv{i}", f"conv{i + 2}")
-        yield _Layer("norm", f"norm{i + 2}", f"block14_sepconv{i}_bn", f"bn{i + 2}")
-    yield _Layer("dense", "classifier", "predictions", "fc")
+        yield Layer("separable", f"sepconv{i + 2}", f"block14_sepconv{i}", f"conv{i + 2}")
+        yield Layer("norm", f"norm{i + 2}", f"block14_sepconv{i}_bn", f"bn{i + 2}")
+    yield Layer("dense", "classifier", "predictions", "fc")
 
 
-_SUFFIXES = {  # tensors of a layer of each kind, in torch's names
+SUFFIXES = {  # tensors of a layer of each kind, in torch's names
     "conv": ("weight",),
     "separable": ("depthwise.weight", "pointwise.weight"),
     "norm": ("weight", "bias", "running_mean", "running_var"),
     "dense": ("weight", "bias"),
 }
 
-_Found = Mapping[str, tuple[str, Tensor]]  # our name -> the file's name, the tensor in torch's layout
+Found = Mapping[str, tuple[str, Tensor]]  # our name -> the file's name, the tensor in torch's layout
 
 
 def _channels(state: Mapping[str, Tensor]) -> dict[int, int]:
@@ -226,9 +220,9 @@ def _infer_width(channels: Mapping[int, int]) -> float:
     raise ValueError(f"the channel counts {list(channels.values())} are no multiple of the paper's {list(channels)}")
 
 
-def _assemble(found: _Found, path: str | Path, source: str, same_padding: bool, epsilon: float) -> Xception:
+def assemble(found: Found, path: str | Path, source: str, same_padding: bool, epsilon: float) -> Xception:
     """The network with these tensors, in evaluation mode. Raises CheckpointError where they are not an Xception's."""
-    wanted = [f"{layer.ours}.{suffix}" for layer in _layers() for suffix in _SUFFIXES[layer.kind]]
+    wanted = [f"{layer.ours}.{suffix}" for layer in xception_layers() for suffix in SUFFIXES[layer.kind]]
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(
             f"is no {source} Xception: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}; "
@@ -241,7 +235,7 @@ def _assemble(found: _Found, path: str | Path, source: str, same_padding: bool, 
             f"is no {source} Xception: it also holds {unknown[0]} ({len(unknown)} unknown tensors)", path, unknown[0]
         )
     state = {name: tensor for name, (_, tensor) in found.items()}
-    for name in ("classifier.weight", *(f"{layer.ours}.weight" for layer in _layers() if layer.kind == "norm")):
+    for name in ("classifier.weight", *(f"{layer.ours}.weight" for layer in xception_layers() if layer.kind == "norm")):
         if not state[name].shape:
             raise CheckpointError(f"{found[name][0]} is a single number", path, found[name][0])
     try:
@@ -285,9 +279,9 @@ def load_timm(path: str | Path) -> Checkpoint:
     path = Path(path)
     state = _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pth(path)
     ours = {
-        f"{layer.timm}.{_TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
-        for layer in _layers()
-        for suffix in _SUFFIXES[layer.kind]
+        f"{layer.timm}.{TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
+        for layer in xception_layers()
+        for suffix in SUFFIXES[layer.kind]
     }
     found: dict[str, tuple[str, Tensor]] = {}
     for theirs, tensor in state.items():
@@ -297,14 +291,14 @@ def load_timm(path: str | Path) -> Checkpoint:
         if name.endswith("pointwise.weight") and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
         found[ours.get(name, name)] = (theirs, tensor)
-    module = _assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
-    return _with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
+    module = assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
+    return with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
 
 
-_TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
+TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
 
 
-def _with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind: str) -> Checkpoint:
+def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind: str) -> Checkpoint:
     """The kinds of file without a model card: classes are named by their numbers."""
     labels = tuple(str(i) for i in range(module.classifier.out_features))
     provenance = {"source": path.name, "kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -324,7 +318,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             path,
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, KeyError ... on damaged files
-        raise CheckpointError(f"is truncated or damaged ({_first_line(error)}); copy it again", path) from error
+        raise CheckpointError(f"is truncated or damaged ({first_line(error)}); copy it again", path) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
@@ -332,70 +326,5 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# --- keras.applications.Xception. ---
-
-_KERAS_TENSORS = {  # in the order in which Keras saves them, and the permutation into torch's layout
-    "conv": {"kernel": (3, 2, 0, 1)},
-    "separable": {"depthwise_kernel": (2, 3, 0, 1), "pointwise_kernel": (3, 2, 0, 1)},
-    "norm": {"gamma": (0,), "beta": (0,), "moving_mean": (0,), "moving_variance": (0,)},
-    "dense": {"kernel": (1, 0), "bias": (0,)},
-}
-_KERAS1_TENSORS = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
-_KERAS_SHORTCUT = {
-    "conv": re.compile(r"(?:conv2d|convolution2d)(?:_(\d+))?"),
-    "norm": re.compile(r"(?:batch_normalization|batchnormalization)(?:_v\d)?(?:_(\d+))?"),
-}
-
-
-def load_keras(path: str | Path) -> Checkpoint:
-    """``keras.applications.Xception`` with its classifier, from a ``.h5``, ``.weights.h5`` or ``.keras`` file.
-
-    The base network may lie inside another model, as transfer learning has it, provided that global average pooling
-    and one dense layer follow. TensorFlow's SAME padding; epsilon 1e-3; ``preprocess_input`` is x / 127.5 - 1.
-    Raises CheckpointError.
-    """
-    path = Path(path)
-    layers = _read_keras(path)
-    by_ours = _name_keras_layers(layers, path)
-    found: dict[str, tuple[str, Tensor]] = {}
-    for layer in _layers():
-        if layer.ours not in by_ours:
-            continue
-        name = by_ours[layer.ours]
-        wanted = _KERAS_TENSORS[layer.kind]
-        tensors = layers[name]
-        for position, (suffix, (tensor, axes)) in enumerate(
-            zip(_SUFFIXES[layer.kind], wanted.items(), strict=True)
-        ):
-            # Files of Keras 3 number a layer's tensors, the older ones name them.
-            data = tensors.pop(tensor, None) if tensor in tensors else tensors.pop(str(position), None)
-            if data is None:
-                continue
-            if data.ndim != len(axes):
-                raise CheckpointError(f"{name}/{tensor} has shape {list(data.shape)}, which is no {layer.kind}", path, name)
-            found[f"{layer.ours}.{suffix}"] = (f"{name}/{tensor}", torch.from_numpy(data.transpose(axes).copy()))
-        if tensors:
-            raise CheckpointError(f"{name} holds {sorted(tensors)[0]}, which Xception's does not", path, name)
-    module = _assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
-    return _with_default_card(module, keras_input_spec(), path, "keras.applications.Xception")
-
-
-def _name_keras_layers(layers: Mapping[str, Mapping[str, NDArray[np.float32]]], path: Path) -> dict[str, str]:
-    """Our layer names -> the file's. The shortcuts are told by their order, the classifier by being dense."""
-    table = {layer.keras: layer for layer in _layers()}
-    named = {table[name].ours: name for name in layers if name in table}
-    rest = [name for name in layers if name not in table]
-    for kind, pattern in _KERAS_SHORTCUT.items():
-        matches = [(int(m[1] or 0), name) for name in rest if (m := pattern.fullmatch(name))]
-        for position, (_, name) in enumerate(sorted(matches)):
-            layer = table.get(f"shortcut {position}" if kind == "conv" else f"shortcut {position}")
-            ours = [x.ours for x in _layers() if x.kind == kind and x.keras == f"shortcut {position}"]
-            if not ours:
-                raise CheckpointError(f"is no Keras Xception: it has a fifth layer like {name}", path, name)
-            named[ours[0]] = name
-            rest.remove(name)
-    return named
