@@ -19,9 +19,16 @@ from xceptile.models import graph as ir
 from xceptile.runtime import arithmetic, reference
 
 
+PIXELS = ir.PerTensor(1.0, -128)  # the network's input: real = pixel value
+
+
 def f32(value: float) -> float:
     """The nearest float32, as the Python float that a scale is."""
     return float(np.float32(value))
+
+
+INPUT_QUANT = ir.PerTensor(f32(0.023), 3)
+OTHER_QUANT = ir.PerTensor(f32(0.037), -11)
 
 
 def covering(values: np.ndarray) -> ir.PerTensor:
@@ -89,7 +96,7 @@ class Int8Builder:
     def _name(self, base: str) -> str:
         return f"{base}_{sum(1 for node in self.nodes if node.name.rpartition('_')[0] == base)}"
 
-    def input(self, sample: np.ndarray, quant: ir.PerTensor = ir.PerTensor(1.0, -128), name: str = "") -> str:
+    def input(self, sample: np.ndarray, quant: ir.PerTensor = PIXELS, name: str = "") -> str:
         name = name or self._name("input")
         self.nodes.append(ir.Node(name, ir.Input(), (), ir.TensorType(sample.shape, "int8", quant)))
         self.values[name] = sample
@@ -243,8 +250,8 @@ def random_operator_graph(
     padding: ir.Pads = (0, 0, 0, 0),
     relu: bool = False,
     quant: ir.PerTensor | None = None,
-    input_quant: ir.PerTensor = ir.PerTensor(f32(0.023), 3),
-    other_quant: ir.PerTensor = ir.PerTensor(f32(0.037), -11),
+    input_quant: ir.PerTensor = INPUT_QUANT,
+    other_quant: ir.PerTensor = OTHER_QUANT,
     seed: int = 0,
 ) -> ir.Graph:
     """One operator on an int8 input of ``shape``: conv, depthwise, linear, relu, pool, add, requantize or mean.
