@@ -14,7 +14,7 @@ Pixels = NDArray[np.uint8]
 
 
 class HashedImages:
-    """Iterates over ``images``, each uint8 (height, width, 3); afterwards ``count`` and ``sha256`` tell which they were.
+    """Iterates over ``images``, each uint8 (height, width, 3); afterwards ``count`` and ``sha256`` say which they were.
 
     The hash is over each image's bytes in order. Raises CalibrationError for an image of another form, and at the end
     where there was none.
@@ -33,7 +33,7 @@ class HashedImages:
                     f"calibration image {self.count} is {image.dtype}{list(image.shape)}, "
                     f"the network takes uint8{list(self._shape)}"
                 )
-            self._hash.update(np.ascontiguousarray(image))
+            self._hash.update(image.tobytes())
             self.count += 1
             yield image
         if self.count == 0:

@@ -64,7 +64,7 @@ Range = tuple[float, float]
 
 
 class Histogram:
-    """Counts of finite values in ``BINS`` equal bins over [-reach, reach), reach a power of two above all magnitudes."""
+    """Counts of values in ``BINS`` equal bins over [-reach, reach), reach a power of two above every magnitude."""
 
     BINS = 8192
 

@@ -67,7 +67,7 @@ def pixel_table(spec: InputSpec, params: ir.PerTensor) -> NDArray[np.int8]:
     """Where preprocessing could not be folded: the int8 input for every pixel value and channel, (256, 3)."""
     x = normalize(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1), spec).astype(np.float64)
     q = np.rint(x / params.scale) + params.zero_point
-    return np.clip(q, arithmetic.INT8_MIN, arithmetic.INT8_MAX).astype(np.int8)
+    return np.asarray(np.clip(q, arithmetic.INT8_MIN, arithmetic.INT8_MAX), np.int8)
 
 
 def quantize_weights(
@@ -182,7 +182,7 @@ def quantize(graph: ir.Graph, table: CalibrationTable, recipe: QuantRecipe) -> i
     quantizer = _Quantizer(graph, table, recipe)
     for node in graph.nodes:
         quantizer.visit(node)
-    outputs = tuple(quantizer.int8(name) for name in graph.outputs)
+    outputs = tuple(quantizer.as_int8(name) for name in graph.outputs)
     return ir.Graph(graph.name, tuple(quantizer.nodes), quantizer.constants, outputs)
 
 
@@ -197,7 +197,7 @@ class _Quantizer:
         self._int8: dict[str, str] = {}
         self._float: dict[str, str] = {}
 
-    def int8(self, name: str) -> str:
+    def as_int8(self, name: str) -> str:
         """The name of the int8 form of a tensor of the float graph; appends a ``Quantize`` where it has none."""
         if name not in self._int8:
             node = self.graph.node(name)
@@ -206,7 +206,7 @@ class _Quantizer:
             self.nodes.append(ir.Node(self._int8[name], ir.Quantize(), (self._float[name],), made, node.path))
         return self._int8[name]
 
-    def float(self, name: str) -> str:
+    def as_float(self, name: str) -> str:
         """Likewise of the float32 form."""
         if name not in self._float:
             node = self.graph.node(name)
@@ -220,12 +220,12 @@ class _Quantizer:
         setting = self.recipe.setting(node.path)
         self.params[node.name] = self._output_params(node, setting)
         if setting.keep_float and not isinstance(node.op, ir.Input):
-            activations = tuple(self.float(n) if n in self.params else n for n in node.inputs)
+            activations = tuple(self.as_float(n) if n in self.params else n for n in node.inputs)
             self.constants |= {n: self.graph.constants[n] for n in node.inputs if n not in self.params}
             self.nodes.append(replace(node, inputs=activations))
             self._float[node.name] = node.name
             return
-        inputs = tuple(self.int8(n) if n in self.params else n for n in node.inputs)
+        inputs = tuple(self.as_int8(n) if n in self.params else n for n in node.inputs)
         if isinstance(node.op, Weighted):
             inputs = (inputs[0], *self._weights(node))
         made = ir.TensorType(node.type.shape, "int8", self.params[node.name])

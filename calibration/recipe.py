@@ -38,13 +38,16 @@ class RecipeError(ValueError):
         self.rule = rule
 
 
+_MIN_MAX = MinMax()
+
+
 @dataclass(frozen=True)
 class Setting:
     """What holds for one layer. ``scheme`` is that of its output: "affine" has a free zero point, "symmetric" has
     zero point 0. ``keep_float`` computes the layer in float32.
     """
 
-    observer: Observer = MinMax()
+    observer: Observer = _MIN_MAX
     scheme: str = "affine"
     keep_float: bool = False
 

@@ -37,8 +37,17 @@ def f32_quotient(a: float | Float32, b: float) -> Float32:
 
 
 def output_multipliers(input_scale: float, weight_scales: tuple[float, ...], output_scale: float) -> Float32:
-    """m[c] = f32(f32(s_in * s_w[c]) / s_out), shape (C,): what an accumulator is multiplied by."""
-    return f32_quotient(f32_product(input_scale, np.asarray(weight_scales, np.float32)), output_scale)
+    """m[c] = f32(f32(s_in * s_w[c]) / s_out), shape (C,): what an accumulator is multiplied by.
+
+    Raises ValueError outside XNNPACK's domain, 2**-32 <= m < 2**8 (its src/operators/convolution-nhwc.c and
+    src/params-init.c).
+    """
+    multipliers = f32_quotient(f32_product(input_scale, np.asarray(weight_scales, np.float32)), output_scale)
+    inside = (multipliers >= 2.0**-32) & (multipliers < 2.0**8)
+    if not inside.all():
+        channel = int(np.argmin(inside))
+        raise ValueError(f"channel {channel}: the multiplier {multipliers[channel]:g} is outside [2^-32, 2^8)")
+    return multipliers
 
 
 def lower_bound(zero_point: int, relu: bool) -> int:
@@ -54,7 +63,7 @@ def scale_accumulator(acc: Int32, multipliers: Float32, zero_point: int, relu: b
     # Clamped as float first (both bounds are exact in float32): a value beyond int32 would not convert.
     low, high = lower_bound(zero_point, relu) - zero_point, INT8_MAX - zero_point
     rounded = np.clip(np.rint(scaled), np.float32(low), np.float32(high))
-    return (rounded.astype(np.int32) + np.int32(zero_point)).astype(np.int8)
+    return np.asarray(rounded.astype(np.int32) + np.int32(zero_point), np.int8)
 
 
 def relu(x: Int8, input_zero_point: int) -> Int8:
@@ -74,12 +83,13 @@ class AddConstants(NamedTuple):
 def add_constants(a_scale: float, a_zero: int, b_scale: float, b_zero: int, output_scale: float) -> AddConstants:
     """r = f32(s / s_out); shift = 20 - floor(log2 max(r)); m = rint(r * 2**shift).
 
-    Raises ValueError outside XNNPACK's domain, 2**-10 <= max(r) < 2**8.
+    Raises ValueError outside XNNPACK's domain, 2**-10 <= r < 2**8 for both (its src/operators/add-nc.c).
     """
     a_ratio, b_ratio = float(f32_quotient(a_scale, output_scale)), float(f32_quotient(b_scale, output_scale))
+    for ratio in (a_ratio, b_ratio):
+        if not 2.0**-10 <= ratio < 2.0**8:
+            raise ValueError(f"add: the ratio of input to output scale, {ratio:g}, is outside [2^-10, 2^8)")
     largest = max(a_ratio, b_ratio)
-    if not 2.0**-10 <= largest < 2.0**8:
-        raise ValueError(f"add: the ratio of input to output scale, {largest:g}, is outside [2^-10, 2^8)")
     shift = 20 - (int(np.frexp(largest)[1]) - 1)
     a_multiplier, b_multiplier = round(a_ratio * 2.0**shift), round(b_ratio * 2.0**shift)
     bias = (1 << (shift - 1)) - a_multiplier * a_zero - b_multiplier * b_zero

@@ -1,12 +1,14 @@
 """The numpy interpreters: the integer one is the truth every engine is compared with; the float one the yardstick.
 
-Both walk the graph and free a tensor after its last reader. Integer matrix products run in float64, where sums of
-int8 products are exact (below 2**53), because BLAS has no integer product; the result is asserted to fit int32.
+Both walk the graph and free a tensor after its last reader. Integer matrix products run in floating point, because
+BLAS has no integer product: in float32 where the weights prove that no partial sum reaches 2**24, else in float64
+(2**53); within these, sums of integers are exact in any order. The result is asserted to fit int32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +16,7 @@ from numpy.typing import NDArray
 from ..models import graph as ir
 from . import arithmetic
 
-Array = NDArray[np.generic]
-
-
-def window_view(x: Array, kernel: tuple[int, int], strides: tuple[int, int]) -> Array:
-    """All windows of a padded image, without copying: (N, H, W, C) -> (N, OH, OW, C, KH, KW)."""
-    view = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(1, 2))
-    return view[:, :: strides[0], :: strides[1]]
+Array = NDArray[Any]
 
 
 def pad_image(x: Array, padding: ir.Pads, value: float) -> Array:
@@ -31,43 +27,57 @@ def pad_image(x: Array, padding: ir.Pads, value: float) -> Array:
     return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(value))
 
 
+def _tap(x: Array, i: int, j: int, kernel: tuple[int, int], strides: tuple[int, int]) -> Array:
+    """The pixels of a padded image under position (i, j) of every window, (N, OH, OW, C), not copied."""
+    oh, ow = (x.shape[1] - kernel[0]) // strides[0] + 1, (x.shape[2] - kernel[1]) // strides[1] + 1
+    return x[:, i : i + (oh - 1) * strides[0] + 1 : strides[0], j : j + (ow - 1) * strides[1] + 1 : strides[1]]
+
+
 def _convolve(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pads) -> Array:
     """Dense convolution in x's own float type. ``x`` (N, H, W, I), ``weights`` (O, KH, KW, I) -> (N, OH, OW, O)."""
     out_channels, kh, kw, in_channels = weights.shape
     x = pad_image(x, padding, 0.0)
-    if (kh, kw) == (1, 1):
-        patches = x[:, :: strides[0], :: strides[1]]
-    else:
-        patches = window_view(x, (kh, kw), strides).transpose(0, 1, 2, 4, 5, 3)
+    taps = [_tap(x, i, j, (kh, kw), strides) for i in range(kh) for j in range(kw)]
+    patches = np.stack(taps, axis=3)  # (N, OH, OW, KH * KW, I)
     n, oh, ow = patches.shape[:3]
     columns = patches.reshape(n * oh * ow, kh * kw * in_channels)
-    product = columns @ weights.reshape(out_channels, -1).T
+    product: Array = columns @ weights.reshape(out_channels, -1).T
     return product.reshape(n, oh, ow, out_channels)
 
 
 def _convolve_depthwise(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pads) -> Array:
     """One filter per channel, in x's own type. ``x`` (N, H, W, C), ``weights`` (KH, KW, C) -> (N, OH, OW, C)."""
-    kh, kw, _ = weights.shape
+    kernel = weights.shape[0], weights.shape[1]
     x = pad_image(x, padding, 0.0)
-    oh, ow = (x.shape[1] - kh) // strides[0] + 1, (x.shape[2] - kw) // strides[1] + 1
-    acc = np.zeros((x.shape[0], oh, ow, x.shape[3]), x.dtype)
-    for i in range(kh):
-        for j in range(kw):
-            tap = x[:, i : i + (oh - 1) * strides[0] + 1 : strides[0], j : j + (ow - 1) * strides[1] + 1 : strides[1]]
-            acc += tap * weights[i, j]
+    acc: Array = _tap(x, 0, 0, kernel, strides) * weights[0, 0]
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            if (i, j) != (0, 0):
+                acc += _tap(x, i, j, kernel, strides) * weights[i, j]
     return acc
 
 
 def _max_pool(x: Array, op: ir.MaxPool2d, lowest: float) -> Array:
     """Maximum over windows; a padded pixel holds ``lowest``."""
     padded = pad_image(x, op.padding, lowest)
-    result: Array = window_view(padded, op.kernel, op.strides).max(axis=(-2, -1))
+    result: Array | None = None
+    for i in range(op.kernel[0]):
+        for j in range(op.kernel[1]):
+            tap = _tap(padded, i, j, op.kernel, op.strides)
+            result = tap.copy() if result is None else np.maximum(result, tap)
+    assert result is not None
     return result
 
 
-def _to_int32(acc: NDArray[np.float64] | NDArray[np.int64], bias: Array) -> arithmetic.Int32:
-    """Adds the bias and asserts the domain: the accumulator, bias included, fits int32."""
-    total = acc + bias.astype(acc.dtype)
+def _exact_dtype(weights: Array) -> type[np.float32] | type[np.float64]:
+    """The smaller float type in which sums of (x - z) * w, |x - z| <= 255, are exact. Output channels first."""
+    most = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1).max()
+    return np.float32 if most * 255 < 2**24 else np.float64
+
+
+def _to_int32(acc: Array, bias: Array) -> arithmetic.Int32:
+    """Adds the bias and asserts the domain: the accumulator, bias included, fits int32. ``acc`` holds integers."""
+    total = acc.astype(np.int64) + bias.astype(np.int64)
     limit = 2**31
     if total.size and not (-limit <= total.min() and total.max() < limit):
         raise OverflowError("an accumulator left int32: the graph was not produced by a quantizer that proves bounds")
@@ -82,16 +92,13 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
         case ir.Conv2d() | ir.DepthwiseConv2d() | ir.FullyConnected():
             z_in = types[0].per_tensor.zero_point
             if isinstance(op, ir.DepthwiseConv2d):
-                acc = _convolve_depthwise(
-                    args[0].astype(np.int32) - np.int32(z_in), args[1].astype(np.int32), op.strides, op.padding
-                ).astype(np.int64)
-            elif isinstance(op, ir.Conv2d):
-                acc = _convolve(args[0].astype(np.float64) - z_in, args[1].astype(np.float64), op.strides, op.padding)
+                centred = args[0].astype(np.int32) - np.int32(z_in)
+                acc = _convolve_depthwise(centred, args[1].astype(np.int32), op.strides, op.padding)
             else:
-                acc = (args[0].astype(np.float64) - z_in) @ args[1].astype(np.float64).T
-            m = arithmetic.output_multipliers(
-                types[0].per_tensor.scale, types[1].per_axis.scales, out.per_tensor.scale
-            )
+                dtype = _exact_dtype(args[1])
+                x, w = np.subtract(args[0], z_in, dtype=dtype), args[1].astype(dtype)
+                acc = _convolve(x, w, op.strides, op.padding) if isinstance(op, ir.Conv2d) else x @ w.T
+            m = arithmetic.output_multipliers(types[0].per_tensor.scale, types[1].per_axis.scales, out.per_tensor.scale)
             return arithmetic.scale_accumulator(_to_int32(acc, args[2]), m, out.per_tensor.zero_point, op.relu)
         case ir.Relu():
             return arithmetic.relu(args[0].astype(np.int8, copy=False), types[0].per_tensor.zero_point)
@@ -116,7 +123,7 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             pixels = types[0].shape[1] * types[0].shape[2]
             total = args[0].astype(np.int64).sum(axis=(1, 2)) - pixels * types[0].per_tensor.zero_point
             m = arithmetic.average_multiplier(types[0].per_tensor.scale, out.per_tensor.scale, pixels)
-            return arithmetic.scale_accumulator(total.astype(np.int32), m, out.per_tensor.zero_point)
+            return arithmetic.scale_accumulator(_to_int32(total, np.zeros((), np.int32)), m, out.per_tensor.zero_point)
         case ir.Dequantize():
             q = types[0].per_tensor
             centred = (args[0].astype(np.int32) - q.zero_point).astype(np.float32)
@@ -140,7 +147,7 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
         case ir.BatchNorm():
             x, gamma, beta, mean, variance = args
             factor = gamma / np.sqrt(variance + np.float32(op.epsilon))
-            return x * factor + (beta - mean * factor)
+            return np.add(x * factor, beta - mean * factor)
         case ir.Relu():
             return np.maximum(args[0], np.float32(0))
         case ir.MaxPool2d():
@@ -197,5 +204,3 @@ def run(graph: ir.Graph, *inputs: Array) -> tuple[Array, ...]:
     wanted = set(graph.outputs)
     outputs = {name: value for name, value in iterate(graph, feeds) if name in wanted}
     return tuple(outputs[name] for name in graph.outputs)
-
-

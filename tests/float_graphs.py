@@ -6,6 +6,7 @@ Each operator runs on a sample while the graph is built; a batch normalization t
 from __future__ import annotations
 
 import numpy as np
+
 from xceptile.models import graph as ir
 from xceptile.models.rewrite import float_constant
 from xceptile.runtime import reference
@@ -82,10 +83,12 @@ class FloatBuilder:
     def linear(self, name: str, x: str, classes: int) -> str:
         features = self.values[x].shape[1]
         weights = self.rng.normal(0, features**-0.5, (classes, features))
-        return self.append(name, ir.FullyConnected(), (x,), {"weight": weights, "bias": self.rng.normal(0, 0.1, classes)})
+        bias = self.rng.normal(0, 0.1, classes)
+        return self.append(name, ir.FullyConnected(), (x,), {"weight": weights, "bias": bias})
 
     def separable(self, name: str, x: str, channels: int) -> str:
-        return self.norm(f"{name}.norm", self.conv(f"{name}.pointwise", self.depthwise(f"{name}.depthwise", x), channels))
+        y = self.conv(f"{name}.pointwise", self.depthwise(f"{name}.depthwise", x), channels)
+        return self.norm(f"{name}.norm", y)
 
 
 def random_xception(
