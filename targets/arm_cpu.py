@@ -42,6 +42,7 @@ TARGETS = (
     ),
     TargetSpec(
         name="raspberrypi/raspberry-pi-3",
+        device_tree_model="Raspberry Pi 3",
         family="arm-cpu",
         engine="cpu",
         triple=_LINUX,
@@ -65,6 +66,7 @@ TARGETS = (
     ),
     TargetSpec(
         name="raspberrypi/raspberry-pi-4",
+        device_tree_model="Raspberry Pi 4",
         family="arm-cpu",
         engine="cpu",
         triple=_LINUX,
@@ -82,6 +84,7 @@ TARGETS = (
     ),
     TargetSpec(
         name="raspberrypi/raspberry-pi-5",
+        device_tree_model="Raspberry Pi 5",
         family="arm-cpu",
         engine="cpu",
         triple=_LINUX,

@@ -14,7 +14,8 @@ class TargetSpec:
     ``neon``, ``dotprod``, ``i8mm``, ``avx2``, ``avx512vnni``. ``qemu_cpu`` is the emulator's CPU model that has just
     these features, or None where no emulator has them. ``cores`` are those of the board's usual model and
     ``memory_bytes`` the least memory sold with them. ``l1d_bytes`` is per core; ``l2_bytes`` is the L2 that one core
-    reaches, and may be shared with its neighbours. ``sources`` are where the facts of the row were read.
+    reaches, and may be shared with its neighbours. ``device_tree_model`` is what the board's firmware calls it in
+    /proc/device-tree/model, or the part of it that every revision shares. ``sources`` are where the facts of the row were read.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TargetSpec:
     description: str = ""
     l1d_bytes: int = 32 << 10
     l2_bytes: int = 256 << 10
+    device_tree_model: str | None = None
 
     @property
     def architecture(self) -> str:

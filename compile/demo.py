@@ -1,0 +1,140 @@
+"""The main job on the trained demo network, from images to a table: what `make demo` runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ..calibration.recipe import PRESETS
+from ..models import zoo
+from ..models.datasets import open_dataset
+from ..runtime.bundle import Bundle, write_bundle
+from ..runtime.evaluate import contenders, evaluate, machine, time_bundle, versions
+from ..runtime.judge import Report, save_report
+from ..runtime.measure import Accuracy, Labelled, Latency
+from ..runtime.report import write_html
+from ..targets import catalog
+from .cli import _bar, out
+from .pipeline import BACKENDS, build_bundle_files, quantize_model
+
+TARGETS = ("host", "raspberry-pi-5")
+CALIBRATION = "drawn:calibration:256"
+HELD_OUT = "drawn:val:2000"
+REHEARSED_IMAGES = 64  # of the held-out ones: an emulated core takes a good part of a second for each
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table: a target, an engine, what was seen."""
+
+    target: str
+    backend: str
+    accuracy: Accuracy
+    int8: Latency
+    real: Latency
+    size_bytes: int
+
+
+def _compile(output: Path, progress: Any) -> list[Bundle]:
+    """Quantizes the demo network once and compiles it for every target."""
+    model = zoo.load("demo")
+    data = open_dataset(CALIBRATION)
+    images = (data.load(item, model.input_spec) for item in data.items)
+    network = quantize_model(model, images, PRESETS["default"], image_count=len(data.items), progress=progress)
+    bundles = []
+    for name in TARGETS:
+        manifest, files = build_bundle_files(network, catalog.get(name), BACKENDS, (), progress)
+        bundles.append(write_bundle(output / name, manifest, files))
+    return bundles
+
+
+def _held_out(bundle: Bundle) -> tuple[Any, int]:
+    data = open_dataset(HELD_OUT, labels=bundle.manifest.labels)
+    spec = bundle.manifest.input_spec
+    return (Labelled(item.name, item.label, data.load(item, spec)) for item in data.items), len(data.items)
+
+
+def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Report]]:
+    """Runs every artefact; one pass over the held-out images serves all bundles, which hold the same network."""
+    judged = [c for bundle in bundles for c in contenders(bundle, rehearsed_images=REHEARSED_IMAGES)]
+    items, count = _held_out(bundles[0])
+    accuracies, digest = evaluate(
+        judged, items, progress=lambda done: progress("run 2,000 held-out images", done / count)
+    )
+    for contender in judged:
+        contender.engine.close()
+    rows, reports = [], []
+    for bundle in bundles:
+        rehearsed = judged[[c.bundle for c in judged].index(bundle)].placement.device != "local"
+        rounds, repeats = (1, 1) if rehearsed else (20, 10)
+        progress(f"time {bundle.manifest.target.name}", 0.0)
+        latencies = time_bundle(bundle, rounds=rounds, repeats=repeats)
+        mine = [a for a, c in zip(accuracies, judged, strict=True) if c.bundle is bundle]
+        sizes = {f"{a.engine}/{a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
+        real = next(each for each in latencies if each.dtype == "float32")
+        for accuracy in mine:
+            int8 = next(each for each in latencies if (each.engine, each.dtype) == (accuracy.engine, "int8"))
+            size = sizes[f"{accuracy.engine}/int8"]
+            backend = {"native": "TVM", "litert": "TFLite"}[accuracy.engine]
+            rows.append(Row(bundle.manifest.target.name, backend, accuracy, int8, real, size))
+        reports.append(
+            Report(
+                target=bundle.manifest.target.name,
+                bundle_sha256=bundle.sha256(),
+                data=HELD_OUT,
+                data_sha256=digest,
+                machine=machine(),
+                versions=versions(),
+                sizes_bytes=sizes,
+                accuracies=tuple(mine),
+                latencies=latencies,
+            )
+        )
+    return rows, reports
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(
+        "target", "backend", "images", "top-1\nint8", "top-1\nfloat", "agree-\nment", "bit-\nexact", "int8\nms",
+        "float\nms", "latency is", "int8\nMB",
+    )  # fmt: skip
+    for row in rows:
+        a = row.accuracy
+        table.add_row(
+            row.target,
+            row.backend,
+            str(a.images),
+            f"{a.top1:.1%}",
+            f"{a.float_top1:.1%}",
+            f"{a.agreement:.1%}",
+            "yes" if a.bit_exact else "NO",
+            f"{row.int8.median_ms:.2f}",
+            f"{row.real.median_ms:.2f}",
+            f"{row.int8.obtained}, {row.int8.device}",
+            f"{row.size_bytes / 1e6:.2f}",
+        )
+    return table
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Where the bundles and the report go.")] = Path("build/demo"),
+) -> None:
+    """Calibrate, quantize and compile the trained demo network for two targets; run, compare and time everything."""
+    with _bar() as progress:
+        bundles = _compile(output, progress)
+        rows, reports = _rows(bundles, progress)
+    for report in reports:
+        save_report(report, output / f"{report.target.replace('/', '-')}.json")
+    write_html("Xceptile demo", reports, output / "report.html")
+    out.print(_table(rows))
+    out.print(f"Bundles and report: {output}/  (open {output}/report.html)")
+    if not all(row.accuracy.bit_exact for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,63 @@
+"""What this machine can do, and what is missing for the rest: the answers of `xceptile doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+
+from ..runtime.devices import qemu
+from ..targets import host
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One ability. ``detail`` is a version, or what to install."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+# Ability, distribution, extra of ours that brings it.
+_PACKAGES = (
+    ("compile through TVM", "apache-tvm", "compile"),
+    ("cross-compile the runtime", "ziglang", "compile"),
+    ("write TFLite files", "tflite", "compile"),
+    ("load torch networks", "torch", "compile"),
+    ("load ONNX networks", "onnx", "compile"),
+    ("load Keras checkpoints", "h5py", "compile"),
+    ("run TFLite files", "ai-edge-litert", "litert"),
+    ("read images", "pillow", "images"),
+)
+
+
+def _package(what: str, name: str, extra: str) -> Finding:
+    try:
+        return Finding(what, True, f"{name} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(what, False, f"{name} is not installed: pip install 'xceptile[{extra}]'")
+
+
+def _host() -> Finding:
+    try:
+        spec = host.detect()
+        return Finding("run native bundles here", True, f"{spec.description}: {', '.join(spec.features)}")
+    except host.UnsupportedHost as error:
+        return Finding("run native bundles here", False, str(error))
+
+
+def _emulator() -> Finding:
+    program = shutil.which("qemu-aarch64")
+    if program is None:
+        return Finding("rehearse AArch64 bundles", False, "qemu-aarch64 is not installed: apt install qemu-user")
+    try:
+        root = qemu.sysroot("aarch64")
+    except RuntimeError as error:
+        return Finding("rehearse AArch64 bundles", False, str(error))
+    return Finding("rehearse AArch64 bundles", True, f"{program}, C library in {root}")
+
+
+def examine() -> tuple[Finding, ...]:
+    """Every ability in a fixed order."""
+    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator())

@@ -1,0 +1,154 @@
+"""The main job: a float model, calibration images and a recipe -> an int8 graph -> bundles for targets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..calibration.collect import collect
+from ..calibration.equalize import equalize
+from ..calibration.quantize import pixel_table, quantize
+from ..calibration.recipe import QuantRecipe
+from ..calibration.table import CalibrationTable
+from ..models import serialize
+from ..models.graph import Graph
+from ..models.verify import verify
+from ..models.zoo import Model
+from ..runtime import bundle as bundles
+from ..runtime import reference
+from ..runtime.bundle import Artefact, Manifest, NetworkTensor
+from ..targets.spec import TargetSpec
+from .backends import native_runtime, tflite
+from .passes.fold_input import fold_input, takes_pixels
+from .passes.pipeline import FLOAT_PASSES, run_passes
+
+BACKENDS = ("tvm", "tflite")
+ALSO = ("relax-vm",)
+GOLDEN_COUNT = 4
+
+Pixels = NDArray[np.uint8]
+Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A network before and after quantization, and what that was decided on.
+
+    ``float_graph`` takes pixel values as float32, or the normalised image where ``pixel_table`` is not None.
+    ``golden`` are a few of the calibration images, (count, H, W, 3).
+    """
+
+    model: Model
+    float_graph: Graph
+    int8_graph: Graph
+    recipe: QuantRecipe
+    table: CalibrationTable
+    golden: Pixels
+    pixel_table: NDArray[np.int8] | None
+
+
+def _keep_first(images: Iterable[Pixels], count: int, kept: list[Pixels]) -> Iterator[Pixels]:
+    """Passes images through and keeps the first few."""
+    for image in images:
+        if len(kept) < count:
+            kept.append(image)
+        yield image
+
+
+def quantize_model(
+    model: Model, images: Iterable[Pixels], recipe: QuantRecipe, *, image_count: int, progress: Progress
+) -> Quantized:
+    """Folds, equalizes, observes and quantizes. ``images`` (H, W, 3) are read once, as a stream."""
+    progress("fold", 0.0)
+    graph = run_passes(model.graph, FLOAT_PASSES, verify)
+    folded = takes_pixels(graph)
+    graph = fold_input(graph, model.input_spec)
+    if recipe.equalize:
+        graph = run_passes(graph, (equalize,), verify)
+    first: list[Pixels] = []
+    stream = _keep_first(images, GOLDEN_COUNT, first)
+    table = collect(
+        graph,
+        stream,
+        recipe,
+        None if folded else model.input_spec,
+        lambda done: progress("calibrate", min(done / max(image_count, 1), 1.0)),
+    )
+    progress("quantize", 0.0)
+    int8_graph = quantize(graph, table, recipe)
+    verify(int8_graph)
+    quantum = int8_graph.inputs[0].type.per_tensor
+    table_ = None if folded else pixel_table(model.input_spec, quantum)
+    return Quantized(model, graph, int8_graph, recipe, table, np.stack(first), table_)
+
+
+def _tensor(graph: Graph, name: str) -> NetworkTensor:
+    kind = graph.type_of(name)
+    return NetworkTensor(name, kind.shape, kind.per_tensor.scale, kind.per_tensor.zero_point)
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {f"version of {name}": importlib.metadata.version(name) for name in packages}
+
+
+def build_bundle_files(
+    network: Quantized, target: TargetSpec, backends: Sequence[str], also: Sequence[str], progress: Progress
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Every file of a bundle and its manifest, in memory; ``bundles.write_bundle`` puts them on disk."""
+    files: dict[str, bytes] = {
+        bundles.INT8_GRAPH: serialize.dump(network.int8_graph),
+        bundles.FLOAT_GRAPH: serialize.dump(network.float_graph),
+    }
+    artefacts: list[Artefact] = []
+    versions = ["numpy"]
+    if "tvm" in backends:
+        from .backends import tvm
+
+        progress(f"compile kernels for {target.name}", 0.0)
+        native = tvm.build_files(network.int8_graph, target)
+        progress(f"compile the runtime for {target.name}", 0.6)
+        native |= native_runtime.build(target)
+        native = {f"{bundles.NATIVE}/{name}": data for name, data in native.items()}
+        files |= native
+        artefacts.append(Artefact("native", "int8", tuple(sorted(native))))
+        versions += ["apache-tvm", "ziglang"]
+        if "relax-vm" in also:
+            progress("assemble the Relax module", 0.8)
+            files["relax/network.so"] = tvm.relax_vm(network.int8_graph, target)
+            artefacts.append(Artefact("relax-vm", "int8", ("relax/network.so",)))
+    if "tflite" in backends:
+        progress("write TFLite", 0.9)
+        files[bundles.LITERT_INT8] = tflite.serialize(network.int8_graph)
+        files[bundles.LITERT_FLOAT] = tflite.serialize(network.float_graph)
+        artefacts.append(Artefact("litert", "int8", (bundles.LITERT_INT8,)))
+        artefacts.append(Artefact("litert", "float32", (bundles.LITERT_FLOAT,)))
+        versions += ["tflite", "flatbuffers"]
+    manifest = Manifest(
+        format=bundles.FORMAT_VERSION,
+        xceptile=__version__,
+        network=network.model.graph.name,
+        target=target,
+        input=_tensor(network.int8_graph, network.int8_graph.inputs[0].name),
+        output=_tensor(network.int8_graph, network.int8_graph.outputs[0]),
+        input_spec=network.model.input_spec,
+        labels=network.model.labels,
+        recipe=network.recipe.to_json(),
+        calibration=network.table.to_json(),
+        provenance={**network.model.provenance, **_versions(versions)},
+        golden_count=len(network.golden),
+        artefacts=tuple(artefacts),
+        files={},
+        pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
+    )
+    shell = bundles.Bundle(bundles.Path(), manifest)
+    golden = shell.quantize_pixels(network.golden)
+    outputs = np.concatenate([reference.run(network.int8_graph, image[np.newaxis])[0] for image in golden])
+    files[bundles.GOLDEN_INPUT] = golden.tobytes()
+    files[bundles.GOLDEN_OUTPUT] = outputs.tobytes()
+    progress("done", 1.0)
+    return manifest, files

@@ -1,0 +1,191 @@
+"""Runs a data set and the clock over a bundle's engines: what `verify`, `bench` and `check` share."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models import serialize
+from ..models.preprocess import normalize
+from . import bundle as bundles
+from .bundle import Bundle
+from .engines.engine import Array, Engine
+from .engines.reference import ReferenceEngine
+from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
+from .session import Placement, default_threads, open_engine, place
+
+BATCH = 256  # images held in memory at a time
+REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine to be judged. ``images`` bounds how many it is given, None for all."""
+
+    bundle: Bundle
+    engine_name: str
+    engine: Engine
+    placement: Placement
+    images: int | None
+
+
+def float_input(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the bundle's float network takes for (B, H, W, 3) pixels: their values, or the normalised image."""
+    if bundle.manifest.pixel_table is None:
+        return pixels.astype(np.float32)
+    return normalize(pixels, bundle.manifest.input_spec)
+
+
+def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def contenders(
+    bundle: Bundle,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    engines: Sequence[str] = (),
+    rehearsed_images: int | None = REHEARSED_IMAGES,
+) -> list[Contender]:
+    """Opens the bundle's int8 engines (all, or those named) on a device. Raises EngineError for one that cannot run."""
+    placement = place(bundle.manifest.target, device)
+    names = engines or [a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine != "relax-vm"]
+    limit = None if placement.device == "local" else rehearsed_images
+    opened = []
+    for name in names:
+        engine = open_engine(bundle, name, placement=placement, threads=threads)
+        opened.append(Contender(bundle, name, engine, placement, limit))
+    return opened
+
+
+def evaluate(
+    judged: Sequence[Contender], items: Iterable[Labelled], *, progress: Callable[[int], None] = lambda done: None
+) -> tuple[tuple[Accuracy, ...], str]:
+    """Runs every image through float, the integer reference and each contender, in one pass over the data.
+
+    The contenders' bundles hold the same networks (compared by hash); the first one's are run as the truth. Returns
+    one Accuracy per contender and the data's sha256.
+    """
+    bundle = judged[0].bundle
+    truth = ReferenceEngine(serialize.load(bundle.file(bundles.INT8_GRAPH)))
+    real = ReferenceEngine(serialize.load(bundle.file(bundles.FLOAT_GRAPH)))
+    names: list[str] = []
+    labels: list[int | None] = []
+    digest = hashlib.sha256()
+    expected: list[Array] = []
+    floats: list[Array] = []
+    outputs: list[list[Array]] = [[] for _ in judged]
+    for group in _grouped(items, BATCH):
+        start = len(names)
+        names += [item.name for item in group]
+        labels += [item.label for item in group]
+        for item in group:
+            digest.update(f"{item.label}\0".encode())
+            digest.update(item.pixels.tobytes())
+        pixels = np.stack([item.pixels for item in group])
+        for offset in range(0, len(group), 8):
+            part = pixels[offset : offset + 8]
+            floats.append(real.run(float_input(bundle, part)))
+            expected.append(truth.run(bundle.quantize_pixels(part)))
+            progress(start + offset + len(part))
+        for contender, seen in zip(judged, outputs, strict=True):
+            wanted = len(group) if contender.images is None else max(0, min(len(group), contender.images - start))
+            if wanted:
+                seen.append(contender.engine.run(bundle.quantize_pixels(pixels[:wanted])))
+    if not names:
+        raise ValueError("the data set holds no images")
+    float_logits, int8_expected = np.concatenate(floats).astype(np.float32), np.concatenate(expected).astype(np.int8)
+    output, classes = bundle.manifest.output, bundle.manifest.labels
+    accuracies = []
+    for contender, seen in zip(judged, outputs, strict=True):
+        logits = np.concatenate(seen).astype(np.int8)
+        count = len(logits)
+        accuracies.append(
+            compare(
+                names[:count],
+                labels[:count],
+                classes,
+                float_logits[:count],
+                logits,
+                int8_expected[:count],
+                scale=output.scale,
+                zero_point=output.zero_point,
+                engine=contender.engine_name,
+                device=contender.placement.device,
+                obtained=contender.placement.obtained,
+            )
+        )
+    return tuple(accuracies), digest.hexdigest()
+
+
+def time_bundle(
+    bundle: Bundle,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    rounds: int = 10,
+    repeats: int = 10,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[Latency, ...]:
+    """Times every artefact of the bundle in turns, int8 and float, on its first golden input."""
+    placement = place(bundle.manifest.target, device)
+    count = threads or default_threads()
+    golden, _ = bundle.golden()
+    pixels = (golden[: bundle.manifest.input.shape[0]].view(np.uint8)) ^ np.uint8(0x80)
+    timed = [a for a in bundle.manifest.artefacts if a.engine != "relax-vm"]
+    opened = [open_engine(bundle, a.engine, dtype=a.dtype, placement=placement, threads=count) for a in timed]
+    inputs: list[Array] = [
+        golden[: bundle.manifest.input.shape[0]] if a.dtype == "int8" else float_input(bundle, pixels) for a in timed
+    ]
+    try:
+        samples = interleave_ms(
+            list(zip(opened, inputs, strict=True)), rounds=rounds, repeats=repeats, progress=progress
+        )
+    finally:
+        for engine in opened:
+            engine.close()
+    return tuple(
+        Latency(a.engine, a.dtype, placement.device, placement.obtained, count, s)
+        for a, s in zip(timed, samples, strict=True)
+    )
+
+
+def machine() -> dict[str, str]:
+    """What a figure was obtained on: processor, cores, kernel."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "processor": model,
+        "architecture": platform.machine(),
+        "cores": str(default_threads()),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed engines' and libraries' versions, where present."""
+    found = {}
+    for name in ("xceptile", "numpy", "ai-edge-litert", "apache-tvm", "torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,211 @@
+"""Measuring a bundle: accuracy against float and the reference, and latency of int8 against float, every sample kept.
+
+Three words say how a figure was obtained. ``measured``: the artefact ran on the target's own hardware. ``rehearsed``:
+its own code ran on an emulator or another device of the same API; its outputs count, its time does not.
+``estimated``: computed from a named model of the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engines.engine import Array, Engine
+
+MEASURED, REHEARSED, ESTIMATED = "measured", "rehearsed", "estimated"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image whose predicted class int8 changed; ``margin`` is float's lead of its own choice, in logits."""
+
+    image: str
+    label: str | None
+    float_class: str
+    int8_class: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One engine's predictions on a set of images.
+
+    The counts are of images; ``top1``-like shares are properties so that nothing is rounded away in a report.
+    ``labelled`` is 0 where the images bear no labels. ``differing_values`` counts outputs unlike the reference's, of
+    ``compared_values``.
+    """
+
+    engine: str
+    device: str
+    obtained: str
+    images: int
+    labelled: int
+    int8_correct: int
+    float_correct: int
+    int8_correct_top5: int
+    float_correct_top5: int
+    int8_only_correct: int
+    float_only_correct: int
+    agreeing: int
+    compared_values: int
+    differing_values: int
+    largest_difference_steps: int
+    sqnr_db: float
+    flips: tuple[Flip, ...]
+
+    @property
+    def bit_exact(self) -> bool:
+        return self.compared_values > 0 and self.differing_values == 0
+
+    @property
+    def top1(self) -> float:
+        return self.int8_correct / self.labelled if self.labelled else math.nan
+
+    @property
+    def float_top1(self) -> float:
+        return self.float_correct / self.labelled if self.labelled else math.nan
+
+    @property
+    def agreement(self) -> float:
+        return self.agreeing / self.images if self.images else math.nan
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Raw wall times of single inferences, in order. ``clock`` names what timed them."""
+
+    engine: str
+    dtype: str
+    device: str
+    obtained: str
+    threads: int
+    samples_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.samples_ms))
+
+    def percentile_ms(self, percent: float) -> float:
+        return float(np.percentile(self.samples_ms, percent))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image ready for the network: where it came from, its class index where known, its pixels (H, W, 3)."""
+
+    name: str
+    label: int | None
+    pixels: NDArray[np.uint8]
+
+
+def _in_top(logits: Array, labels: Sequence[int], count: int) -> int:
+    """How many rows of (B, classes) hold their label among the ``count`` largest; ties go to the lower index."""
+    order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :count]
+    return int(sum(label in row for label, row in zip(labels, order, strict=True)))
+
+
+def sqnr_db(signal: Array, approximation: Array) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum s^2 / sum (s - a)^2); infinite where they are equal."""
+    s, a = signal.astype(np.float64), approximation.astype(np.float64)
+    noise = float(((s - a) ** 2).sum())
+    return math.inf if noise == 0 else 10 * math.log10(max(float((s**2).sum()), 1e-300) / noise)
+
+
+def compare(
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    classes: Sequence[str],
+    float_logits: NDArray[np.float32],
+    int8_logits: NDArray[np.int8],
+    expected: NDArray[np.int8],
+    *,
+    scale: float,
+    zero_point: int,
+    engine: str,
+    device: str,
+    obtained: str,
+) -> Accuracy:
+    """Judges one engine's outputs (B, classes) against labels, the float network and the integer reference."""
+    known = [index for index, label in enumerate(labels) if label is not None]
+    truth = [label for label in labels if label is not None]
+    float_top, int8_top = float_logits.argmax(1), int8_logits.argmax(1)
+    float_right = {i for i, label in zip(known, truth, strict=True) if float_top[i] == label}
+    int8_right = {i for i, label in zip(known, truth, strict=True) if int8_top[i] == label}
+    difference = np.abs(int8_logits.astype(np.int32) - expected.astype(np.int32))
+    flips = []
+    for i in np.flatnonzero(float_top != int8_top):
+        label = labels[i]
+        margin = float(float_logits[i, float_top[i]] - float_logits[i, int8_top[i]])
+        flips.append(
+            Flip(
+                names[i],
+                None if label is None else classes[label],
+                classes[float_top[i]],
+                classes[int8_top[i]],
+                margin,
+            )
+        )
+    real = (int8_logits.astype(np.float64) - zero_point) * scale
+    return Accuracy(
+        engine=engine,
+        device=device,
+        obtained=obtained,
+        images=len(names),
+        labelled=len(known),
+        int8_correct=len(int8_right),
+        float_correct=len(float_right),
+        int8_correct_top5=_in_top(int8_logits[known], truth, 5),
+        float_correct_top5=_in_top(float_logits[known], truth, 5),
+        int8_only_correct=len(int8_right - float_right),
+        float_only_correct=len(float_right - int8_right),
+        agreeing=int((float_top == int8_top).sum()),
+        compared_values=int(difference.size),
+        differing_values=int((difference != 0).sum()),
+        largest_difference_steps=int(difference.max(initial=0)),
+        sqnr_db=sqnr_db(float_logits, real),
+        flips=tuple(flips),
+    )
+
+
+def interleave_ms(
+    engines: Sequence[tuple[Engine, Array]],
+    *,
+    rounds: int,
+    repeats: int,
+    warmup: int = 3,
+    progress: Callable[[], None] = lambda: None,
+) -> list[tuple[float, ...]]:
+    """Times engines in turns (A B A B ...), so that a drift of the machine's speed touches all alike.
+
+    Each round takes ``repeats`` inferences of every engine. Returns each engine's samples in milliseconds, in order.
+    """
+    samples: list[list[float]] = [[] for _ in engines]
+    for number in range(rounds):
+        for (engine, x), kept in zip(engines, samples, strict=True):
+            kept.extend(engine.time_ms(x, repeats, warmup if number == 0 else 1))
+            progress()
+    return [tuple(kept) for kept in samples]
+
+
+def median_ratio_interval(
+    a_ms: Sequence[float], b_ms: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """The ratio of medians a / b and its percentile bootstrap interval: (ratio, low, high).
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Seeded, so repeatable.
+    """
+    a, b = np.asarray(a_ms), np.asarray(b_ms)
+    rng = np.random.default_rng(0)
+    ratios = np.median(rng.choice(a, (resamples, a.size)), axis=1) / np.median(
+        rng.choice(b, (resamples, b.size)), axis=1
+    )
+    tail = (1 - confidence) / 2 * 100
+    return (
+        float(np.median(a) / np.median(b)),
+        float(np.percentile(ratios, tail)),
+        float(np.percentile(ratios, 100 - tail)),
+    )

@@ -1,0 +1,141 @@
+"""A bundle opened on a device: which engines can run it there, how their figures are obtained, and running images."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models import serialize
+from ..targets import host
+from ..targets.spec import TargetSpec
+from . import bundle as bundles
+from .bundle import Bundle
+from .engines.engine import Array, Engine, EngineError
+from .engines.reference import ReferenceEngine
+from .measure import MEASURED, REHEARSED
+
+LOCAL, QEMU = "local", "qemu"
+DEVICES = (LOCAL, QEMU)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an engine runs and how figures from there are to be called."""
+
+    device: str
+    obtained: str
+
+
+def _is_this_machine(target: TargetSpec) -> bool:
+    """Whether this machine is the target's own hardware: the detected host, or the board its firmware names."""
+    here = host.detect()
+    if target.name == here.name:
+        return set(target.features) <= set(here.features) and target.cpu == here.cpu
+    model = Path("/proc/device-tree/model")
+    if not target.device_tree_model or not model.exists():
+        return False
+    return target.device_tree_model in model.read_bytes().decode("utf-8", "replace")
+
+
+def runs_here(target: TargetSpec) -> bool:
+    """Whether this machine can execute the target's native code."""
+    here = host.detect()
+    return platform.machine() == target.architecture and set(target.features) <= set(here.features)
+
+
+def place(target: TargetSpec, device: str | None) -> Placement:
+    """Chooses ``local`` where the target's code runs here, else ``qemu``; a ``device`` asked for is kept."""
+    chosen = device or (LOCAL if runs_here(target) else QEMU)
+    if chosen not in DEVICES:
+        raise EngineError(f"no such device {chosen!r}; known devices: {', '.join(DEVICES)}")
+    obtained = MEASURED if chosen == LOCAL and _is_this_machine(target) else REHEARSED
+    return Placement(chosen, obtained)
+
+
+def default_threads() -> int:
+    """The processors this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def open_engine(
+    bundle: Bundle, engine: str, *, dtype: str = "int8", placement: Placement, threads: int | None = None
+) -> Engine:
+    """Opens one artefact. Raises EngineError where the bundle holds none, or the engine cannot be had here."""
+    count = threads or default_threads()
+    target = bundle.manifest.target
+    if engine == "reference":
+        name = bundles.INT8_GRAPH if dtype == "int8" else bundles.FLOAT_GRAPH
+        return ReferenceEngine(serialize.load(bundle.file(name)))
+    artefact = bundle.artefact(engine, dtype)
+    if artefact is None:
+        raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
+    if engine == "native":
+        directory = bundle.file(bundles.NATIVE)
+        if placement.device == QEMU:
+            from .devices.qemu import QemuNativeEngine
+
+            return QemuNativeEngine(directory, target, threads=count)
+        from .engines.native import NativeEngine
+
+        return NativeEngine(directory, threads=count)
+    file = bundle.file(artefact.files[0])
+    if placement.device == QEMU:
+        from .devices.qemu_litert import QemuLiteRtEngine
+
+        return QemuLiteRtEngine(file, target, threads=count)
+    from .engines.litert import LiteRtEngine
+
+    return LiteRtEngine(file, threads=count)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its logit as a real number."""
+
+    label: str
+    logit: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """A bundle ready to run images through one engine. A context manager."""
+
+    bundle: Bundle
+    engine: Engine
+    placement: Placement
+
+    def logits(self, pixels: NDArray[np.uint8]) -> Array:
+        """(B, H, W, 3) pixels -> (B, classes) int8 logits."""
+        return self.engine.run(self.bundle.quantize_pixels(pixels))
+
+    def classify(self, pixels: NDArray[np.uint8], count: int = 5) -> list[Prediction]:
+        """(H, W, 3) pixels -> the ``count`` likeliest classes, best first."""
+        output = self.bundle.manifest.output
+        logits = self.logits(pixels[np.newaxis])[0]
+        order = np.argsort(-logits.astype(np.int32), kind="stable")[:count]
+        labels = self.bundle.manifest.labels
+        return [Prediction(labels[i], (int(logits[i]) - output.zero_point) * output.scale) for i in order]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+
+def open_session(
+    bundle: Bundle, *, engine: str | None = None, device: str | None = None, threads: int | None = None
+) -> Session:
+    """Opens the engine asked for, else native, else LiteRT, whichever the bundle holds first."""
+    placement = place(bundle.manifest.target, device)
+    chosen = engine or next(a.engine for a in bundle.manifest.artefacts if a.dtype == "int8")
+    return Session(bundle, open_engine(bundle, chosen, placement=placement, threads=threads), placement)

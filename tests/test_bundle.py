@@ -1,0 +1,131 @@
+"""Bundles: written whole or not at all, every file checked on open, pixels quantized as the manifest says."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xceptile.models.preprocess import InputSpec
+from xceptile.runtime import bundle as bundles
+from xceptile.runtime.bundle import Artefact, BundleError, Manifest, NetworkTensor, open_bundle, write_bundle
+from xceptile.targets import catalog
+
+
+def manifest(**changes: object) -> Manifest:
+    whole = Manifest(
+        format=bundles.FORMAT_VERSION,
+        xceptile="0",
+        network="tiny",
+        target=catalog.get("raspberry-pi-5"),
+        input=NetworkTensor("x", (1, 2, 2, 3), 1.0, -128),
+        output=NetworkTensor("y", (1, 2), 0.25, 3),
+        input_spec=InputSpec(2, 2),
+        labels=("a", "b"),
+        recipe={"name": "default"},
+        calibration={"images": 1},
+        provenance={"source": "test"},
+        golden_count=1,
+        artefacts=(Artefact("litert", "int8", (bundles.LITERT_INT8,)),),
+        files={},
+    )
+    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
+
+
+FILES = {
+    bundles.LITERT_INT8: b"network",
+    bundles.GOLDEN_INPUT: bytes(range(12)),
+    bundles.GOLDEN_OUTPUT: b"\x01\xff",
+}
+
+
+def test_a_bundle_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "b", manifest(), FILES)
+    opened = open_bundle(tmp_path / "b")
+    assert opened.manifest == written.manifest
+    assert opened.size_bytes(opened.manifest.artefacts[0]) == len(b"network")
+    inputs, outputs = opened.golden()
+    assert inputs.shape == (1, 2, 2, 3) and outputs.tolist() == [[1, -1]]
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    first = write_bundle(tmp_path / "a", manifest(), FILES)
+    second = write_bundle(tmp_path / "b", manifest(), dict(reversed(FILES.items())))
+    assert first.sha256() == second.sha256()
+
+
+def test_a_bundle_is_replaced_whole(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), FILES)
+    write_bundle(tmp_path / "b", manifest(network="other"), FILES)
+    assert open_bundle(tmp_path / "b").manifest.network == "other"
+    assert os.listdir(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("name", [*FILES])
+def test_every_damaged_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path / "b", manifest(), FILES)
+    file = tmp_path / "b" / name
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(BundleError, match=r"sha256") as caught:
+        open_bundle(tmp_path / "b")
+    assert caught.value.path == file
+    file.write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match="bytes, the manifest says"):
+        open_bundle(tmp_path / "b")
+    file.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        open_bundle(tmp_path / "b")
+
+
+def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), FILES)
+    file = tmp_path / "b" / bundles.MANIFEST
+    data = json.loads(file.read_text())
+    data["format"] = bundles.FORMAT_VERSION + 1
+    file.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="upgrade xceptile"):
+        open_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", '{"format": "1"}', '{"format": 1}', '{"format": 1, "target": 3}']
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / bundles.MANIFEST).write_text(text)
+    with pytest.raises(BundleError):
+        open_bundle(tmp_path)
+
+
+def test_a_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(), FILES)
+    file = tmp_path / "b" / bundles.MANIFEST
+    file.write_text(file.read_text().replace("litert/int8.tflite", "../int8.tflite"))
+    with pytest.raises(BundleError, match="outside the bundle"):
+        open_bundle(tmp_path / "b")
+
+
+def test_a_directory_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(BundleError, match="not empty"):
+        write_bundle(tmp_path / "photos", manifest(), FILES)
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        write_bundle(tmp_path / "b", manifest(), FILES | {"litert/int8.tflite/impossible": b""})
+    assert os.listdir(tmp_path) == []
+
+
+def test_pixels_are_flipped_or_looked_up(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    plain = write_bundle(tmp_path / "a", manifest(), FILES)
+    assert np.array_equal(plain.quantize_pixels(pixels), pixels.astype(np.int16) - 128)
+    table = tuple((v % 7, v % 5, -(v % 3)) for v in range(256))
+    mapped = write_bundle(tmp_path / "b", manifest(pixel_table=table), FILES)
+    expected = [[table[p][c] for c, p in enumerate(row)] for row in pixels.reshape(-1, 3)]
+    assert open_bundle(mapped.path).quantize_pixels(pixels).reshape(-1, 3).tolist() == expected
