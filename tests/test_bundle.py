@@ -47,7 +47,8 @@ def test_a_bundle_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert opened.manifest == written.manifest
     assert opened.size_bytes(opened.manifest.artefacts[0]) == len(b"network")
     inputs, outputs = opened.golden()
-    assert inputs.shape == (1, 2, 2, 3) and outputs.tolist() == [[1, -1]]
+    assert inputs.shape == (1, 2, 2, 3)
+    assert outputs.tolist() == [[1, -1]]
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:

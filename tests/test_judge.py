@@ -63,7 +63,8 @@ def test_compare_counts() -> None:
     a = accuracy()
     assert (a.images, a.labelled, a.float_correct, a.int8_correct) == (4, 4, 4, 3)
     assert (a.agreeing, a.float_only_correct, a.int8_only_correct) == (3, 1, 0)
-    assert a.bit_exact and a.compared_values == 8
+    assert a.bit_exact
+    assert a.compared_values == 8
     assert [(f.image, f.label, f.float_class, f.int8_class, f.margin) for f in a.flips] == [
         ("3.png", "b", "b", "a", 2.0)
     ]
@@ -76,7 +77,8 @@ def test_one_step_off_is_seen() -> None:
         ["x"], [None], ("a", "b"), logits.astype(np.float32), logits, expected,
         scale=1.0, zero_point=0, engine="e", device="local", obtained=MEASURED,
     )  # fmt: skip
-    assert not a.bit_exact and (a.differing_values, a.largest_difference_steps) == (1, 1)
+    assert not a.bit_exact
+    assert (a.differing_values, a.largest_difference_steps) == (1, 1)
     assert math.isnan(a.top1)
 
 
@@ -141,7 +143,9 @@ def test_the_interval_holds_the_ratio() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(10, 1, 300), rng.normal(20, 1, 300)
     ratio, low, high = median_ratio_interval(a.tolist(), b.tolist())
-    assert low < 0.5 < high and low < ratio < high and high - low < 0.03
+    assert low < 0.5 < high
+    assert low < ratio < high
+    assert high - low < 0.03
 
 
 def test_sqnr() -> None:
