@@ -147,7 +147,7 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
         case ir.BatchNorm():
             x, gamma, beta, mean, variance = args
             factor = gamma / np.sqrt(variance + np.float32(op.epsilon))
-            return np.add(x * factor, beta - mean * factor)
+            return np.asarray(x * factor + (beta - mean * factor), np.float32)
         case ir.Relu():
             return np.maximum(args[0], np.float32(0))
         case ir.MaxPool2d():
