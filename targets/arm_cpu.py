@@ -162,6 +162,7 @@ TARGETS = (
         l1d_bytes=32 * _KIB,
         l2_bytes=2 * _MIB,
         qemu_cpu="cortex-a57",
+        device_tree_model="Jetson Nano",
         description="The CPU of a Jetson Nano: four Cortex-A57 at 1.43 GHz",
         sources=(
             _JETSON_MODULES,
@@ -225,6 +226,7 @@ TARGETS = (
         l1d_bytes=64 * _KIB,
         l2_bytes=2 * _MIB,
         qemu_cpu="cortex-a57",
+        device_tree_model="Jetson Xavier NX",
         description="The CPU of a Jetson Xavier NX: six Carmel at 1.9 GHz",
         sources=(
             _JETSON_MODULES,
@@ -247,12 +249,14 @@ TARGETS = (
         l2_bytes=256 * _KIB,
         qemu_cpu=_QEMU_DOTPROD,
         aliases=("jetson-orin-cpu",),
+        device_tree_model="Jetson AGX Orin",
         description="The CPU of a Jetson AGX Orin 64GB: twelve Cortex-A78AE at 2.2 GHz",
         sources=(
             _JETSON_MODULES,
             _LLVM_CORES,
             "https://github.com/KavrakiLab/vamp/issues/20",  # lscpu: asimddp, caches
             "https://github.com/apache/tvm/pull/16231",  # 12 cores with 64 GB, 8 with 32 GB
+            "https://github.com/rbonghi/jetson_stats/issues/864",  # /proc/device-tree/model
         ),
     ),
     TargetSpec(
@@ -268,6 +272,7 @@ TARGETS = (
         l1d_bytes=64 * _KIB,
         l2_bytes=256 * _KIB,
         qemu_cpu=_QEMU_DOTPROD,
+        device_tree_model="Orin NX",
         description="The CPU of a Jetson Orin NX 16GB: eight Cortex-A78AE at 2.0 GHz",
         sources=(_JETSON_MODULES, _LLVM_CORES, "https://github.com/KavrakiLab/vamp/issues/20"),
     ),
@@ -284,8 +289,14 @@ TARGETS = (
         l1d_bytes=64 * _KIB,
         l2_bytes=256 * _KIB,
         qemu_cpu=_QEMU_DOTPROD,
+        device_tree_model="Orin Nano",
         description="The CPU of a Jetson Orin Nano: six Cortex-A78AE at 1.5 to 1.7 GHz",
-        sources=(_JETSON_MODULES, _LLVM_CORES, "https://github.com/KavrakiLab/vamp/issues/20"),
+        sources=(
+            _JETSON_MODULES,
+            _LLVM_CORES,
+            "https://github.com/KavrakiLab/vamp/issues/20",
+            "https://github.com/rbonghi/jetson_stats/issues/400",  # /proc/device-tree/model
+        ),
     ),
     TargetSpec(
         name="nvidia/jetson-agx-thor-cpu",
@@ -301,12 +312,14 @@ TARGETS = (
         l2_bytes=1 * _MIB,
         qemu_cpu=_QEMU_I8MM,
         aliases=("jetson-thor-cpu",),
+        device_tree_model="Jetson AGX Thor",
         description="The CPU of a Jetson AGX Thor (T5000): fourteen Neoverse V3AE at 2.6 GHz",
         sources=(
             _JETSON_MODULES,
             _LLVM_CORES,
             "https://developer.ridgerun.com/wiki/index.php/NVIDIA_Jetson_AGX_Thor/Introduction/SoM_Overview",
             "https://github.com/apache/tvm/pull/20259",
+            "https://github.com/rbonghi/jetson_stats/issues/711",  # /proc/device-tree/model
         ),
     ),
 )
