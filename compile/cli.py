@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from typer.exceptions import TyperException
 
 from .. import __version__
@@ -372,9 +372,9 @@ def targets(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
-    table = Table("target", "aliases", "features", "cores", "what")
+    table = Table(Column("target", no_wrap=True), "also", "features", "what")
     for row in rows:
-        table.add_row(row.name, ", ".join(row.aliases), " ".join(row.features), str(row.cores), row.description)
+        table.add_row(row.board, ", ".join(row.aliases), " ".join(row.features), row.description)
     out.print(table)
 
 
