@@ -30,6 +30,7 @@ test: $(STAMP)
 # The root of the repository is the package xceptile, so mypy is shown it through a link of that name.
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	@mkdir -p build/typing && ln -sfn ../.. build/typing/xceptile
 	cd build/typing && MYPYPATH=. ../../$(PY) -m mypy --config-file ../../pyproject.toml \
 	    -m xceptile $(PACKAGES:%=-p xceptile.%)
