@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+
+from xceptile.calibration.quantize import tie_free_params
 from xceptile.models import graph as ir
 from xceptile.runtime import arithmetic, reference
-
 
 PIXELS = ir.PerTensor(1.0, -128)  # the network's input: real = pixel value
 
@@ -56,17 +57,6 @@ def random_input(graph: ir.Graph, seed: int = 0) -> tuple[np.ndarray, ...]:
         else rng.standard_normal(node.type.shape, np.float32)
         for node in graph.inputs
     )
-
-
-def mean_is_free_of_ties(source: ir.PerTensor, target: ir.PerTensor, pixels: int) -> bool:
-    """Whether the contract's mean, and XNNPACK's with and without a fused multiply-add, agree on every sum."""
-    acc = np.arange((-128 - source.zero_point) * pixels, (127 - source.zero_point) * pixels + 1, dtype=np.int32)
-    m = arithmetic.average_multiplier(source.scale, target.scale, pixels)
-    ours = arithmetic.scale_accumulator(acc, m, target.zero_point)
-    z = np.float32(target.zero_point)
-    separate = np.rint(np.multiply(acc.astype(np.float32), m, dtype=np.float32) + z)
-    fused = np.rint((acc.astype(np.float64) * np.float64(m) + np.float64(z)).astype(np.float32))
-    return all(np.array_equal(ours, np.clip(other, -128, 127).astype(np.int8)) for other in (separate, fused))
 
 
 class Int8Builder:
@@ -114,7 +104,9 @@ class Int8Builder:
 
     def _float(self, op: ir.Op, *args: np.ndarray) -> np.ndarray:
         names = tuple(str(i) for i in range(len(args)))
-        inputs = [ir.Node(n, ir.Input(), (), ir.TensorType(a.shape, "float32")) for n, a in zip(names, args)]
+        inputs = [
+            ir.Node(n, ir.Input(), (), ir.TensorType(a.shape, "float32")) for n, a in zip(names, args, strict=True)
+        ]
         node = ir.Node("y", op, names, ir.TensorType((), "float32"))
         return reference.run_node(ir.Graph("", (*inputs, node), {}, ("y",)), node, list(args))
 
@@ -235,8 +227,7 @@ class Int8Builder:
         y = self.real(x).mean(axis=(1, 2))
         quant = quant or covering(y)
         pixels = self.values[x].shape[1] * self.values[x].shape[2]
-        while not mean_is_free_of_ties(self.quant(x), quant, pixels):
-            quant = replace(quant, scale=f32(quant.scale * 1.0001))
+        quant = tie_free_params(self.quant(x), quant, pixels)
         return self._append("mean", ir.GlobalAveragePool(), (x,), y.shape, quant, path)
 
 
