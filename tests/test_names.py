@@ -5,23 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from tree import ROOT, committed
 
 FOLDERS = {"calibration", "compile", "docs", "models", "runtime", "targets", "tests"}
 FILES = {"LICENSE", "Makefile", "README.md", "__init__.py", "pyproject.toml"}
-
-
-def committed() -> list[Path]:
-    """Every file in git, relative to the root."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [Path(name) for name in listing.split("\0") if name and (ROOT / name).is_file()]
 
 
 def test_the_top_level_is_what_it_was_laid_out_to_be() -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tree import ROOT, committed
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("calibration", "compile", "models", "runtime", "targets")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -92,9 +92,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 def test_the_wheel_holds_every_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
-    missing = {str(path.relative_to(ROOT)) for path in files if f"xceptile/{path.relative_to(ROOT)}" not in held}
-    assert not {name for name in missing if "__pycache__" not in name}
+    assert not {f"xceptile/{path}" for path in committed() if path.parts[0] in FOLDERS} - held
 
 
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
