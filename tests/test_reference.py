@@ -9,6 +9,7 @@ import scalar_contract as scalar
 import torch
 import torch.nn.functional as F
 from float_graphs import FloatBuilder
+
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 
@@ -92,7 +93,7 @@ CASES = [
     ("depthwise", (1, 6, 7, 7), {"padding": (1, 1, 1, 1)}),
     ("depthwise", (1, 7, 6, 3), {"padding": (0, 1, 0, 1), "strides": (2, 2), "relu": True}),
     ("linear", (1, 33), {"channels": 5}),
-    ("linear", (1, 8), {"channels": 3, "relu": True}),
+    ("linear", (1, 8), {"channels": 16, "relu": True}),
     ("relu", (1, 3, 5, 7), {}),
     ("pool", (1, 7, 6, 3), {"strides": (2, 2), "padding": (0, 1, 1, 1)}),
     ("add", (1, 4, 5, 3), {}),
