@@ -6,7 +6,8 @@ between the depthwise and the pointwise step, batch normalization after every co
 
 from __future__ import annotations
 
-import torch
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 MIN_SIZE = 71  # below it a map of the middle flow vanishes (keras.applications.Xception documents the same)
@@ -52,7 +53,7 @@ class Block(nn.Module):
     def __init__(self, channels: tuple[int, ...], *, stride: int, first_relu: bool, same_padding: bool) -> None:
         super().__init__()
         self.first_relu = first_relu
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         self.sepconvs = nn.ModuleList(SeparableConv2d(a, b) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b, eps=1e-3, momentum=0.01) for _, b in pairs)
         self.pool: nn.Module | None = None
@@ -91,17 +92,17 @@ class Xception(nn.Module):
         if classes < 1:
             raise ValueError(f"classes must be at least 1, got {classes}")
 
-        def w(*channels: int) -> tuple[int, ...]:
-            return tuple(_width(c, width) for c in channels)
+        def w(channels: int) -> int:
+            return _width(channels, width)
 
         def block(*channels: int, stride: int = 2, first_relu: bool = True) -> Block:
-            return Block(w(*channels), stride=stride, first_relu=first_relu, same_padding=same_padding)
+            return Block(tuple(map(w, channels)), stride=stride, first_relu=first_relu, same_padding=same_padding)
 
         # Entry flow, the stem: "Conv 32, 3x3, stride=2x2", "Conv 64, 3x3", neither padded.
-        self.conv1 = nn.Conv2d(3, *w(32), 3, stride=2, bias=False)
-        self.norm1 = nn.BatchNorm2d(*w(32), momentum=0.01)
-        self.conv2 = nn.Conv2d(*w(32), *w(64), 3, bias=False)
-        self.norm2 = nn.BatchNorm2d(*w(64), momentum=0.01)
+        self.conv1 = nn.Conv2d(3, w(32), 3, stride=2, bias=False)
+        self.norm1 = nn.BatchNorm2d(w(32), momentum=0.01)
+        self.conv2 = nn.Conv2d(w(32), w(64), 3, bias=False)
+        self.norm2 = nn.BatchNorm2d(w(64), momentum=0.01)
         self.blocks = nn.ModuleList(
             [
                 # Entry flow: 128, 256 and 728 channels; the first block has no leading ReLU.
@@ -114,11 +115,11 @@ class Xception(nn.Module):
                 block(728, 728, 1024),
             ]
         )
-        self.sepconv3 = SeparableConv2d(*w(1024, 1536))
-        self.norm3 = nn.BatchNorm2d(*w(1536), momentum=0.01)
-        self.sepconv4 = SeparableConv2d(*w(1536, 2048))
-        self.norm4 = nn.BatchNorm2d(*w(2048), momentum=0.01)
-        self.classifier = nn.Linear(*w(2048), classes)
+        self.sepconv3 = SeparableConv2d(w(1024), w(1536))
+        self.norm3 = nn.BatchNorm2d(w(1536), momentum=0.01)
+        self.sepconv4 = SeparableConv2d(w(1536), w(2048))
+        self.norm4 = nn.BatchNorm2d(w(2048), momentum=0.01)
+        self.classifier = nn.Linear(w(2048), classes)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = epsilon
