@@ -1,0 +1,159 @@
+"""The TVM backend: an int8 graph -> TIR kernels -> one library of machine code, a plan and packed weights."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tvm
+
+from ...models import graph as ir
+from ...runtime import native as native_sources
+from ...runtime.plan import ALIGNMENT_BYTES, ITEM_BYTES, Argument, Plan, PlanTensor, Step, pack
+from ...targets.spec import TargetSpec
+from ..kernels import arm, x86
+from ..kernels.call import Activation, KernelCall, Weights
+from ..memory import Lifetime, plan_offsets
+
+# The oldest C library a bundle runs on: what Debian 10, Ubuntu 18.10 and JetPack 5 have, or newer.
+GLIBC = "2.28"
+_FAMILIES = {"x86_64": x86.lower, "aarch64": arm.lower}
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A network for one CPU: the plan, the weights it points into, and the kernels' shared object."""
+
+    plan: Plan
+    weights: bytes = field(repr=False)
+    library: bytes = field(repr=False)
+
+
+def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
+    """The network as kernel calls. Raises GraphError for what has no kernel, ValueError for an unknown processor."""
+    try:
+        family = _FAMILIES[target.architecture]
+    except KeyError:
+        known = ", ".join(_FAMILIES)
+        raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
+    return family(graph, target)
+
+
+def llvm_target(target: TargetSpec) -> tvm.target.Target:
+    """What TVM generates code for."""
+    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    if target.llvm_features:
+        options["mattr"] = list(target.llvm_features)
+    return tvm.target.Target(options)
+
+
+def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runtime.Executable:
+    """Machine code for every distinct kernel, however often it is called."""
+    builders = {call.symbol: call.build for call in calls}
+    functions = {symbol: build() for symbol, build in builders.items()}
+    return tvm.compile(tvm.IRModule(functions), target=llvm_target(target))
+
+
+def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -> tuple[Plan, bytes]:
+    """The plan and the weights' bytes. Equal weights are stored once, each at a multiple of 64 bytes."""
+    offsets, arena_bytes = plan_offsets(lifetimes(graph, calls), ALIGNMENT_BYTES)
+    weights = bytearray()
+    stored: dict[bytes, int] = {}
+    steps = []
+    for call in calls:
+        arguments = []
+        for operand in call.operands:
+            if isinstance(operand, Activation):
+                arguments.append(Argument("arena", operand.dtype, offsets[operand.name], operand.count))
+                continue
+            data = operand.data.tobytes()
+            if data not in stored:
+                stored[data] = len(weights)
+                weights += data + bytes(-len(data) % ALIGNMENT_BYTES)
+            arguments.append(Argument("weights", str(operand.data.dtype), stored[data], operand.data.size))
+        steps.append(Step(call.symbol, tuple(arguments), call.tasks, call.name, call.path, call.macs))
+    ends = [(node, "input") for node in graph.inputs] + [(graph.node(name), "output") for name in graph.outputs]
+    tensors = tuple(
+        PlanTensor(
+            node.name,
+            kind,
+            node.type.dtype,
+            node.type.shape,
+            node.type.per_tensor.scale,
+            node.type.per_tensor.zero_point,
+            offsets[node.name],
+        )
+        for node, kind in ends
+    )
+    plan = Plan("cpu", arena_bytes, len(weights), tensors, tuple(steps), target.features)
+    return plan, bytes(weights)
+
+
+def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall]) -> list[Lifetime]:
+    """From the step that first writes a tensor (inputs: before all) to the last that reads it (outputs: after all)."""
+    sizes: dict[str, int] = {}
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    ends = [(node, -1) for node in graph.inputs] + [(graph.node(name), len(calls)) for name in graph.outputs]
+    for node, step in ends:
+        sizes[node.name] = node.type.size_bytes
+        first[node.name] = last[node.name] = step
+    for step, call in enumerate(calls):
+        for operand in call.operands:
+            if isinstance(operand, Weights):
+                continue
+            size = operand.count * ITEM_BYTES[operand.dtype]
+            sizes[operand.name] = max(sizes.get(operand.name, 0), size)
+            first[operand.name] = min(first.get(operand.name, step), step)
+            last[operand.name] = max(last.get(operand.name, step), step)
+    return [Lifetime(name, size, first[name], last[name]) for name, size in sizes.items()]
+
+
+def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
+    """Given: an int8 graph of batch 1. Result: everything the native runtime needs to run it on ``target``.
+
+    Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
+    """
+    calls = lower(graph, target)
+    plan, weights = assemble(graph, calls, target)
+    return Compiled(plan, weights, link(compile_kernels(calls, target), target))
+
+
+def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
+    """``build``'s result as the files of a bundle: plan.bin, weights.bin, kernels.so."""
+    compiled = build(graph, target)
+    digests = (hashlib.sha256(data).hexdigest() for data in (compiled.weights, compiled.library))
+    plan = pack(compiled.plan, *digests)
+    return {"plan.bin": plan, "weights.bin": compiled.weights, "kernels.so": compiled.library}
+
+
+def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
+    """The kernels as a shared object that needs no library, with the stub that stands for TVM's error function."""
+    stub = Path(native_sources.__file__).with_name("kernel_stub.c")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        executable.export_library(str(path), fcompile=_zig_linker(target, stub))
+        return path.read_bytes()
+
+
+def zig_triple(target: TargetSpec) -> str:
+    """The target in zig's words, with the oldest C library to link against."""
+    return f"{target.architecture}-linux-gnu.{GLIBC}"
+
+
+def _zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
+    """What ``export_library`` calls to make a shared object of object files, C ``sources`` added."""
+
+    def link_objects(output: str, objects: list[str], options: list[str] | None = None) -> None:
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_triple(target), "-shared", "-fPIC", "-O2"]
+        command += ["-s", "-o", output, *objects, *map(str, sources), *(options or [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"linking the kernels for {target.name} failed: {done.stderr.strip()[-2000:]}")
+
+    return link_objects
