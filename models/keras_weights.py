@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -17,7 +16,9 @@ from torch import Tensor
 from .preprocess import keras_input_spec
 from .weights import SUFFIXES, Checkpoint, CheckpointError, Layer, assemble, with_default_card, xception_layers
 
-_TENSORS = {  # in the order in which Keras saves them, with the permutation into torch's layout
+_TENSORS: dict[
+    str, dict[str, tuple[int, ...]]
+] = {  # in the order in which Keras saves them, with the permutation into torch's layout
     "conv": {"kernel": (3, 2, 0, 1)},
     "separable": {"depthwise_kernel": (2, 3, 0, 1), "pointwise_kernel": (3, 2, 0, 1)},
     "norm": {"gamma": (0,), "beta": (0,), "moving_mean": (0,), "moving_variance": (0,)},
@@ -160,7 +161,7 @@ def _read_group(file: h5py.File, path: Path) -> tuple[_Arrays, bool]:
 
 
 def _legacy_names(parts: list[str]) -> tuple[str, str]:
-    """Layer and tensor of ``[model_weights/][outer model/]block1_conv1/[block1_conv1/]kernel:0`` and Keras 1's forms."""
+    """Layer and tensor of ``[model_weights/][outer/]block1_conv1/[block1_conv1/]kernel:0``, and of Keras 1's forms."""
     known = {layer.keras for layer in xception_layers()}
     groups = [part for part in parts[:-1] if part != "model_weights"] or ["?"]
     layer = next(

@@ -125,7 +125,9 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)) from error
+        raise ImageError(
+            f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)
+        ) from error
     filter_ = Image.Resampling[spec.interpolation.upper()]
     if spec.resize is None:
         resized = rgb.resize((spec.width, spec.height), filter_)

@@ -94,7 +94,7 @@ def save_checkpoint(
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads what ``save_checkpoint`` wrote. Raises CheckpointError for any other, damaged or newer file."""
-    tensors, metadata = _read_safetensors(path)
+    tensors, metadata = _open_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError("is no checkpoint of ours; give it to zoo.load, which knows the other kinds", path)
     if metadata.get("version") != str(FORMAT_VERSION):
@@ -120,6 +120,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(module, input_spec, labels, provenance)
 
 
+def is_own(path: str | Path) -> bool:
+    """Whether a safetensors file says that ``save_checkpoint`` wrote it. Raises CheckpointError where it is damaged."""
+    return _open_safetensors(path, tensors=False)[1].get("format") == FORMAT
+
+
 def _sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -128,11 +133,12 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata. Raises CheckpointError."""
+def _open_safetensors(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, if wanted, and the metadata. Raises CheckpointError."""
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except FileNotFoundError as error:
         raise CheckpointError("no such file", path) from error
     except (OSError, safetensors.SafetensorError) as error:
@@ -207,14 +213,14 @@ def _channels(state: Mapping[str, Tensor]) -> dict[int, int]:
 def _infer_width(channels: Mapping[int, int]) -> float:
     """The shortest decimal multiplier that gives these channel counts (width 1 gives the paper's).
 
-    The inverse of ``xception._width``: channels = max(8, 8 * round(base * width / 8)). Raises ValueError where none does.
+    The inverse of ``xception._width``: channels = max(8, 8 * round(base * width / 8)). Raises ValueError without one.
     """
     low = max((8 * (n / 8 - 0.5) / base if n > 8 else 0.0) for base, n in channels.items())
     high = min(8 * (n / 8 + 0.5) / base for base, n in channels.items())
     for digits in range(1, 9):
         step = 10**digits
         for numerator in range(int(low * step), int(high * step) + 2):
-            width = numerator / step
+            width: float = numerator / step
             if width > 0 and all(_width(base, width) == n for base, n in channels.items()):
                 return width
     raise ValueError(f"the channel counts {list(channels.values())} are no multiple of the paper's {list(channels)}")
@@ -255,7 +261,9 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
                 theirs,
             )
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{theirs} holds NaN or infinity; the training diverged or the file is damaged", path, theirs)
+            raise CheckpointError(
+                f"{theirs} holds NaN or infinity; the training diverged or the file is damaged", path, theirs
+            )
     state = {name: tensor.to(torch.float32).contiguous() for name, tensor in state.items()}
     for name in expected:
         if name.endswith("num_batches_tracked"):
@@ -277,7 +285,7 @@ def load_timm(path: str | Path) -> Checkpoint:
     Raises CheckpointError.
     """
     path = Path(path)
-    state = _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pth(path)
+    state = _open_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pth(path)
     ours = {
         f"{layer.timm}.{TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
         for layer in xception_layers()
@@ -306,7 +314,7 @@ def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.pth`` file, possibly under ``state_dict``. Never runs pickled code. Raises CheckpointError."""
+    """The state dict of a ``.pth`` file, possibly under ``state_dict``; pickled code never runs. Raises CheckpointError."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

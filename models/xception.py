@@ -10,7 +10,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-MIN_SIZE = 71  # below it a map of the middle flow vanishes (keras.applications.Xception documents the same)
+MIN_SIZE = 71  # keras.applications.Xception has the same limit; the middle flow then works on 5x5 maps
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises ValueError for an input that is too small for Xception, in pixels."""
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"Xception needs images of at least {MIN_SIZE}x{MIN_SIZE} pixels, got {height}x{width}")
 
 
 def _width(channels: int, multiplier: float) -> int:

@@ -1,0 +1,127 @@
+"""A float network by name or from any file that is understood, ready to be quantized."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .graph import Graph
+from .preprocess import InputSpec, keras_input_spec
+
+if TYPE_CHECKING:
+    from .weights import Checkpoint
+
+DEMO = Path(__file__).parent / "demo" / "xception_demo.safetensors"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".keras", ".pt2", ".onnx")
+
+
+class ModelError(ValueError):
+    """A source that names no network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A float network as imported: input float32 NHWC, normalised as ``input_spec`` says; output logits (1, classes).
+
+    ``labels[i]`` is the name of class i (its number where nobody named it); ``provenance`` says where it comes from.
+    """
+
+    graph: Graph
+    input_spec: InputSpec
+    labels: tuple[str, ...]
+    provenance: dict[str, str]
+
+
+def load(source: str | Path, *, size: int | None = None) -> Model:
+    """``xception`` (the paper's network, random weights), ``demo`` (the trained one in this package) or a file.
+
+    Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth), of Keras (.h5, .weights.h5, .keras),
+    exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height and width, in pixels, of an
+    Xception; the last two kinds carry their own. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError,
+    each with what is wrong, where, and what to do.
+    """
+    if str(source) == "xception":
+        return _random_xception(size)
+    path = DEMO if str(source) == "demo" else Path(source)
+    if path.suffix not in SUFFIXES:
+        raise ModelError(f"{source}: no such model; give xception, demo or a file ({', '.join(SUFFIXES)})")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if path.suffix in (".pt2", ".onnx"):
+        if size is not None:
+            raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
+        return _program(path) if path.suffix == ".pt2" else _onnx(path)
+    return _xception(_read_checkpoint(path), size, path.name.split(".")[0])
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    from .weights import is_own, load_checkpoint, load_timm
+
+    if path.suffix in (".h5", ".keras"):
+        from .keras_weights import load_keras
+
+        return load_keras(path)
+    if path.suffix == ".safetensors" and is_own(path):
+        return load_checkpoint(path)
+    return load_timm(path)
+
+
+def _xception(checkpoint: Checkpoint, size: int | None, name: str) -> Model:
+    from .from_torch import from_torch
+    from .xception import check_size
+
+    spec = checkpoint.input_spec if size is None else resized(checkpoint.input_spec, size)
+    check_size(spec.height, spec.width)
+    graph = from_torch(checkpoint.module, spec, name=name)
+    return Model(graph, spec, checkpoint.labels, checkpoint.provenance)
+
+
+def _random_xception(size: int | None) -> Model:
+    import torch
+
+    from .weights import Checkpoint
+    from .xception import Xception
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        module = Xception().eval()
+    labels = tuple(str(i) for i in range(module.classifier.out_features))
+    provenance = {"kind": "Xception", "weights": "random, seed 0"}
+    return _xception(Checkpoint(module, keras_input_spec(), labels, provenance), size, "xception")
+
+
+def resized(spec: InputSpec, size: int) -> InputSpec:
+    """The spec for a square input of ``size`` pixels; a resize before cropping keeps its proportion to the input."""
+    resize = spec.resize and max(size, spec.resize * size // min(spec.height, spec.width))
+    return replace(spec, height=size, width=size, resize=resize)
+
+
+def _program(path: Path) -> Model:
+    """An exported program; what it was trained on is unknown, so pixels are taken in [-1, 1] as Xception's are."""
+    from .from_torch import from_torch, load_program
+
+    return _bare_model(from_torch(load_program(path), name=path.stem), path, "exported program")
+
+
+def _onnx(path: Path) -> Model:
+    """Likewise of a float ONNX network."""
+    from .onnx_io import load_onnx
+
+    return _bare_model(load_onnx(path), path, "ONNX")
+
+
+def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
+    """A graph without a model card: an image in [-1, 1] goes in, (1, classes) comes out."""
+    shape, out = graph.inputs[0].type.shape, graph.type_of(graph.outputs[0]).shape
+    if len(graph.inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
+        raise ModelError(
+            f"{path}: takes {[list(n.type.shape) for n in graph.inputs]}; one image (1, H, W, 3) is needed"
+        )
+    if len(graph.outputs) != 1 or len(out) != 2:
+        raise ModelError(
+            f"{path}: makes {[list(graph.type_of(n).shape) for n in graph.outputs]}; (1, classes) is needed"
+        )
+    provenance = {"source": path.name, "kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return Model(graph, InputSpec(shape[1], shape[2]), tuple(str(i) for i in range(out[1])), provenance)
