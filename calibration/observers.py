@@ -187,24 +187,23 @@ def _entropy_range(histogram: Histogram, seen: Range) -> Range:
 
 
 def _divergence(counts: NDArray[np.int64], first: int, last: int) -> float:
-    """KL(P || Q): P the bins first..last with everything outside added to the ends, Q the same bins (without what was
-    clipped) averaged over the non-empty bins of each of 256 levels.
+    """KL(P || Q): P the bins first..last with everything outside added to the end ones; Q what remains when each of 256
+    levels spreads the values inside evenly over its bins that are not empty in P.
     """
     inside = counts[first:last].astype(np.float64)
     p = inside.copy()
     p[0] += counts[:first].sum()
     p[-1] += counts[last:].sum()
-    if inside.sum() == 0:
-        return float("inf")
     level = np.arange(last - first) * LEVELS // (last - first)
-    filled = inside > 0
+    filled = p > 0
     mass = np.bincount(level, weights=inside, minlength=LEVELS)
     members = np.bincount(level, weights=filled.astype(np.float64), minlength=LEVELS)
     q = np.where(filled, mass[level] / np.maximum(members[level], 1), 0.0)
-    p, q = p / p.sum(), q / q.sum()
-    # Clipped values in a bin that is empty inside: Q has nothing there; a tiny floor keeps the divergence finite.
-    both = p > 0
-    return float(np.sum(p[both] * np.log(p[both] / np.maximum(q[both], 1e-12))))
+    if q.sum() == 0:
+        return float("inf")
+    p, q = p[filled] / p.sum(), q[filled] / q.sum()
+    # A level with nothing but clipped values leaves Q zero where P is not: a floor keeps the divergence finite.
+    return float(np.sum(p * np.log(p / np.maximum(q, 1e-9))))
 
 
 def _least_error_range(histogram: Histogram, seen: Range) -> Range:
