@@ -1,0 +1,99 @@
+"""The native runtime's sources (``runtime/native``) -> the program and the library that a bundle carries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ... import __version__
+from ...runtime import native
+from ...targets.spec import TargetSpec
+
+PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
+# The oldest C library that zig links against on both architectures: JetPack 4 has 2.27.
+_GLIBC = "2.17"
+_LIBRARY_SOURCES = ("plan.c", "session.c", "pool.c", "cpu.c", "sha256.c")
+_SOURCES = {PROGRAM: (*_LIBRARY_SOURCES, "main.c"), LIBRARY: _LIBRARY_SOURCES}
+_HEADERS = ("xceptile.h", "internal.h")
+_WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes")
+_FLAGS = (
+    "-std=c11", "-O2", "-s", *_WARNINGS, "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
+    "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,--gc-sections", "-Wl,-z,relro", "-Wl,-z,now",
+    "-Wl,--build-id=none", "-ldl", "-lpthread",
+)  # fmt: skip
+_KIND_FLAGS = {PROGRAM: ("-fPIE", "-pie"), LIBRARY: ("-fPIC", "-shared", "-DXCT_BUILD_SHARED", f"-Wl,-soname,{LIBRARY}")}
+
+
+class NativeBuildError(RuntimeError):
+    """The C compiler is missing or refused the runtime's sources; the message holds what it said."""
+
+
+def build(target: TargetSpec) -> dict[str, bytes]:
+    """``xceptile-run`` and ``libxceptile.so`` for the target's processor, stripped, the same bytes every time.
+
+    They run on any GNU/Linux from glibc 2.17 (2012) on. zig has no Android C library: for an Android phone this is
+    the build that rehearses under the emulator; docs/runtime.md says how the NDK builds the one for the phone.
+    Results are kept in the user's cache directory under a hash of all that goes in. Raises NativeBuildError.
+    """
+    triple = f"{target.architecture}-linux-gnu.{_GLIBC}"
+    folder = Path(native.__file__).parent
+    sources = {name: (folder / name).read_bytes() for name in sorted({*_HEADERS, *_SOURCES[PROGRAM]})}
+    cached = _cache_directory() / _key(triple, sources)
+    if not all((cached / name).is_file() for name in _SOURCES):
+        _fill(cached, triple, sources)
+    return {name: (cached / name).read_bytes() for name in _SOURCES}
+
+
+def _cache_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "xceptile" / "native-runtime"
+
+
+def _key(triple: str, sources: dict[str, bytes]) -> str:
+    """Everything that the result depends on, hashed: sources, flags, version, target and compiler."""
+    digest = hashlib.sha256()
+    for part in (triple, __version__, _zig_version(), repr((_SOURCES, _FLAGS, _KIND_FLAGS))):
+        digest.update(part.encode() + b"\0")
+    for name, data in sources.items():
+        digest.update(f"{name} {len(data)}\0".encode() + data)
+    return digest.hexdigest()[:32]
+
+
+def _zig_version() -> str:
+    return _run([sys.executable, "-m", "ziglang", "version"], Path.cwd()).strip()
+
+
+def _fill(cached: Path, triple: str, sources: dict[str, bytes]) -> None:
+    """Compiles in a folder of its own with relative names, so that no path of this machine gets into the result, and
+    renames: two builds at once both end with a whole folder."""
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as name:
+        work = Path(name) / "work"
+        work.mkdir()
+        for source, data in sources.items():
+            (work / source).write_bytes(data)
+        result = Path(name) / "result"
+        result.mkdir()
+        for output, files in _SOURCES.items():
+            command = [sys.executable, "-m", "ziglang", "cc", "-target", triple, f'-DXCT_VERSION="{__version__}"']
+            _run([*command, *_FLAGS, *_KIND_FLAGS[output], *files, "-o", f"../result/{output}"], work)
+        if cached.exists():  # incomplete, or filled meanwhile by another process
+            shutil.rmtree(cached, ignore_errors=True)
+        try:
+            result.rename(cached)
+        except OSError:
+            if not all((cached / output).is_file() for output in _SOURCES):
+                raise
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip() or f"exit status {done.returncode}"
+        raise NativeBuildError(f"building the native runtime failed (pip install 'xceptile[compile]' has zig): {reason}")
+    return done.stdout

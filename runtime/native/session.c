@@ -1,0 +1,339 @@
+/* A session: one bundle, opened. The public calls of xceptile.h. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define MAX_PATH_BYTES 4096
+
+struct xct_session {
+    pthread_mutex_t lock; /* of everything below that changes after xct_open: error and driver_state */
+    struct xct_error error;
+    struct xct_plan plan;
+    struct xct_file weights;
+    const struct xct_driver *driver;
+    void *driver_state;
+    uint64_t *step_ns; /* NULL unless asked for */
+};
+
+static const struct xct_driver *const drivers[] = {&xct_cpu_driver};
+
+int xct_fail(struct xct_error *error, int code, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (vsnprintf(error->message, sizeof error->message, format, arguments) < 0)
+        error->message[0] = 0;
+    va_end(arguments);
+    error->code = code;
+    return code;
+}
+
+/* ---- files ---- */
+
+int xct_file_map(struct xct_file *file, const char *path, struct xct_error *error)
+{
+    *file = (struct xct_file){0};
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+        return xct_fail(error, XCT_ERROR_FILE, "cannot open %s: %s", path, strerror(errno));
+    struct stat status;
+    int code = XCT_OK;
+    if (fstat(descriptor, &status) != 0)
+        code = xct_fail(error, XCT_ERROR_FILE, "cannot examine %s: %s", path, strerror(errno));
+    else if (!S_ISREG(status.st_mode) || status.st_size < 0 || (uint64_t)status.st_size > XCT_MAX_BYTES)
+        code = xct_fail(error, XCT_ERROR_FILE, "%s is no regular file", path);
+    else if (status.st_size > 0) { /* mmap refuses to map nothing */
+        void *data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        if (data == MAP_FAILED)
+            code = xct_fail(error, XCT_ERROR_FILE, "cannot map %s: %s", path, strerror(errno));
+        else
+            *file = (struct xct_file){data, (size_t)status.st_size};
+    }
+    close(descriptor); /* opened for reading: nothing can be lost */
+    return code;
+}
+
+void xct_file_unmap(struct xct_file *file)
+{
+    if (file->data != NULL)
+        munmap((void *)(uintptr_t)file->data, file->size);
+    *file = (struct xct_file){0};
+}
+
+static int join(char path[MAX_PATH_BYTES], const char *directory, const char *name, struct xct_error *error)
+{
+    int length = snprintf(path, MAX_PATH_BYTES, "%s/%s", directory, name);
+    if (length < 0 || length >= MAX_PATH_BYTES)
+        return xct_fail(error, XCT_ERROR_ARGUMENT, "the path of the bundle is too long");
+    return XCT_OK;
+}
+
+static int check_hash(const uint8_t expected[32], const struct xct_file *file, const char *path, struct xct_error *error)
+{
+    uint8_t digest[32];
+    xct_sha256(file->data, file->size, digest);
+    if (memcmp(digest, expected, sizeof digest) != 0)
+        return xct_fail(error, XCT_ERROR_HASH, "%s is not the file this bundle was made with, or it is damaged "
+                        "(its SHA-256 differs from plan.bin's): copy the bundle again", path);
+    return XCT_OK;
+}
+
+/* ---- opening ---- */
+
+/* The folder that holds plan.bin: the given one or native/ in it. */
+static int find_native(char native[MAX_PATH_BYTES], const char *directory, struct xct_error *error)
+{
+    char plan[MAX_PATH_BYTES];
+    int code = join(plan, directory, "plan.bin", error);
+    if (code != XCT_OK)
+        return code;
+    if (access(plan, F_OK) == 0)
+        return join(native, directory, ".", error);
+    code = join(native, directory, "native", error);
+    if (code == XCT_OK)
+        code = join(plan, native, "plan.bin", error);
+    if (code == XCT_OK && access(plan, F_OK) != 0)
+        code = xct_fail(error, XCT_ERROR_FILE, "%s is no bundle: it has neither plan.bin nor native/plan.bin", directory);
+    return code;
+}
+
+static int read_plan(struct xct_session *session, const char *native)
+{
+    char path[MAX_PATH_BYTES];
+    struct xct_file file;
+    int code = join(path, native, "plan.bin", &session->error);
+    if (code == XCT_OK)
+        code = xct_file_map(&file, path, &session->error);
+    if (code != XCT_OK)
+        return code;
+    /* A copy: what was checked must not change under the runtime when somebody writes to the file. */
+    void *copy = malloc(file.size > 0 ? file.size : 1);
+    size_t size = file.size;
+    if (copy != NULL && size > 0)
+        memcpy(copy, file.data, size);
+    xct_file_unmap(&file);
+    if (copy == NULL)
+        return xct_fail(&session->error, XCT_ERROR_MEMORY, "no memory for a plan of %zu bytes", size);
+    return xct_plan_parse(&session->plan, copy, size, &session->error);
+}
+
+static int map_weights(struct xct_session *session, const char *native, bool check)
+{
+    char path[MAX_PATH_BYTES];
+    const struct xct_plan_header *header = session->plan.header;
+    int code = join(path, native, "weights.bin", &session->error);
+    if (code == XCT_OK)
+        code = xct_file_map(&session->weights, path, &session->error);
+    if (code != XCT_OK)
+        return code;
+    if (session->weights.size != header->weights_bytes)
+        return xct_fail(&session->error, XCT_ERROR_HASH, "%s has %zu bytes, the plan wants %llu: is it truncated?", path,
+                        session->weights.size, (unsigned long long)header->weights_bytes);
+    return check ? check_hash(header->weights_sha256, &session->weights, path, &session->error) : XCT_OK;
+}
+
+static int check_kernels(struct xct_session *session, const char *path)
+{
+    struct xct_file file;
+    int code = xct_file_map(&file, path, &session->error);
+    if (code != XCT_OK)
+        return code;
+    code = check_hash(session->plan.header->kernels_sha256, &file, path, &session->error);
+    xct_file_unmap(&file);
+    return code;
+}
+
+static int start_driver(struct xct_session *session, const char *native, const xct_options *options)
+{
+    const struct xct_plan_header *header = session->plan.header;
+    for (size_t i = 0; i < sizeof drivers / sizeof drivers[0]; i++)
+        if (drivers[i]->engine == header->engine)
+            session->driver = drivers[i];
+    if (session->driver == NULL)
+        return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "this runtime has no engine %u", header->engine);
+    char path[MAX_PATH_BYTES];
+    int code = join(path, native, session->driver->kernels_file, &session->error);
+    if (code == XCT_OK && (options->flags & XCT_SKIP_HASHES) == 0)
+        code = check_kernels(session, path);
+    if (code != XCT_OK)
+        return code;
+    if ((options->flags & XCT_TIME_STEPS) != 0) {
+        session->step_ns = calloc(header->step_count, sizeof *session->step_ns);
+        if (session->step_ns == NULL)
+            return xct_fail(&session->error, XCT_ERROR_MEMORY, "no memory for the times of the steps");
+    }
+    const struct xct_driver_config config = {
+        .plan = &session->plan, .weights = session->weights.data, .kernels_path = path, .threads = options->threads,
+        .core_mask = options->core_mask, .step_ns = session->step_ns,
+    };
+    return session->driver->open(&config, &session->driver_state, &session->error);
+}
+
+static int open_session(struct xct_session *session, const char *directory, const xct_options *options)
+{
+    char native[MAX_PATH_BYTES];
+    if (directory == NULL || directory[0] == 0)
+        return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "no bundle is named");
+    if (options->struct_bytes != sizeof *options || options->reserved != 0
+        || (options->flags & ~(uint32_t)(XCT_SKIP_HASHES | XCT_TIME_STEPS)) != 0)
+        return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_options are not those of this version (%s)", XCT_VERSION);
+    int code = find_native(native, directory, &session->error);
+    if (code == XCT_OK)
+        code = read_plan(session, native);
+    if (code == XCT_OK)
+        code = map_weights(session, native, (options->flags & XCT_SKIP_HASHES) == 0);
+    if (code == XCT_OK)
+        code = start_driver(session, native, options);
+    return code;
+}
+
+int xct_open(const char *directory, const xct_options *options, xct_session **out)
+{
+    static const xct_options defaults = {.struct_bytes = sizeof(xct_options)};
+    if (out == NULL)
+        return XCT_ERROR_ARGUMENT;
+    *out = NULL;
+    struct xct_session *session = calloc(1, sizeof *session);
+    if (session == NULL)
+        return XCT_ERROR_MEMORY;
+    if (pthread_mutex_init(&session->lock, NULL) != 0) {
+        free(session);
+        return XCT_ERROR_MEMORY;
+    }
+    *out = session;
+    return open_session(session, directory, options != NULL ? options : &defaults);
+}
+
+void xct_close(xct_session *session)
+{
+    if (session == NULL)
+        return;
+    if (session->driver != NULL)
+        session->driver->close(session->driver_state);
+    xct_file_unmap(&session->weights);
+    xct_plan_free(&session->plan);
+    free(session->step_ns);
+    pthread_mutex_destroy(&session->lock);
+    free(session);
+}
+
+/* ---- the rest ---- */
+
+const char *xct_version(void)
+{
+    return XCT_VERSION;
+}
+
+void xct_last_error(xct_session *session, char *message, size_t message_bytes)
+{
+    if (message == NULL || message_bytes == 0)
+        return;
+    if (session == NULL) {
+        snprintf(message, message_bytes, "no session: out of memory");
+        return;
+    }
+    pthread_mutex_lock(&session->lock);
+    snprintf(message, message_bytes, "%s", session->error.message);
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* Nothing of a session that failed to open may be used but its error. */
+static bool is_open(const xct_session *session)
+{
+    return session != NULL && session->driver_state != NULL;
+}
+
+uint32_t xct_tensor_count(const xct_session *session)
+{
+    return is_open(session) ? session->plan.header->tensor_count : 0;
+}
+
+uint64_t xct_input_bytes(const xct_session *session)
+{
+    return is_open(session) ? session->plan.input_bytes : 0;
+}
+
+uint64_t xct_output_bytes(const xct_session *session)
+{
+    return is_open(session) ? session->plan.output_bytes : 0;
+}
+
+uint64_t xct_arena_bytes(const xct_session *session)
+{
+    return is_open(session) ? session->plan.header->arena_bytes : 0;
+}
+
+uint32_t xct_threads(const xct_session *session)
+{
+    return is_open(session) ? session->driver->threads(session->driver_state) : 0;
+}
+
+int xct_tensor(const xct_session *session, uint32_t index, xct_tensor_info *info)
+{
+    if (index >= xct_tensor_count(session) || info == NULL)
+        return XCT_ERROR_ARGUMENT;
+    const struct xct_plan_tensor *tensor = &session->plan.tensors[index];
+    *info = (xct_tensor_info){
+        .name = session->plan.strings + tensor->name,
+        .dtype = xct_dtype_of(tensor->dtype)->name,
+        .is_output = tensor->kind == XCT_KIND_OUTPUT,
+        .rank = tensor->rank,
+        .scale = tensor->scale,
+        .zero_point = tensor->zero_point,
+        .size_bytes = xct_plan_tensor_bytes(tensor),
+    };
+    memcpy(info->dims, tensor->dims, sizeof info->dims);
+    return XCT_OK;
+}
+
+int xct_run(xct_session *session, const void *input, size_t input_bytes, void *output, size_t output_bytes)
+{
+    if (!is_open(session))
+        return XCT_ERROR_ARGUMENT;
+    const struct xct_plan *plan = &session->plan;
+    pthread_mutex_lock(&session->lock);
+    int code;
+    if (input == NULL || output == NULL || input_bytes != plan->input_bytes || output_bytes != plan->output_bytes)
+        code = xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_run was given %zu bytes of input and %zu of output, "
+                        "the network has %llu and %llu", input_bytes, output_bytes,
+                        (unsigned long long)plan->input_bytes, (unsigned long long)plan->output_bytes);
+    else
+        code = session->driver->run(session->driver_state, input, output, &session->error);
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+uint32_t xct_step_count(const xct_session *session)
+{
+    return is_open(session) ? session->plan.header->step_count : 0;
+}
+
+int xct_step(xct_session *session, uint32_t index, xct_step_info *info)
+{
+    if (index >= xct_step_count(session) || info == NULL)
+        return XCT_ERROR_ARGUMENT;
+    const struct xct_plan *plan = &session->plan;
+    const struct xct_plan_step *step = &plan->steps[index];
+    pthread_mutex_lock(&session->lock); /* a run on another thread writes the times */
+    *info = (xct_step_info){
+        .name = plan->strings + step->name,
+        .path = plan->strings + step->path,
+        .kernel = plan->strings + plan->kernels[step->kernel],
+        .tasks = step->tasks,
+        .macs = step->macs,
+        .last_ns = session->step_ns != NULL ? session->step_ns[index] : 0,
+    };
+    pthread_mutex_unlock(&session->lock);
+    return XCT_OK;
+}

@@ -1,0 +1,114 @@
+/* libxceptile: runs a compiled network (the native/ folder of a bundle) on this machine's processor.
+ *
+ *     xct_session *session;
+ *     if (xct_open("build/pi5", NULL, &session) != XCT_OK) { ... xct_last_error(session, message, sizeof message); }
+ *     else if (xct_run(session, input, input_bytes, output, output_bytes) != XCT_OK) { ... }
+ *     xct_close(session);
+ *
+ * Input and output are the network's tensors as they lie in memory: NHWC, contiguous, little endian, one image a call.
+ * An 8-bit image p (0..255) enters as the int8 value p - 128, which is p ^ 0x80 bit for bit.
+ *
+ * Every call may be made from any thread. Calls on one session wait for each other; two sessions do not share
+ * anything, so open one per thread that shall run at the same time.
+ *
+ * Needs libc, libdl and libpthread; docs/runtime.md says how to link. */
+#ifndef XCEPTILE_H
+#define XCEPTILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(XCT_BUILD_SHARED)
+#define XCT_API __attribute__((visibility("default")))
+#else
+#define XCT_API
+#endif
+
+typedef struct xct_session xct_session;
+
+enum {
+    XCT_OK = 0,
+    XCT_ERROR_ARGUMENT = 1,    /* the caller's arguments are wrong: sizes, indices, null pointers */
+    XCT_ERROR_MEMORY = 2,      /* no memory */
+    XCT_ERROR_FILE = 3,        /* a file is missing or cannot be read */
+    XCT_ERROR_FORMAT = 4,      /* a file is not what it should be: damaged, of a newer version */
+    XCT_ERROR_HASH = 5,        /* a file is not the one the plan was made with */
+    XCT_ERROR_UNSUPPORTED = 6, /* the bundle was built for another processor or engine */
+    XCT_ERROR_KERNEL = 7,      /* the kernels could not be loaded, or one of them failed */
+    XCT_ERROR_THREAD = 8       /* the system refused a thread */
+};
+
+enum {
+    XCT_SKIP_HASHES = 1, /* do not read all of the weights and kernels at open to check their SHA-256 */
+    XCT_TIME_STEPS = 2   /* keep the time of every step of the last run, see xct_step_info */
+};
+
+/* How to open a session; all zero but struct_bytes is the default. */
+typedef struct {
+    uint32_t struct_bytes; /* sizeof(xct_options) */
+    uint32_t threads;      /* that compute, the caller included; 0: one for each processor this process may use */
+    uint64_t core_mask;    /* bit i: the session's own threads may run on processor i; 0: as the process. The calling
+                              thread is left where it is, and takes part in the work */
+    uint32_t flags;
+    uint32_t reserved; /* 0 */
+} xct_options;
+
+typedef struct {
+    const char *name;  /* valid until xct_close */
+    const char *dtype; /* "int8", "float32", ... */
+    int32_t is_output; /* 0: input */
+    uint32_t rank;
+    uint32_t dims[8];
+    float scale; /* real value = scale * (q - zero_point); 0: not quantized */
+    int32_t zero_point;
+    uint64_t size_bytes;
+} xct_tensor_info;
+
+typedef struct {
+    const char *name; /* of the node of the graph; valid until xct_close, like the other two */
+    const char *path; /* of the module in the trained network */
+    const char *kernel;
+    uint32_t tasks;
+    uint32_t reserved;
+    uint64_t macs;
+    uint64_t last_ns; /* of the last run, if opened with XCT_TIME_STEPS */
+} xct_step_info;
+
+/* The version of this library, such as "0.1.0". */
+XCT_API const char *xct_version(void);
+
+/* Opens the bundle in a directory: the one that holds plan.bin, or the one above with native/plan.bin.
+ * options may be NULL. On failure *session is set too, unless memory ran out (then it is NULL): it serves for
+ * xct_last_error and must be closed. */
+XCT_API int xct_open(const char *directory, const xct_options *options, xct_session **session);
+
+/* Frees everything; NULL is allowed. No other call on the session may be under way. */
+XCT_API void xct_close(xct_session *session);
+
+/* The message of the last call that failed on this session, cut to size; "" if none did. Safe from any thread. */
+XCT_API void xct_last_error(xct_session *session, char *message, size_t message_bytes);
+
+/* The network's tensors: inputs and outputs in the order in which xct_run has them. */
+XCT_API uint32_t xct_tensor_count(const xct_session *session);
+XCT_API int xct_tensor(const xct_session *session, uint32_t index, xct_tensor_info *info);
+XCT_API uint64_t xct_input_bytes(const xct_session *session);
+XCT_API uint64_t xct_output_bytes(const xct_session *session);
+XCT_API uint64_t xct_arena_bytes(const xct_session *session);
+XCT_API uint32_t xct_threads(const xct_session *session);
+
+/* One inference. input holds all input tensors one after the other (xct_input_bytes), output receives all output
+ * tensors (xct_output_bytes); the sizes must be exactly these. output is not touched if the call fails. */
+XCT_API int xct_run(xct_session *session, const void *input, size_t input_bytes, void *output, size_t output_bytes);
+
+/* The steps of the network, in order, with the times of the last run. */
+XCT_API uint32_t xct_step_count(const xct_session *session);
+XCT_API int xct_step(xct_session *session, uint32_t index, xct_step_info *info);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
