@@ -22,9 +22,10 @@ class MinMax:
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """Exponential averages of each image's minimum and maximum: average += weight * (new - average).
+    """Averages of each image's minimum and maximum: average += max(weight, 1 / images so far) * (new - average).
 
-    0.01 is the weight of torch.ao.quantization.MovingAverageMinMaxObserver. Depends on the images' order.
+    0.01 is the constant of torch.ao.quantization.MovingAverageMinMaxObserver; unlike there, the first images do not
+    count for more than the others. Depends on the images' order.
     """
 
     weight: float = 0.01
@@ -112,7 +113,8 @@ class Observation:
         self.observer = observer
         self.minimum = np.inf
         self.maximum = -np.inf
-        self._averages: Range | None = None
+        self._averages: Range = (0.0, 0.0)
+        self._images = 0
         self._histogram = Histogram() if isinstance(observer, Percentile | Entropy | MeanSquaredError) else None
 
     def add(self, x: NDArray[np.float32]) -> None:
@@ -122,8 +124,9 @@ class Observation:
             raise FloatingPointError("NaN" if np.isnan(x).any() else "infinity")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         if isinstance(self.observer, MovingAverage):
-            a, b = self._averages or (low, high)
-            w = self.observer.weight
+            self._images += 1
+            a, b = self._averages
+            w = max(self.observer.weight, 1 / self._images)
             self._averages = a + w * (low - a), b + w * (high - b)
         if self._histogram is not None:
             self._histogram.add(x)
@@ -135,7 +138,6 @@ class Observation:
             case MinMax():
                 return seen
             case MovingAverage():
-                assert self._averages is not None
                 return self._averages
         assert self._histogram is not None
         low, high = _histogram_range(self.observer, self._histogram, seen)

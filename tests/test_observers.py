@@ -57,6 +57,8 @@ def test_moving_average_follows_its_formula():
     low, high = observe(MovingAverage(0.5), *parts)
     assert (low, high) == (-1.0, 5.5)
     assert observe(MovingAverage(1.0), *parts) == (0.0, 8.0)
+    low, high = observe(MovingAverage(0.01), *parts)  # so far a plain mean
+    assert (low, high) == (pytest.approx(-4 / 3), pytest.approx(14 / 3))
 
 
 @pytest.mark.parametrize("name", ["normal", "relu", "laplace", "uniform", "negative"])
