@@ -126,7 +126,8 @@ class Bundle:
         if table is None:
             return (pixels ^ np.uint8(0x80)).view(np.int8)
         columns = np.asarray(table, np.int8)
-        return columns[pixels, np.arange(pixels.shape[-1])]
+        quantized: NDArray[np.int8] = columns[pixels, np.arange(pixels.shape[-1])]
+        return quantized
 
     def sha256(self) -> str:
         """The identity of the bundle: the hash of its manifest, which holds every other file's."""

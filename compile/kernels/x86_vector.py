@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-Expr = tirx.Expr
-Buffer = tirx.Buffer
+Expr: TypeAlias = tirx.Expr
+Buffer: TypeAlias = tirx.Buffer
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def lane_order(isa: Isa, vectors: int = 4) -> NDArray[np.int64]:
 
     With fewer than four vectors, the order in which ``pack`` leaves ``vectors * words`` bytes contiguous.
     """
-    j, i, l = np.meshgrid(np.arange(vectors), np.arange(isa.lanes), np.arange(4), indexing="ij")
-    return (4 * (i * vectors + j) + l).reshape(vectors, isa.words)
+    j, i, word = np.meshgrid(np.arange(vectors), np.arange(isa.lanes), np.arange(4), indexing="ij")
+    return (4 * (i * vectors + j) + word).reshape(vectors, isa.words)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _indices(pattern: tuple[int, ...]) -> list[Expr]:
     return [tirx.const(i, "int32") for i in pattern]
 
@@ -86,7 +87,7 @@ def shuffle(vectors: Sequence[Expr], pattern: tuple[int, ...]) -> Expr:
     return tirx.Shuffle(list(vectors), _indices(pattern))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unpack_pattern(lanes: int, per_lane: int, high: bool) -> tuple[int, ...]:
     total, half = lanes * per_lane, per_lane // 2
     first = half if high else 0
@@ -149,10 +150,11 @@ def round_scaled(isa: Isa, acc: Expr, multiplier: Expr, bounded: bool) -> Expr:
     product = T.cast(acc, f"float32x{isa.words}") * multiplier
     if not bounded:
         product = T.min(product, T.broadcast(tirx.const(2147483520.0, "float32"), isa.words))
+    extra: tuple[Expr, ...] = ()
     if isa.lanes == 4:
         name, extra = "llvm.x86.avx512.mask.cvtps2dq.512", (zero_words(isa), tirx.const(-1, "int16"), T.int32(4))
     else:
-        name, extra = "llvm.x86.avx.cvt.ps2dq.256", ()
+        name = "llvm.x86.avx.cvt.ps2dq.256"
     return T.Bind(intrinsic(f"int32x{isa.words}", name, product, *extra))
 
 
