@@ -26,7 +26,10 @@ _FLAGS = (
     "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,--gc-sections", "-Wl,-z,relro", "-Wl,-z,now",
     "-Wl,--build-id=none", "-ldl", "-lpthread",
 )  # fmt: skip
-_KIND_FLAGS = {PROGRAM: ("-fPIE", "-pie"), LIBRARY: ("-fPIC", "-shared", "-DXCT_BUILD_SHARED", f"-Wl,-soname,{LIBRARY}")}
+_KIND_FLAGS = {
+    PROGRAM: ("-fPIE", "-pie"),
+    LIBRARY: ("-fPIC", "-shared", "-DXCT_BUILD_SHARED", f"-Wl,-soname,{LIBRARY}"),
+}
 
 
 class NativeBuildError(RuntimeError):
@@ -95,5 +98,5 @@ def _run(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip() or f"exit status {done.returncode}"
-        raise NativeBuildError(f"building the native runtime failed (pip install 'xceptile[compile]' has zig): {reason}")
+        raise NativeBuildError(f"cannot build the native runtime (zig comes with xceptile[compile]): {reason}")
     return done.stdout

@@ -9,17 +9,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "xceptile.h"
 
 static const char usage[] =
-    "Usage: xceptile-run [options] BUNDLE [INPUT OUTPUT]\n"
+    "Usage: xceptile-run [options] BUNDLE [INPUT [OUTPUT]]\n"
     "\n"
     "Runs the compiled network in BUNDLE (a bundle, or its native/ folder) on every image of the file INPUT and writes\n"
     "the results to the file OUTPUT; - is standard input or output. INPUT holds one image after the other, each as its\n"
-    "NHWC tensor (int8: pixel - 128); OUTPUT gets one output tensor after the other.\n"
+    "NHWC tensor (int8: pixel - 128); OUTPUT gets one output tensor after the other. With --repeat, INPUT alone is\n"
+    "only timed.\n"
     "\n"
     "  --threads N      threads that compute (default: one for each processor)\n"
     "  --cores LIST     processors to run on, such as 4-7 or 0,2,3\n"
@@ -127,17 +129,17 @@ static int parse(int argc, char **argv, struct options *options)
             return fail(argv[optind - 1], "not a valid value, see --help");
     }
     int count = argc - optind;
-    if (count != 1 && count != 3) {
+    if (count < 1 || count > 3) {
         fputs(usage, stderr);
         return FAILED;
     }
     options->bundle = argv[optind];
-    if (count == 3) {
-        options->input = argv[optind + 1];
-        options->output = argv[optind + 2];
-    }
+    options->input = count > 1 ? argv[optind + 1] : NULL;
+    options->output = count > 2 ? argv[optind + 2] : NULL;
     if (options->layers && options->repeat == 0)
         return fail("--layers", "needs --repeat");
+    if (count == 2 && options->repeat == 0)
+        return fail(options->input, "is to be run, but no OUTPUT is named");
     if (count == 1 && !options->self_test && options->repeat == 0 && !options->describe)
         return fail(options->bundle, "nothing to do: give INPUT and OUTPUT, --self-test, --repeat or --describe");
     return -1;
@@ -259,36 +261,55 @@ static int run_stream(xct_session *session, struct buffers *buffers, FILE *input
     return images > 0 ? OK : fail(options->input, "it holds no image");
 }
 
-/* OUTPUT is written beside its place and renamed, so that nobody takes half of it for the whole. */
-static int run_files(xct_session *session, struct buffers *buffers, const struct options *options)
+/* A device or a pipe cannot be replaced by a file that is renamed to its place. */
+static bool is_special(const char *path)
 {
-    bool from_standard = strcmp(options->input, "-") == 0, to_standard = strcmp(options->output, "-") == 0;
+    struct stat status;
+    return stat(path, &status) == 0 && !S_ISREG(status.st_mode);
+}
+
+static int write_output(xct_session *session, struct buffers *buffers, FILE *input, const char *path,
+                        const struct options *options)
+{
+    FILE *output = fopen(path, "wb");
+    if (output == NULL)
+        return fail(options->output, strerror(errno));
+    int status = run_stream(session, buffers, input, output, options);
+    if (fclose(output) != 0 && status == OK)
+        status = fail(options->output, strerror(errno));
+    return status;
+}
+
+/* The file is written beside its place and renamed, so that nobody takes half of it for the whole. */
+static int write_aside(xct_session *session, struct buffers *buffers, FILE *input, const struct options *options)
+{
     char aside[4096];
     int length = snprintf(aside, sizeof aside, "%s.part%ld", options->output, (long)getpid());
     if (length < 0 || (size_t)length >= sizeof aside)
         return fail(options->output, "the path is too long");
+    int status = write_output(session, buffers, input, aside, options);
+    if (status == OK && rename(aside, options->output) != 0)
+        status = fail(options->output, strerror(errno));
+    if (status != OK)
+        remove(aside);
+    return status;
+}
+
+static int run_files(xct_session *session, struct buffers *buffers, const struct options *options)
+{
+    bool from_standard = strcmp(options->input, "-") == 0;
     FILE *input = from_standard ? stdin : fopen(options->input, "rb");
     if (input == NULL)
         return fail(options->input, strerror(errno));
-    FILE *output = to_standard ? stdout : fopen(aside, "wb");
-    if (output == NULL) {
-        int status = fail(options->output, strerror(errno));
-        if (!from_standard)
-            fclose(input);
-        return status;
-    }
-    int status = run_stream(session, buffers, input, output, options);
-    bool flushed = fflush(output) == 0;
-    if (!to_standard)
-        flushed = fclose(output) == 0 && flushed;
+    int status;
+    if (strcmp(options->output, "-") == 0)
+        status = run_stream(session, buffers, input, stdout, options);
+    else if (is_special(options->output))
+        status = write_output(session, buffers, input, options->output, options);
+    else
+        status = write_aside(session, buffers, input, options);
     if (!from_standard)
         fclose(input);
-    if (status == OK && !flushed)
-        status = fail(options->output, strerror(errno));
-    if (status == OK && !to_standard && rename(aside, options->output) != 0)
-        status = fail(options->output, strerror(errno));
-    if (status != OK && !to_standard)
-        remove(aside);
     return status;
 }
 
@@ -430,7 +451,7 @@ static int run(xct_session *session, const struct options *options)
         describe(session);
     if (status == OK && options->self_test)
         status = self_test(session, &buffers, options);
-    if (status == OK && options->input != NULL)
+    if (status == OK && options->output != NULL)
         status = run_files(session, &buffers, options);
     if (status == OK && options->repeat > 0)
         status = measure(session, &buffers, options);
