@@ -314,7 +314,7 @@ def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.pth`` file, possibly under ``state_dict``; pickled code never runs. Raises CheckpointError."""
+    """The state dict of a ``.pth`` file, possibly under ``state_dict``. Pickled code never runs."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
