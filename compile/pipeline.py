@@ -23,7 +23,7 @@ from ..runtime import bundle as bundles
 from ..runtime import reference
 from ..runtime.bundle import Artefact, Manifest, NetworkTensor
 from ..targets.spec import TargetSpec
-from .backends import native_runtime, tflite
+from .backends import tflite
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
 
@@ -107,7 +107,7 @@ def build_bundle_files(
     artefacts: list[Artefact] = []
     versions = ["numpy"]
     if "tvm" in backends:
-        from .backends import tvm
+        from .backends import native_runtime, tvm
 
         progress(f"compile kernels for {target.name}", 0.0)
         native = tvm.build_files(network.int8_graph, target)

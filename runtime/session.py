@@ -59,6 +59,12 @@ def place(target: TargetSpec, device: str | None) -> Placement:
     return Placement(chosen, obtained)
 
 
+def _emulated_cpu(target: TargetSpec) -> str:
+    if target.qemu_cpu is None:
+        raise EngineError(f"{target.name}: no emulator has this target's processor; run it on the device")
+    return target.qemu_cpu
+
+
 def default_threads() -> int:
     """The processors this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -79,17 +85,19 @@ def open_engine(
     if engine == "native":
         directory = bundle.file(bundles.NATIVE)
         if placement.device == QEMU:
-            from .devices.qemu import QemuNativeEngine
+            from .devices.qemu import emulator_command
+            from .engines.native_program import NativeProgramEngine
 
-            return QemuNativeEngine(directory, target, threads=count)
+            command = (*emulator_command(target), str(directory / "xceptile-run"))
+            return NativeProgramEngine(command, directory, count)
         from .engines.native import NativeEngine
 
         return NativeEngine(directory, threads=count)
     file = bundle.file(artefact.files[0])
     if placement.device == QEMU:
-        from .devices.qemu_litert import QemuLiteRtEngine
+        from .engines.litert_qemu import LiteRtQemuEngine
 
-        return QemuLiteRtEngine(file, target, threads=count)
+        return LiteRtQemuEngine(file, _emulated_cpu(target), count)
     from .engines.litert import LiteRtEngine
 
     return LiteRtEngine(file, threads=count)
