@@ -87,7 +87,7 @@ def test_a_multiplier_outside_the_domain_is_refused(multiplier):
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 100, 127])
 def test_relu_is_exact_on_every_value(zero_point):
     seen = arithmetic.relu(ALL_INT8, zero_point)
-    assert seen.tolist() == [max(int(x) - zero_point, 0) - 128 if x - zero_point <= 255 else 127 for x in ALL_INT8]
+    assert seen.tolist() == [max(int(x) - zero_point, 0) - 128 if int(x) - zero_point <= 255 else 127 for x in ALL_INT8]
 
 
 ADD_SCALES = [
