@@ -20,8 +20,7 @@ from ..kernels import arm, x86
 from ..kernels.call import Activation, KernelCall, Weights
 from ..memory import Lifetime, plan_offsets
 
-# The oldest C library a bundle runs on: what Debian 10, Ubuntu 18.10 and JetPack 5 have, or newer.
-GLIBC = "2.28"
+GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
 _FAMILIES = {"x86_64": x86.lower, "aarch64": arm.lower}
 
 
@@ -56,7 +55,8 @@ def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runt
     """Machine code for every distinct kernel, however often it is called."""
     builders = {call.symbol: call.build for call in calls}
     functions = {symbol: build() for symbol, build in builders.items()}
-    return tvm.compile(tvm.IRModule(functions), target=llvm_target(target))
+    # The pipeline "s_tir", the default, has a pass that is quadratic in the statements of an unrolled kernel.
+    return tvm.compile(tvm.IRModule(functions), target=llvm_target(target), tir_pipeline="tirx")
 
 
 def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -> tuple[Plan, bytes]:

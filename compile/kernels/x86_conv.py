@@ -253,13 +253,9 @@ class Depthwise:
 
         taps = [[[weight(i, j, h) for h in range(per_word)] for j in range(4)] for i in range(3)]
         bias = [v.load(buffers["row_b"], bias_base + j * isa.words, isa.words) for j in range(4)]
-        left = T.alloc_buffer((4,), words, scope="local")  # sums of the pixel before the column at hand
-        here = T.alloc_buffer((4,), words, scope="local")  # and of the one at it
-        edge = T.alloc_buffer((4 * per_word,), f"{isa.operand}x{elements}", scope="local")
-
-        def put(operands: list[Expr]) -> None:
-            for i, operand in enumerate(operands):
-                T.buffer_store(edge, operand, [i])
+        # Sums of the pixel before the column at hand, of the one at it and of the one after it.
+        sums = [T.alloc_buffer((4,), words, scope="global") for _ in range(3)]
+        edge = T.alloc_buffer((4 * per_word,), f"{isa.operand}x{elements}", scope="global")
 
         def tap(acc: Expr, operands: list[Expr], i: int, j: int) -> Expr:
             for h in range(per_word):
@@ -269,28 +265,41 @@ class Depthwise:
         def at_edge(condition: Expr, at: Expr) -> list[Expr]:
             with T.If(condition):
                 with T.Then():
-                    put(column(at))
+                    for i, operand in enumerate(column(at)):
+                        T.buffer_store(edge, operand, [i])
                 with T.Else():
-                    put([*_operands(isa, [outside])] * 4)
+                    for i, operand in enumerate(_operands(isa, [outside] * 4)):
+                        T.buffer_store(edge, operand, [i])
             return [T.Bind(edge[i]) for i in range(4 * per_word)]
+
+        def step(at: Expr, before: Buffer, here: Buffer, after: Buffer) -> None:
+            operands = column(at)
+            for j in range(4):
+                T.buffer_store(before, tap(before[j], operands, 2, j), [j])
+            write_pixel(at - 1, before)
+            for j in range(4):
+                T.buffer_store(here, tap(here[j], operands, 1, j), [j])
+                T.buffer_store(after, tap(bias[j], operands, 0, j), [j])
 
         first = at_edge(begin > 0, begin - 1)
         second = column(begin)
         for j in range(4):
-            T.buffer_store(left, tap(tap(bias[j], first, 0, j), second, 1, j), [j])
-            T.buffer_store(here, tap(bias[j], second, 0, j), [j])
-        with T.serial(begin + 1, end) as at:
-            operands = column(at)
+            T.buffer_store(sums[0], tap(tap(bias[j], first, 0, j), second, 1, j), [j])
+            T.buffer_store(sums[1], tap(bias[j], second, 0, j), [j])
+        # Three columns a turn, so that the roles of the sums change without a copy.
+        turns = T.Bind(tirx.truncdiv(end - begin - 1, T.int32(3)))
+        with T.serial(0, turns) as turn:
+            for i in range(3):
+                step(begin + 1 + turn * 3 + i, sums[i], sums[(i + 1) % 3], sums[(i + 2) % 3])
+        with T.serial(begin + 1 + turns * 3, end) as at:
+            step(at, sums[0], sums[1], sums[2])
             for j in range(4):
-                T.buffer_store(left, tap(left[j], operands, 2, j), [j])
-            write_pixel(at - 1, left)
-            for j in range(4):
-                T.buffer_store(left, tap(here[j], operands, 1, j), [j])
-                T.buffer_store(here, tap(bias[j], operands, 0, j), [j])
+                T.buffer_store(sums[0], sums[1][j], [j])
+                T.buffer_store(sums[1], sums[2][j], [j])
         final = at_edge(end < self.width, end)
         for j in range(4):
-            T.buffer_store(left, tap(left[j], final, 2, j), [j])
-        write_pixel(end - 1, left)
+            T.buffer_store(sums[0], tap(sums[0][j], final, 2, j), [j])
+        write_pixel(end - 1, sums[0])
 
 
 def _operands(isa: Isa, words: list[Expr]) -> list[Expr]:
@@ -354,31 +363,9 @@ class Convolution:
         def body(*values: Buffer) -> Callable[[Expr], None]:
             buffers = {p.name: value for p, value in zip(operands, values, strict=True)}
             clamp = v.load_clamp(isa, buffers["parameters"], OUT_ZERO)
-            rows = T.alloc_buffer((self.pixels_per_task * stride,), isa.operand, scope="local", align=64)
+            rows = T.alloc_buffer((self.pixels_per_task * stride,), isa.operand, scope="global", align=64)
 
-            def panel(first: Expr, at: Expr, weight_base: Expr, vectors: int) -> None:
-                row = 0
-                for count, height in row_blocks(self.pixels_per_task, largest_block(isa)):
-                    with T.serial(0, count) as block:
-                        top = T.Bind(row + block * height)
-
-                        def write(i: int, u: Expr) -> None:
-                            v.store(buffers["y"], (first + top + i) * out_stride + at, u, vectors * isa.words)
-
-                        emit_block(
-                            isa,
-                            [(rows, (top + i) * stride) for i in range(height)],
-                            buffers["w"],
-                            weight_base,
-                            (buffers["b"], buffers["m"]),
-                            at,
-                            vectors,
-                            steps,
-                            self.bounded,
-                            clamp,
-                            write,
-                        )
-                    row += count * height
+            matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp)
 
             def task(t: Expr) -> None:
                 first = T.Bind(t * self.pixels_per_task)
@@ -388,7 +375,11 @@ class Convolution:
                 for count, vectors in panels(isa, self.channels):
                     with T.serial(0, count) as p:
                         at = T.Bind(column + p * (vectors * isa.words))
-                        panel(first, at, T.Bind(at * (steps * isa.group)), vectors)
+
+                        def write(row: Expr, u: Expr) -> None:
+                            v.store(buffers["y"], (first + row) * out_stride + at, u, vectors * isa.words)
+
+                        emit_panel(isa, matrix, rows, stride, self.pixels_per_task, at, vectors, write)
                     column += count * vectors * isa.words
 
             return task
@@ -424,47 +415,95 @@ def largest_block(isa: Isa) -> int:
     return 6 if isa.lanes == 4 else 3
 
 
-def emit_block(
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """The right-hand side of a product: ``steps`` groups of ``k`` deep, packed in panels, with what follows it."""
+
+    weights: Buffer
+    bias: Buffer
+    multiplier: Buffer
+    steps: int
+    bounded: bool
+    clamp: v.Clamp
+
+
+def emit_panel(
     isa: Isa,
-    rows: list[tuple[Buffer, Expr]],
-    weights: Buffer,
-    weight_base: Expr,
-    constants: tuple[Buffer, Buffer],
+    matrix: Matrix,
+    left: Buffer,
+    left_stride: int,
+    height: int,
     column: Expr,
     vectors: int,
-    steps: int,
-    bounded: bool,
-    clamp: v.Clamp,
+    write: Callable[[Expr, Expr], None],
+) -> None:
+    """All ``height`` rows of ``left`` by one panel of columns; ``write(row, u)`` gets the outputs.
+
+    Meanwhile the weights of the next panel are fetched, a share with every block: they come from the outer caches or
+    from memory, and in an order that the processor foresees only within a page.
+    """
+    panel = T.Bind(column * (matrix.steps * isa.group))
+    elements = vectors * isa.operand_elements
+    line = 64 // np.dtype(isa.weight).itemsize
+    blocks = sum(count for count, _ in row_blocks(height, largest_block(isa)))
+    share = ceil_div(elements, blocks * line) * line  # elements to fetch with every step
+    row, done = 0, 0
+    for count, rows in row_blocks(height, largest_block(isa)):
+        with T.serial(0, count) as block:
+            top = T.Bind(row + block * rows)
+            ahead = T.Bind(panel + matrix.steps * elements + (done + block) * (matrix.steps * share))
+            emit_block(
+                isa,
+                matrix,
+                left,
+                [(top + i) * left_stride for i in range(rows)],
+                panel,
+                column,
+                vectors,
+                (ahead, share, line),
+                lambda i, u: write(top + i, u),
+            )
+        row += count * rows
+        done += count
+
+
+def emit_block(
+    isa: Isa,
+    matrix: Matrix,
+    left: Buffer,
+    rows: list[Expr],
+    panel: Expr,
+    column: Expr,
+    vectors: int,
+    fetch: tuple[Expr, int, int],
     write: Callable[[int, Expr], None],
 ) -> None:
-    """A register block: len(rows) x vectors accumulators, started from the bias, over ``steps`` groups of products.
+    """A register block: len(rows) x vectors accumulators, started from the bias.
 
-    ``rows`` are buffers and offsets; ``constants`` bias and multipliers; ``write(i, u)`` gets row i's packed outputs.
+    ``rows`` are offsets into ``left``; ``fetch`` is where to fetch ahead, elements a step and elements a cache line;
+    ``write(i, u)`` gets row i's outputs.
     """
-    bias, multiplier = constants
     elements = isa.operand_elements
-    acc = T.alloc_buffer((len(rows) * vectors,), f"int32x{isa.words}", scope="local")
+    acc = [T.alloc_buffer((vectors,), f"int32x{isa.words}", scope="global") for _ in rows]
     for j in range(vectors):
-        start = T.Bind(v.load(bias, column + j * isa.words, isa.words))
-        for i in range(len(rows)):
-            T.buffer_store(acc, start, [i * vectors + j])
-    with T.serial(0, steps) as k:
+        start = T.Bind(v.load(matrix.bias, column + j * isa.words, isa.words))
+        for sums in acc:
+            T.buffer_store(sums, start, [j])
+    ahead, share, line = fetch
+    with T.serial(0, matrix.steps) as k:
         w = [
-            T.Bind(v.load(weights, weight_base + (k * vectors + j) * elements, elements))
-            for j in range(vectors)
+            T.Bind(v.load(matrix.weights, panel + (k * vectors + j) * elements, elements)) for j in range(vectors)
         ]
-        for i, (buffer, offset) in enumerate(rows):
-            a = v.broadcast_group(isa, buffer, offset + k * isa.group)
+        for offset in range(0, share, line):
+            v.prefetch(matrix.weights, ahead + k * share + offset)
+        for sums, row in zip(acc, rows, strict=True):
+            a = v.broadcast_group(isa, left, row + k * isa.group)
             for j in range(vectors):
-                T.buffer_store(acc, v.dot(isa, acc[i * vectors + j], a, w[j]), [i * vectors + j])
-    for i in range(len(rows)):
-        words = [
-            v.round_scaled(
-                isa, acc[i * vectors + j], v.load(multiplier, column + j * isa.words, isa.words), bounded
-            )
-            for j in range(vectors)
-        ]
-        write(i, v.pack(isa, words, clamp))
+                T.buffer_store(sums, v.dot(isa, sums[j], a, w[j]), [j])
+    for i, sums in enumerate(acc):
+        scales = [v.load(matrix.multiplier, column + j * isa.words, isa.words) for j in range(vectors)]
+        words = [v.round_scaled(isa, sums[j], scales[j], matrix.bounded) for j in range(vectors)]
+        write(i, v.pack(isa, words, matrix.clamp))
 
 
 def input_operand(producer: Producer) -> tuple[str, int]:
@@ -517,7 +556,15 @@ class Rows:
 
     @property
     def pixels_per_task(self) -> int:
-        return ceil_div(self.pixels, 16)
+        """Whole rows, whatever their number: a row cut in two is begun twice."""
+        height, width = self.out_size
+        return ceil_div(height, 16) * width
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        if isinstance(self.producer, Depthwise):
+            return self.producer.height, self.producer.width
+        return self.pixels // self.producer.out_width, self.producer.out_width
 
     @property
     def tasks(self) -> int:
@@ -588,27 +635,15 @@ class Product:
             clamp = v.load_clamp(isa, parameters, OUT_ZERO)
             full = self.channels_in_full_panels // (4 * isa.words)
 
+            matrix = Matrix(w, b, m, steps, self.bounded, clamp)
+
             def panel(t: Expr, vectors: int) -> None:
                 at = T.Bind(t * (4 * isa.words))
-                weight_base = T.Bind(at * (steps * isa.group))
-                row = 0
-                for count, height in row_blocks(self.rows, largest_block(isa)):
-                    with T.serial(0, count) as block:
-                        top = T.Bind(row + block * height)
-                        emit_block(
-                            isa,
-                            [(a, (top + i) * self.stride) for i in range(height)],
-                            w,
-                            weight_base,
-                            (b, m),
-                            at,
-                            vectors,
-                            steps,
-                            self.bounded,
-                            clamp,
-                            lambda i, u: v.store(y, (top + i) * out_stride + at, u, vectors * isa.words),
-                        )
-                    row += count * height
+
+                def write(row: Expr, u: Expr) -> None:
+                    v.store(y, row * out_stride + at, u, vectors * isa.words)
+
+                emit_panel(isa, matrix, a, self.stride, self.rows, at, vectors, write)
 
             def task(t: Expr) -> None:
                 shapes = panels(isa, self.channels)

@@ -106,7 +106,7 @@ class DepthwiseAny:
         def body(x: Buffer, w: Buffer, b: Buffer, m: Buffer, parameters: Buffer, y: Buffer) -> Callable[[Expr], None]:
             clamp = v.load_clamp(isa, parameters, ROW_ZERO)
             zero = T.Bind(T.broadcast(parameters[0], isa.words))
-            acc = T.alloc_buffer((4,), f"int32x{isa.words}", scope="local")
+            acc = T.alloc_buffer((4,), f"int32x{isa.words}", scope="global")
 
             def words(buffer: Buffer, base: Expr, j: int) -> Expr:
                 return v.load(buffer, base + j * isa.words, isa.words)

@@ -104,9 +104,12 @@ class Elementwise:
             compute = {"add": _add, "relu": _relu, "requantize": _requantize}[self.kind](isa, parameters)
 
             def task(t: Expr) -> None:
-                with T.serial(t * per_task, T.min((t + 1) * per_task, self.vectors)) as i:
-                    values = [T.Bind(v.load(x, i * isa.bytes, isa.bytes)) for x in inputs]
-                    v.store(y, i * isa.bytes, compute(*values), isa.bytes)
+                # Bound first: TVM rebases the loop over tasks to zero and forgets the bounds of loops inside it.
+                first = T.Bind(t * per_task)
+                count = T.Bind(T.min(per_task, self.vectors - first))
+                with T.serial(0, count) as i:
+                    values = [T.Bind(v.load(x, (first + i) * isa.bytes, isa.bytes)) for x in inputs]
+                    v.store(y, (first + i) * isa.bytes, compute(*values), isa.bytes)
 
             return task
 
@@ -174,7 +177,7 @@ class AveragePool:
             clamp = v.load_clamp(isa, parameters, 0)
             bias = _word(isa, parameters, 2)
             scale = T.Bind(T.broadcast(m[0], isa.words))
-            acc = T.alloc_buffer((4,), f"int32x{isa.words}", scope="local")
+            acc = T.alloc_buffer((4,), f"int32x{isa.words}", scope="global")
 
             def task(t: Expr) -> None:
                 for j in range(4):

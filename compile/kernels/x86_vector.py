@@ -253,6 +253,12 @@ class Parameter:
     count: int
 
 
+def prefetch(buffer: Buffer, offset: Expr | int) -> None:
+    """Asks for a cache line; any address is allowed."""
+    read, near, data = T.int32(0), T.int32(3), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[offset]), read, near, data))
+
+
 def kernel(symbol: str, parameters: Sequence[Parameter], body: Callable[..., Callable[[Expr], None]]) -> tirx.PrimFunc:
     """A PrimFunc over flat buffers and the scalars ``begin`` and ``end``.
 
@@ -264,7 +270,12 @@ def kernel(symbol: str, parameters: Sequence[Parameter], body: Callable[..., Cal
             buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
             T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+            # A local of 64 bytes that lives throughout and whose address is taken: LLVM then aligns the frame, and
+            # with it the vectors it spills. Without one it learns of them too late: each straddles two cache lines.
+            anchor = T.alloc_buffer((1,), "int32x16", scope="global")
+            prefetch(anchor, 0)
             task = body(*buffers)
             with T.serial(begin, end) as t:
                 task(t)
+            prefetch(anchor, 0)
     return builder.get()
