@@ -51,7 +51,7 @@ def load_keras(path: str | Path) -> Checkpoint:
             name = names.pop(layer.ours)
             found |= _torch_tensors(layer, name, arrays.pop(name), path)
     if arrays:
-        raise CheckpointError(f"is no Keras Xception: it also holds layer {sorted(arrays)[0]}", path, sorted(arrays)[0])
+        raise CheckpointError(f"is no Xception of Keras: it also holds layer {sorted(arrays)[0]}", path, sorted(arrays)[0])
     module = assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
     return with_default_card(module, keras_input_spec(), path, "keras.applications.Xception")
 
@@ -87,7 +87,7 @@ def _names(arrays: _Arrays, path: Path) -> dict[str, str]:
         numbers = sorted((int(match[1] or 0), name) for name in rest if (match := pattern.fullmatch(name)))
         if len(numbers) > 4:
             raise CheckpointError(
-                f"is no Keras Xception: it has {len(numbers)} layers like {numbers[0][1]}, Xception has 4", path
+                f"is no Xception of Keras: it has {len(numbers)} layers like {numbers[0][1]}, Xception has 4", path
             )
         names |= {ours[kind, f"shortcut {i}"]: name for i, (_, name) in enumerate(numbers)}
     dense = [name for name in rest if any(array.ndim == 2 for array in arrays[name].values())]

@@ -112,7 +112,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         same_padding, epsilon = bool(card["same_padding"]), float(card["epsilon"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"has a model card that cannot be read ({error}); save it again", path) from error
-    module = assemble({k: (k, v) for k, v in tensors.items()}, path, "Xceptile's", same_padding, epsilon)
+    module = assemble({k: (k, v) for k, v in tensors.items()}, path, "ours", same_padding, epsilon)
     if len(labels) != module.classifier.out_features:
         raise CheckpointError(
             f"names {len(labels)} labels for {module.classifier.out_features} classes; save it again", path
@@ -231,14 +231,14 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
     wanted = [f"{layer.ours}.{suffix}" for layer in xception_layers() for suffix in SUFFIXES[layer.kind]]
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(
-            f"is no {source} Xception: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}; "
+            f"is no Xception of {source}: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}; "
             "give a checkpoint of this network with its classifier",
             path,
             missing[0],
         )
     if unknown := sorted(found[name][0] for name in set(found) - set(wanted)):
         raise CheckpointError(
-            f"is no {source} Xception: it also holds {unknown[0]} ({len(unknown)} unknown tensors)", path, unknown[0]
+            f"is no Xception of {source}: it also holds {unknown[0]} ({len(unknown)} unknown tensors)", path, unknown[0]
         )
     state = {name: tensor for name, (_, tensor) in found.items()}
     for name in ("classifier.weight", *(f"{layer.ours}.weight" for layer in xception_layers() if layer.kind == "norm")):
@@ -247,7 +247,7 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
     try:
         width = _infer_width(_channels(state))
     except ValueError as error:
-        raise CheckpointError(f"is no {source} Xception: {error}", path) from error
+        raise CheckpointError(f"is no Xception of {source}: {error}", path) from error
     with torch.device("meta"):
         module = Xception(state["classifier.weight"].shape[0], width=width, same_padding=same_padding, epsilon=epsilon)
     expected = module.state_dict()

@@ -1,0 +1,390 @@
+"""Checkpoints: ours, and those of the real Keras and timm, saved by their own savers; and files that are none."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from foreign_xceptions import images, keras_outputs, keras_xception, settle_keras, timm_xception
+from needs import requires_module
+
+from xceptile.models import weights, zoo
+from xceptile.models.keras_weights import load_keras
+from xceptile.models.preprocess import InputSpec, keras_input_spec, timm_input_spec
+from xceptile.models.weights import CheckpointError, load_checkpoint, load_timm, save_checkpoint
+from xceptile.models.xception import Xception
+
+needs_keras = requires_module("keras", package="keras")
+needs_timm = requires_module("timm", package="timm")
+SIZE = 128  # its maps before the four poolings are odd, odd, even and even
+PHOTOS = images(2, SIZE)
+TOLERANCE = 1e-4  # relative to the largest logit
+
+
+def outputs(module: torch.nn.Module, x: np.ndarray = PHOTOS) -> np.ndarray:
+    with torch.no_grad():
+        return module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Relative to the largest logit; the logits must depend on the image for the comparison to mean anything."""
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.1 * np.abs(theirs).max()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+# --- Keras. ---
+
+
+@pytest.fixture(scope="module")
+def keras_model() -> Any:
+    return keras_xception()
+
+
+@needs_keras
+@pytest.mark.parametrize("suffix", ["h5", "weights.h5", "keras"])
+@pytest.mark.filterwarnings("ignore")
+def test_keras_xception(keras_model: Any, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"xception.{suffix}"
+    (keras_model.save_weights if suffix == "weights.h5" else keras_model.save)(path)
+    checkpoint = load_keras(path)
+    assert difference(outputs(checkpoint.module), keras_outputs(keras_model, PHOTOS)) < TOLERANCE
+    assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
+    assert checkpoint.input_spec == keras_input_spec()
+    assert len(checkpoint.labels) == 1000
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrong_padding_or_epsilon_would_be_seen(keras_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "xception.weights.h5"
+    keras_model.save_weights(path)
+    right = load_keras(path).module
+    truth = keras_outputs(keras_model, PHOTOS)
+    for fault in ({"same_padding": False}, {"epsilon": 1e-5}):
+        wrong = Xception(1000, **fault).eval()
+        wrong.load_state_dict(right.state_dict())
+        assert difference(outputs(wrong), truth) > TOLERANCE
+
+
+def fine_tuned(*, nested: bool) -> Any:
+    """Transfer learning as Keras' guides have it: the base without its top, pooling, dropout and a dense layer."""
+    import keras
+
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
+    inputs = keras.Input((SIZE, SIZE, 3)) if nested else base.input
+    x = keras.layers.GlobalAveragePooling2D()(base(inputs) if nested else base.output)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="pets")(keras.layers.Dropout(0.2)(x)))
+    settle_keras(model, SIZE)
+    return model
+
+
+@needs_keras
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_keras_transfer_learning(nested: bool, tmp_path: Path) -> None:
+    model = fine_tuned(nested=nested)
+    truth = keras_outputs(model, PHOTOS)
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)  # whole models are saved with the optimizer's moments
+    for suffix in ("h5", "keras"):
+        path = tmp_path / f"pets.{suffix}"
+        model.save(path)
+        checkpoint = load_keras(path)
+        assert difference(outputs(checkpoint.module), truth) < TOLERANCE
+        assert checkpoint.labels == ("0", "1", "2", "3", "4")
+        path.unlink()
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+def test_keras_files_that_name_no_layers(keras_model: Any, tmp_path: Path) -> None:
+    """Early files of Keras 3 number the layers of each class and have no names."""
+    import h5py
+
+    path = tmp_path / "xception.weights.h5"
+    keras_model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.visititems(lambda name, item: item.attrs.pop("name", None) and None)
+    assert difference(outputs(load_keras(path).module), keras_outputs(keras_model, PHOTOS)) < TOLERANCE
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+def test_keras_networks_that_are_not_xception(tmp_path: Path) -> None:
+    import keras
+
+    headless = tmp_path / "headless.weights.h5"
+    keras.applications.Xception(weights=None, include_top=False, input_shape=(71, 71, 3)).save_weights(headless)
+    with pytest.raises(CheckpointError, match="0 dense layers where one classifier is needed; save the model with"):
+        load_keras(headless)
+    other = tmp_path / "other.keras"
+    keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3)).save(other)
+    with pytest.raises(CheckpointError, match=r"other\.keras: "):
+        load_keras(other)
+
+
+# --- timm and Cadene. ---
+
+
+@pytest.fixture(scope="module")
+def timm_model() -> torch.nn.Module:
+    return timm_xception()
+
+
+def cadene_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As in Cadene's files: pointwise weights without their 1x1, last_linear, no counters."""
+    return {
+        name.replace("fc.", "last_linear."): tensor[:, :, 0, 0] if name.endswith("pointwise.weight") else tensor
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@needs_timm
+def test_timm_legacy_xception(timm_model: torch.nn.Module, tmp_path: Path) -> None:
+    truth, state = outputs(timm_model), timm_model.state_dict()
+    pth, cadene, tensors = tmp_path / "a.pth", tmp_path / "cadene.pth", tmp_path / "a.safetensors"
+    torch.save(state, pth)
+    parallel = {f"module.{name}": tensor for name, tensor in cadene_state(state).items()}
+    torch.save({"epoch": 3, "state_dict": parallel}, cadene, _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(state, tensors)
+    for path in (pth, cadene, tensors):
+        checkpoint = load_timm(path)
+        assert difference(outputs(checkpoint.module), truth) < TOLERANCE
+        assert checkpoint.input_spec == timm_input_spec()
+        assert checkpoint.input_spec.resize == 333
+        assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
+    wrong = Xception(1000, same_padding=True, epsilon=1e-5).eval()
+    wrong.load_state_dict(load_timm(pth).module.state_dict())
+    assert difference(outputs(wrong), truth) > TOLERANCE
+
+
+# --- Ours. ---
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A small checkpoint of ours."""
+    torch.manual_seed(0)
+    path = tmp_path / "own.safetensors"
+    save_checkpoint(
+        Xception(3, width=0.1),
+        path,
+        input_spec=InputSpec(96, 96, resize=110, interpolation="bicubic"),
+        labels=("ant", "bee", "çat"),
+        provenance={"data": "drawn"},
+    )
+    return path
+
+
+@pytest.mark.parametrize(("width", "same_padding", "epsilon"), [(0.1, True, 1e-3), (0.25, False, 1e-5)])
+def test_own_checkpoints_keep_everything(width: float, same_padding: bool, epsilon: float, tmp_path: Path) -> None:
+    module = Xception(2, width=width, same_padding=same_padding, epsilon=epsilon)
+    outputs(module)  # in training mode: the running statistics move
+    path, spec = tmp_path / "own.safetensors", InputSpec(80, 90, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    save_checkpoint(module, path, input_spec=spec, labels=("a", "b"), provenance={"curve": "steep"})
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.input_spec, checkpoint.labels, checkpoint.provenance) == (spec, ("a", "b"), {"curve": "steep"})
+    assert np.array_equal(outputs(checkpoint.module), outputs(module.eval()))
+    assert os.listdir(tmp_path) == ["own.safetensors"]
+
+
+@pytest.mark.parametrize("width", [0.1, 0.25, 0.35, 0.375, 0.4, 0.5, 0.75, 1.0, 1.25])
+def test_the_width_is_inferred_from_the_shapes(width: float) -> None:
+    with torch.device("meta"):
+        state = Xception(2, width=width).state_dict()
+    inferred = weights._infer_width(weights._channels(state))
+    with torch.device("meta"):
+        again = Xception(2, width=inferred).state_dict()
+    assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state.items()}
+
+
+def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 classes, 1 labels"):
+        save_checkpoint(
+            Xception(2, width=0.1), tmp_path / "x", input_spec=InputSpec(71, 71), labels=("a",), provenance={}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+# --- Files that are none. ---
+
+
+def rewritten(own: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> Path:
+    """The checkpoint with tensors and metadata changed, its hash made right again."""
+    with safetensors.safe_open(str(own), framework="pt") as file:
+        tensors, metadata = {k: file.get_tensor(k) for k in list(file.keys())}, file.metadata()
+    change(tensors, metadata)
+    metadata["sha256"] = weights._sha256(tensors)
+    safetensors.torch.save_file(tensors, own, metadata)
+    return own
+
+
+def drop(name: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda tensors, _: tensors.__delitem__(name)
+
+
+def put(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda tensors, _: tensors.update({name: value})
+
+
+def card(**changes: object) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda _, metadata: metadata.update(card=json.dumps(json.loads(metadata["card"]) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            drop("blocks.3.norms.1.bias"),
+            "is no Xception of ours: 1 of .* tensors are missing, .* blocks.3.norms.1.b",
+        ),
+        (put("extra.weight", torch.zeros(3)), r"also holds extra.weight"),
+        (
+            put("conv1.weight", torch.zeros(8, 1, 3, 3)),
+            r"conv1.weight has shape \[8, 1, 3, 3\].* has \[8, 3, 3, 3\] there",
+        ),
+        (put("norm2.weight", torch.full((8,), torch.nan)), "norm2.weight holds NaN or infinity"),
+        (put("norm4.weight", torch.zeros(96)), "channel counts"),
+        (put("norm4.weight", torch.zeros(())), "norm4.weight is a single number"),
+        (card(labels=["a"]), "names 1 labels for 3 classes"),
+        (card(input_spec={"height": 3}), "model card that cannot be read"),
+        (card(provenance=3), "model card that cannot be read"),
+        (lambda _, metadata: metadata.__delitem__("card"), "model card that cannot be read"),
+        (lambda _, metadata: metadata.update(version="2"), "version 2, this xceptile reads 1; update xceptile"),
+    ],
+)
+def test_own_checkpoints_that_are_wrong(own: Path, change: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(rewritten(own, change))
+    assert str(caught.value).startswith(f"{own}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_is_seen(own: Path) -> None:
+    whole = own.read_bytes()
+    own.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="is damaged: its tensors do not have the hash"):
+        load_checkpoint(own)
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        own.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="truncated"):
+            zoo.load(own)
+
+
+def small_timm_state() -> dict[str, torch.Tensor]:
+    """A narrow Xception under timm's names."""
+    state = Xception(3, width=0.1).state_dict()
+    return {
+        f"{layer.timm}.{weights.TIMM_SUFFIXES.get(suffix, suffix)}": state[f"{layer.ours}.{suffix}"]
+        for layer in weights.xception_layers()
+        for suffix in weights.SUFFIXES[layer.kind]
+    }
+
+
+class Malicious:
+    """Unpickled, it would make a directory."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_pickled_code_is_never_executed(tmp_path: Path) -> None:
+    path, marker = tmp_path / "evil.pth", tmp_path / "executed"
+    for zipped in (True, False):
+        torch.save({**small_timm_state(), "x": Malicious(marker)}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match="pickled objects besides tensors, which are never executed"):
+            zoo.load(path)
+        assert not marker.exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert marker.exists()
+
+
+def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "module.pth"
+    torch.save(Xception(3, width=0.1), path)
+    with pytest.raises(CheckpointError, match=r"save module.state_dict\(\) alone, or as safetensors"):
+        load_timm(path)
+
+
+def test_pickled_code_in_exported_programs_is_never_executed(tmp_path: Path) -> None:
+    path, marker = tmp_path / "net.pt2", tmp_path / "executed"
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3, 8, 8),)), path)
+    assert zoo.load(path).graph.type_of(zoo.load(path).graph.outputs[0]).shape == (1, 4)
+    bomb = io.BytesIO()
+    torch.save((Malicious(marker),), bomb)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    samples = [name for name in files if "sample_inputs" in name]
+    assert samples
+    for name in files:
+        if name in samples:
+            files[name] = bomb.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    with pytest.raises(CheckpointError, match="or holds code"):
+        zoo.load(path)
+    assert not marker.exists()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{samples[0].split('/')[0]}/data/constants/opaque_obj_0", b"x")
+    with pytest.raises(CheckpointError, match="opaque_obj_0, which is code and is not executed"):
+        zoo.load(path)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.h5", "a.weights.h5", "a.keras", "a.pt2"])
+def test_empty_truncated_and_foreign_files(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for contents in (b"", b"PK\x03\x04 not a zip", b"\x89HDF\r\n\x1a\n" + bytes(200), os.urandom(1000)):
+        path.write_bytes(contents)
+        with pytest.raises(CheckpointError) as caught:
+            zoo.load(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_truncated_pth(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    for zipped in (True, False):
+        torch.save(small_timm_state(), path, _use_new_zipfile_serialization=zipped)
+        assert load_timm(path).module.classifier.out_features == 3
+        path.write_bytes(path.read_bytes()[:-5000])
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_timm(path)
+
+
+def test_other_networks_state_dicts(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"is no Xception of timm: .* tensors are missing"):
+        load_timm(path)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_timm(path)
+
+
+def test_the_zoo(own: Path, tmp_path: Path) -> None:
+    model = zoo.load(own)
+    assert model.graph.inputs[0].type.shape == (1, 96, 96, 3)
+    assert model.labels == ("ant", "bee", "çat")
+    larger = zoo.load(own, size=120)
+    assert (larger.input_spec.height, larger.input_spec.resize) == (120, 137)
+    with pytest.raises(ValueError, match="at least 71x71 pixels, got 70x70"):
+        zoo.load(own, size=70)
+    with pytest.raises(zoo.ModelError, match="no such model; give xception, demo or a file"):
+        zoo.load("resnet")
+    with pytest.raises(zoo.ModelError, match="no such file"):
+        zoo.load(tmp_path / "none.pth")
