@@ -6,12 +6,15 @@ After a convolution that a batch normalization would follow, channels have the m
 
 * ``random_operator_graph(kind, shape, ...)``: one operator, its inputs in full-range int8.
 * ``random_xception(size, width, classes, seed)``: the structure of a quantized Xception.
+* ``tie_graph(kind, shape, ...)``: one operator whose accumulators often land on an exact half.
+* ``all_outputs(graph)``, ``differences(graph, inputs, outputs)``: every tensor against the reference.
 * ``as_float(graph)``: the float graph of the same structure and (dequantized) weights.
 * ``random_input(graph, seed)``, ``photo(height, width, seed)``: something to feed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -127,7 +130,8 @@ class Int8Builder:
         over_pixels = tuple(range(y.ndim - 1))
         if normalize:
             spread = np.abs(self.rng.normal(1.0, 0.25, channels)) + 0.05
-            factor = spread / (y.std(over_pixels) + 1e-6)
+            least = 0.1 * float(np.sqrt(np.mean(np.square(y)))) + 1e-6  # a channel of one pixel has no spread
+            factor = spread / np.maximum(y.std(over_pixels), least)
             bias = self.rng.normal(0, 0.3, channels) - y.mean(over_pixels) * factor
         else:
             factor = np.ones(channels)
@@ -141,7 +145,7 @@ class Int8Builder:
         weights_q = np.clip(np.rint(weights / scales.reshape(shape)), -127, 127).astype(np.int8)
         bias_scales = arithmetic.f32_product(self.quant(x).scale, scales)
         bias_q = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
-        quant = quant or covering(np.maximum(y, 0) if op.relu else y)
+        quant = quant or covering(np.maximum(y, 0) if op.relu and (y > 0).any() else y)
         name = self._name(base)
         w_type = ir.TensorType(weights.shape, "int8", ir.PerAxis(tuple(map(float, scales)), axis))
         b_type = ir.TensorType((channels,), "int32", ir.PerAxis(tuple(map(float, bias_scales)), 0))
@@ -274,6 +278,59 @@ def random_operator_graph(
         case _:
             raise ValueError(f"no such kind of operator: {kind}")
     return build.graph()
+
+
+def tie_graph(kind: str, shape: tuple[int, ...], *, zero_point: int = 0, relu: bool = False, seed: int = 0) -> ir.Graph:
+    """A conv (1x1), depthwise (3x3), linear, add or requantize whose scales are powers of two.
+
+    Exact halves before rounding are then common: the multipliers of a convolution's channels are 2**-1 to 2**-6.
+    """
+    rng = np.random.default_rng(seed)
+    target = ir.PerTensor(1.0, zero_point)
+    source = ir.TensorType(shape, "int8", ir.PerTensor(0.5, 0))
+    x = ir.Node("x", ir.Input(), (), source)
+    if kind in ("add", "requantize"):
+        others = (ir.Node("other", ir.Input(), (), source),) if kind == "add" else ()
+        op: ir.Op = ir.Add(relu) if kind == "add" else ir.Requantize()
+        y = ir.Node("y", op, ("x", *(n.name for n in others)), ir.TensorType(shape, "int8", target))
+        return ir.Graph(f"ties_{kind}", (x, *others, y), {}, ("y",))
+    channels = shape[-1]
+    op, weight_shape, axis = {
+        "conv": (ir.Conv2d((1, 1), (0, 0, 0, 0), relu), (channels, 1, 1, channels), 0),
+        "depthwise": (ir.DepthwiseConv2d((1, 1), (1, 1, 1, 1), relu), (3, 3, channels), 2),
+        "linear": (ir.FullyConnected(relu), (channels, channels), 0),
+    }[kind]
+    scales = tuple(2.0 ** -int(e) for e in rng.integers(0, 6, channels))
+    constants = {
+        "w": ir.Constant(
+            ir.TensorType(weight_shape, "int8", ir.PerAxis(scales, axis)), rng.integers(-3, 4, weight_shape, np.int8)
+        ),
+        "b": ir.Constant(
+            ir.TensorType((channels,), "int32", ir.PerAxis(tuple(0.5 * s for s in scales), 0)),
+            rng.integers(-100, 100, channels, np.int32),
+        ),
+    }
+    y = ir.Node("y", op, ("x", "w", "b"), ir.TensorType(shape, "int8", target))
+    return ir.Graph(f"ties_{kind}", (x, y), constants, ("y",))
+
+
+def all_outputs(graph: ir.Graph) -> ir.Graph:
+    """The same graph with every computed tensor as an output, so that an engine shows them all."""
+    return replace(graph, outputs=tuple(node.name for node in graph.nodes if node.inputs))
+
+
+def differences(graph: ir.Graph, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> dict[str, int]:
+    """How many elements of each of the graph's outputs differ from the reference; only tensors that differ."""
+    got = dict(zip(graph.outputs, outputs, strict=True))
+    feeds = {node.name: value for node, value in zip(graph.inputs, inputs, strict=True)}
+    found = {}
+    for name, value in reference.iterate(graph, feeds):
+        if name in got:
+            assert got[name].shape == value.shape, f"{name}: {got[name].shape} instead of {value.shape}"
+            assert got[name].dtype == value.dtype, f"{name}: {got[name].dtype} instead of {value.dtype}"
+            if count := int((got[name] != value).sum()):
+                found[name] = count
+    return found
 
 
 def random_xception(
