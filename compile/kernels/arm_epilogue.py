@@ -1,0 +1,56 @@
+"""From int32 accumulators to int8, as the contract says: clamp(rint(f32(f32(acc) * m)) + z, lo, 127).
+
+The narrowing saturates twice, int32 to int16 and, once the zero point is added, int16 to int8. That equals one clamp:
+a value beyond int16 stays beyond int8 whatever zero point in [-128, 127] is added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from . import arm_neon as neon
+from .arm_neon import Buffer, Expr
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output's zero point in every lane (int16x8) and, under a fused ReLU, as the least value (int8x16)."""
+
+    zero_point: Expr
+    least: Expr | None
+
+
+def load_output(constants: Buffer, index: int, relu: bool) -> Output:
+    """``constants[index]`` (int32) is the zero point."""
+    zero = constants[index]
+    least = neon.bind(neon.splat(T.cast(zero, "int8"), 16)) if relu else None
+    return Output(neon.bind(neon.splat(T.cast(zero, "int16"), 8)), least)
+
+
+def scale(acc: Expr, multiplier: Expr) -> Expr:
+    """rint(f32(acc) * m), int32x4, saturating: scvtf, fmul, fcvtns."""
+    return neon.fcvtns(T.cast(acc, "float32x4") * multiplier)
+
+
+def narrow8(values: Sequence[Expr], output: Output) -> Expr:
+    """Two int32x4 as one int8x8, zero point added."""
+    halves = neon.join(neon.sqxtn16(values[0]), neon.sqxtn16(values[1]), 4)
+    y = neon.sqxtn8(neon.sqadd16(halves, output.zero_point))
+    if output.least is not None:
+        y = neon.smax(neon.bind(y), neon.low(output.least, 16))
+    return neon.bind(y)
+
+
+def narrow16(values: Sequence[Expr], output: Output) -> Expr:
+    """Four int32x4 as one int8x16, zero point added."""
+    halves = [
+        neon.sqadd16(neon.join(neon.sqxtn16(a), neon.sqxtn16(b), 4), output.zero_point)
+        for a, b in (values[:2], values[2:])
+    ]
+    y = neon.join(neon.sqxtn8(halves[0]), neon.sqxtn8(halves[1]), 8)
+    if output.least is not None:
+        y = neon.smax(neon.bind(y), output.least)
+    return neon.bind(y)
