@@ -230,8 +230,9 @@ class Convert:
 
         def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
             def task(t: Expr) -> None:
-                last = T.min((t + 1) * self.pixels_per_task, self.pixels)
-                with T.serial(t * self.pixels_per_task, last) as p:
+                first = T.Bind(t * self.pixels_per_task)
+                with T.serial(0, T.Bind(T.min(self.pixels_per_task, self.pixels - first))) as i:
+                    p = first + i
 
                     def piece(offset: Expr | int, size: int) -> None:
                         value = v.reinterpret(v.load(x, p * steps[0] + offset, size), v.lanes("uint8", size))
