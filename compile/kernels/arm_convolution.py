@@ -113,7 +113,8 @@ def build(shape: ConvolutionShape) -> Any:
                 depthwise = Depthwise(front, operands, x, stage)
             elif shape.staged:
                 stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
-            with T.serial(begin, end) as task:
+            with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                task = neon.bind(begin + at)
                 band = neon.bind(task // shape.splits)
                 first_row = neon.bind(band * shape.rows_per_task)
                 rows = neon.bind(T.min(T.int32(shape.rows_per_task), window.out_height - first_row))
@@ -307,7 +308,8 @@ class DepthwiseAlone:
                 begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
                 stage = T.alloc_buffer((stage_bytes(window, self.rows_per_task),), "int8")
                 depthwise = Depthwise(self.shape, DepthwiseOperands(weights, bias, multipliers, constants), x, stage)
-                with T.serial(begin, end) as task:
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    task = neon.bind(begin + at)
                     first_row = neon.bind(task * self.rows_per_task)
                     rows = neon.bind(T.min(T.int32(self.rows_per_task), window.out_height - first_row))
                     depthwise.begin_band(self.rows_per_task)

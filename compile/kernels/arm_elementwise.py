@@ -123,7 +123,8 @@ class MaxPool:
                 x = T.arg("x", T.buffer((window.in_height * window.in_width * channels,), "int8"))
                 y = T.arg("y", T.buffer((window.out_height * window.out_width * channels,), "int8"))
                 begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                with T.serial(begin, end) as row:
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    row = neon.bind(begin + at)
                     lines = [
                         neon.bind(
                             _clamp(row * window.strides[0] + (i - window.padding[0]), window.in_height)
@@ -176,7 +177,8 @@ class Average:
                 scale = neon.load_splat(multiplier, 0, "float32x4")
                 output = epilogue.load_output(constants, 1, relu=False)
                 sums = [Register("int32x4") for _ in range(4)]
-                with T.serial(begin, end) as block:
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    block = neon.bind(begin + at)
                     for register in sums:
                         register.set(neon.splat(-constants[0], 4))
                     with T.serial(0, self.pixels) as pixel:

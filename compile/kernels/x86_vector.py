@@ -275,7 +275,8 @@ def kernel(symbol: str, parameters: Sequence[Parameter], body: Callable[..., Cal
             anchor = T.alloc_buffer((1,), "int32x16", scope="global")
             prefetch(anchor, 0)
             task = body(*buffers)
-            with T.serial(begin, end) as t:
-                task(t)
+            # From zero: TVM 0.27 loses the start of a loop inside a loop that itself starts elsewhere.
+            with T.serial(0, end - begin) as t:
+                task(begin + t)
             prefetch(anchor, 0)
     return builder.get()
