@@ -1,0 +1,173 @@
+"""The plan's file format: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+
+import pytest
+
+from xceptile.runtime.plan import MAX_TASKS, Argument, Plan, PlanError, PlanTensor, Step, pack, seal, unpack
+
+HASHES = ("0" * 64, "12ef" * 16)
+HEADER_BYTES = 168
+
+
+def small_plan() -> Plan:
+    steps = (
+        Step(
+            "first_3x3", (Argument("arena", "int8", 0, 12), Argument("weights", "int32", 64, 4)), 3, "conv", "a.b", 100
+        ),
+        Step("second", (Argument("arena", "uint8", 64, 16), Argument("arena", "int8", 128, 4)), MAX_TASKS, "fc", "", 0),
+        Step("first_3x3", (Argument("weights", "float32", 0, 1),), 1, "conv", "a.b", 1 << 40),
+    )
+    tensors = (
+        PlanTensor("input", "input", "int8", (1, 2, 2, 3), 1.0, -128, 0),
+        PlanTensor("logits", "output", "int8", (1, 4), 0.25, 3, 128),
+        PlanTensor("extra", "output", "float32", (1,), 0.0, 0, 192),
+    )
+    return Plan("cpu", 256, 80, tensors, steps, ("neon", "dotprod"))
+
+
+PACKED = pack(small_plan(), *HASHES)
+
+
+def test_a_plan_survives_the_file() -> None:
+    assert unpack(PACKED) == small_plan()
+    assert pack(unpack(PACKED), *HASHES) == PACKED
+
+
+def test_the_file_of_a_plan_is_fixed() -> None:
+    """A change of the format is a new version: devices in the field read the old one."""
+    assert PACKED[:16] == b"XCTPLAN\0" + struct.pack("<II", 1, HEADER_BYTES)
+    assert len(PACKED) == HEADER_BYTES + 3 * 64 + 3 * 32 + 5 * 24 + 2 * 4 + 2 * 4 + len(
+        b"conv\0a.b\0fc\0\0input\0logits\0extra\0first_3x3\0second\0neon\0dotprod\0"
+    )
+    assert PACKED[104:136].hex() == HASHES[1]
+
+
+def test_every_changed_byte_is_noticed() -> None:
+    for position in range(len(PACKED)):
+        damaged = bytearray(PACKED)
+        damaged[position] ^= 0x10
+        with pytest.raises(PlanError):
+            unpack(bytes(damaged))
+
+
+def test_every_truncation_is_noticed() -> None:
+    for length in range(len(PACKED)):
+        with pytest.raises(PlanError):
+            unpack(PACKED[:length])
+    with pytest.raises(PlanError):
+        unpack(PACKED + b"\0")
+
+
+def test_a_change_with_a_right_hash_is_noticed_or_harmless() -> None:
+    """An attacker can make the hash right: what is then accepted is a plan within its bounds."""
+    accepted = 0
+    for changed in resealed_changes(PACKED):
+        try:
+            plan = unpack(changed)
+        except PlanError:
+            continue
+        accepted += 1
+        assert pack(plan, *HASHES)  # within every bound
+    assert 0 < accepted
+
+
+def resealed_changes(data: bytes) -> list[bytes]:
+    """The file with one byte changed, each in many ways, and cut at every length, all with hash and length made right."""
+    changes = []
+    for position in range(16, len(data)):
+        values = {data[position] ^ 1 << bit for bit in range(8)} | {0, 1, 0x7F, 0x80, 0xFF}
+        for value in values - {data[position]}:
+            changes.append(seal(data[:position] + bytes([value]) + data[position + 1 :]))
+    for length in range(HEADER_BYTES, len(data)):
+        cut = data[:48] + struct.pack("<Q", length) + data[56:length]
+        changes.append(seal(cut))
+    dice = random.Random(0)
+    for _ in range(2000):  # several words at once: counts that agree with each other, offsets near an overflow
+        damaged = bytearray(data)
+        for _ in range(dice.randint(1, 3)):
+            at = 4 * dice.randrange(12, len(data) // 4)
+            damaged[at : at + 4] = struct.pack("<I", dice.choice((0, 1, 2, 63, 64, 1 << 24, 1 << 31, (1 << 32) - 1)))
+        changes.append(seal(bytes(damaged[: len(data)])))
+    return changes
+
+
+def with_step(**changes: object) -> Plan:
+    plan = small_plan()
+    return replace(plan, steps=(replace(plan.steps[0], **changes), *plan.steps[1:]))
+
+
+def with_tensor(**changes: object) -> Plan:
+    plan = small_plan()
+    return replace(plan, tensors=(replace(plan.tensors[0], **changes), *plan.tensors[1:]))
+
+
+def with_argument(**changes: object) -> Plan:
+    return with_step(arguments=(replace(small_plan().steps[0].arguments[0], **changes),))
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (replace(small_plan(), engine="abacus"), "abacus"),
+        (replace(small_plan(), arena_bytes=0), "arena"),
+        (replace(small_plan(), arena_bytes=1 << 41), "arena"),
+        (replace(small_plan(), arena_bytes=-1), "header"),
+        (replace(small_plan(), weights_bytes=1 << 41), "weights"),
+        (replace(small_plan(), tensors=small_plan().tensors[1:]), "no input"),
+        (replace(small_plan(), tensors=small_plan().tensors[:1]), "no output"),
+        (replace(small_plan(), steps=()), "no step"),
+        (replace(small_plan(), features=("not a word",)), "not a word"),
+        (with_step(kernel="two words"), "two words"),
+        (with_step(kernel=""), "identifier"),
+        (with_step(kernel="k" * 201), "identifier"),
+        (with_step(name=""), "no name"),
+        (with_step(name="größer"), "ASCII"),
+        (with_step(path="a\nb"), "ASCII"),
+        (with_step(tasks=0), "0 tasks"),
+        (with_step(tasks=MAX_TASKS + 1), "tasks"),
+        (with_step(macs=-1), "conv"),
+        (with_step(arguments=()), "0 arguments"),
+        (with_step(arguments=(Argument("arena", "int8", 0, 1),) * 17), "17 arguments"),
+        (with_argument(space="register"), "register"),
+        (with_argument(dtype="int4"), "int4"),
+        (with_argument(offset_bytes=32), "multiple of 64"),
+        (with_argument(offset_bytes=256), "do not fit"),
+        (with_argument(count=257), "do not fit"),
+        (with_argument(count=0), "no elements"),
+        (with_argument(space="weights", count=81), "do not fit"),
+        (with_tensor(kind="state"), "state"),
+        (with_tensor(shape=()), "rank 0"),
+        (with_tensor(shape=(1,) * 9), "rank 9"),
+        (with_tensor(shape=(1, 0, 3)), "dimensions"),
+        (with_tensor(shape=(1 << 31, 1 << 31, 1 << 31)), "do not fit"),
+        (with_tensor(scale=float("nan")), "scale"),
+        (with_tensor(scale=-1.0), "scale"),
+        (with_tensor(scale=0.1), "does not survive"),  # no float32
+        (with_tensor(zero_point=256), "zero point"),
+        (with_tensor(offset_bytes=1), "multiple of 64"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_not_written(plan: Plan, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        pack(plan, *HASHES)
+
+
+def test_a_hash_must_be_one() -> None:
+    with pytest.raises(PlanError, match="SHA-256"):
+        pack(small_plan(), "0" * 63, HASHES[1])
+
+
+def test_a_newer_version_is_named() -> None:
+    newer = seal(PACKED[:8] + struct.pack("<I", 2) + PACKED[12:])
+    with pytest.raises(PlanError, match="version 2"):
+        unpack(newer)
+
+
+def test_another_file_is_no_plan() -> None:
+    with pytest.raises(PlanError, match="XCTPLAN"):
+        unpack(b"\x7fELF" + bytes(400))
