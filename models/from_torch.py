@@ -215,18 +215,20 @@ def _origin(node: torch.fx.Node, operator: str) -> Origin:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     kind = str(stack[-1][1]) if stack else ""
     layer = re.fullmatch(r"torch\.nn\.modules\.(?!container\b)\w+\.\w+", kind) is not None
-    short = _SHORT_NAMES.get(operator, operator)
-    name = path if layer and path else ".".join(filter(None, (path, short)))
+    operator = _PLAIN_NAMES.get(operator, operator)
+    name = path if layer and path else ".".join(filter(None, (path, operator)))
     return Origin(path, name, f"aten.{operator}")
 
 
-_SHORT_NAMES = {
+_PLAIN_NAMES = {
+    "_native_batch_norm_legit": "batch_norm",
+    "_native_batch_norm_legit_functional": "batch_norm",
     "_native_batch_norm_legit_no_training": "batch_norm",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
     "max_pool2d_with_indices": "max_pool2d",
-    "mean": "pool",
-    "adaptive_avg_pool2d": "pool",
-    "addmm": "linear",
+    "constant_pad_nd": "pad",
     "convolution": "conv2d",
+    "addmm": "linear",
 }
 
 

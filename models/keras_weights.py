@@ -51,7 +51,8 @@ def load_keras(path: str | Path) -> Checkpoint:
             name = names.pop(layer.ours)
             found |= _torch_tensors(layer, name, arrays.pop(name), path)
     if arrays:
-        raise CheckpointError(f"is no Xception of Keras: it also holds layer {sorted(arrays)[0]}", path, sorted(arrays)[0])
+        unknown = sorted(arrays)[0]
+        raise CheckpointError(f"is no Xception of Keras: it also holds layer {unknown}", path, unknown)
     module = assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
     return with_default_card(module, keras_input_spec(), path, "keras.applications.Xception")
 

@@ -220,10 +220,9 @@ class GraphBuilder:
         have = self.shape(self._plain(x, origin))
         if shape == have:
             return x
-        if len(have) == 4 and have[2:] == (1, 1) and shape == have[:2]:
-            return self.global_average_pool(x, origin)  # of one pixel: the identity
-        if len(have) == 2 and shape == (*have, 1, 1):
-            return x
+        if have[2:] in ((), (1, 1)) and shape[:2] == have[:2] and set(shape[2:]) <= {1}:
+            # The mean of one pixel is the identity, and the graph's way from a map to (N, C).
+            return x if len(have) == 2 else self.global_average_pool(x, origin)
         if len(have) == 4 and have[2:] != (1, 1):
             raise origin.refuse(f"it takes {list(have)} to {list(shape)}; pool the map to 1x1 (global average) first")
         raise origin.refuse(f"it takes {list(have)} to {list(shape)}")

@@ -231,8 +231,8 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
     wanted = [f"{layer.ours}.{suffix}" for layer in xception_layers() for suffix in SUFFIXES[layer.kind]]
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(
-            f"is no Xception of {source}: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}; "
-            "give a checkpoint of this network with its classifier",
+            f"is no Xception of {source}: {len(missing)} of {len(wanted)} tensors are missing, the first is "
+            f"{missing[0]}; give a checkpoint of this network with its classifier",
             path,
             missing[0],
         )
