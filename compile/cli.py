@@ -132,7 +132,9 @@ def compile_command(
     if as_json:
         _print_json({"bundle": str(output), "sha256": bundle.sha256(), "target": spec.name, "size_bytes": sizes})
         return
-    out.print(f"[bold]{output}[/]: {manifest.network} for {spec.name}, calibrated on {network.table.images} images")
+    out.print(
+        f"[bold]{output}[/]: {manifest.network} for {spec.name}, calibrated on {network.table.image_count} images"
+    )
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
 

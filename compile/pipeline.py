@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +146,7 @@ def build_bundle_files(
         files={},
         pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
     )
-    shell = bundles.Bundle(bundles.Path(), manifest)
+    shell = bundles.Bundle(Path(), manifest)
     golden = shell.quantize_pixels(network.golden)
     outputs = np.concatenate([reference.run(network.int8_graph, image[np.newaxis])[0] for image in golden])
     files[bundles.GOLDEN_INPUT] = golden.tobytes()

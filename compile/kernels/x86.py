@@ -155,6 +155,7 @@ class _Lowering:
         row_constants: tuple[Weights, ...] = ()
         macs = out_pixels * weights.size
         producer: conv.Producer
+        operands: tuple[Activation | Weights, ...]
         if source.name in self.fused:
             producer, row_constants, x, more = self._depthwise_producer(source, parameters)
             macs += more
@@ -162,11 +163,13 @@ class _Lowering:
             plain = isinstance(source.op, ir.Input) and self._input(source) == []
             out_width = node.type.shape[2] if len(node.type.shape) == 4 else 1
             kernel = (weights.shape[1], weights.shape[2])
-            producer = conv.Gather(
-                height, width, in_channels, kernel, op.strides, op.padding, out_width, plain
-            )
+            producer = conv.Gather(height, width, in_channels, kernel, op.strides, op.padding, out_width, plain)
             parameters[conv.PADDING] = source.type.per_tensor.zero_point + 128
-            x = Activation(source.name, "int8", height * width * in_channels) if plain else self._activation(source.name)
+            x = (
+                Activation(source.name, "int8", height * width * in_channels)
+                if plain
+                else self._activation(source.name)
+            )
         position = producer.k_position(self.isa)
         k = int(position.max()) + 1
         matrix = np.zeros((channels, k), np.int64)
@@ -197,10 +200,9 @@ class _Lowering:
         """Packed weights, biases and multipliers of ``matrix`` (N, K), and whether every product fits int32."""
         isa, channels = self.isa, matrix.shape[0]
         bias, multipliers, bounded = self._biases(node, matrix)
-        order = np.concatenate([
-            first + lane_order(isa, vectors).reshape(-1)
-            for first, vectors in conv.panel_starts(isa, channels)
-        ])
+        order = np.concatenate(
+            [first + lane_order(isa, vectors).reshape(-1) for first, vectors in conv.panel_starts(isa, channels)]
+        )
         steps = conv.ceil_div(matrix.shape[1], isa.group)
         padded = np.zeros((order.size, steps * isa.group), isa.weight)
         padded[:channels, : matrix.shape[1]] = matrix
@@ -218,9 +220,7 @@ class _Lowering:
             Weights(_padded(multipliers, order.size)[order]),
         ), bounded
 
-    def _biases(
-        self, node: ir.Node, matrix: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+    def _biases(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
         """Biases with the zero-point correction (modulo 2^32), multipliers, and the bound."""
         source, weights = (self.graph.type_of(name) for name in node.inputs[:2])
         bias = self.graph.constants[node.inputs[2]].data.astype(np.int64)
@@ -276,7 +276,7 @@ class _Lowering:
         if self._is_banded(node):
             banded, constants, x, macs = self._depthwise_producer(node, parameters)
             alone = DepthwiseAlone(isa, banded)
-            operands = (x, *constants, Weights(parameters), target)
+            operands: tuple[Activation | Weights, ...] = (x, *constants, Weights(parameters), target)
             return [
                 KernelCall(alone.symbol, alone.build, operands, target.name, alone.tasks, node.name, node.path, macs)
             ]
@@ -314,7 +314,15 @@ class _Lowering:
         if any(pad >= size for pad, size in zip(op.padding, (op.kernel[0],) * 2 + (op.kernel[1],) * 2, strict=True)):
             raise ir.GraphError(f"{node.name}: a pooling window lies in the padding alone", node.name, node.path)
         kernel = MaxPool(
-            self.isa, height, width, channels, op.kernel, op.strides, (op.padding[0], op.padding[2]), out_height, out_width
+            self.isa,
+            height,
+            width,
+            channels,
+            op.kernel,
+            op.strides,
+            (op.padding[0], op.padding[2]),
+            out_height,
+            out_width,
         )
         target = self._activation(node.name)
         operands = (self._activation(node.inputs[0]), target)
@@ -343,7 +351,8 @@ class _Lowering:
                 parameters[2], parameters[4] = k, 128 - (128 + sources[0].zero_point) * k
         target = self._activation(node.name)
         kernel = Elementwise(self.isa, kind, target.count)
-        operands = (*(self._activation(name) for name in node.inputs), Weights(_wrap(parameters)), target)
+        inputs = [self._activation(name) for name in node.inputs]
+        operands: tuple[Activation | Weights, ...] = (*inputs, Weights(_wrap(parameters)), target)
         return KernelCall(kernel.symbol, kernel.build, operands, target.name, kernel.tasks, node.name, node.path)
 
     def _average_pool(self, node: ir.Node) -> KernelCall:
