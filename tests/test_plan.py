@@ -73,11 +73,11 @@ def test_a_change_with_a_right_hash_is_noticed_or_harmless() -> None:
             continue
         accepted += 1
         assert pack(plan, *HASHES)  # within every bound
-    assert 0 < accepted
+    assert accepted
 
 
 def resealed_changes(data: bytes) -> list[bytes]:
-    """The file with one byte changed, each in many ways, and cut at every length, all with hash and length made right."""
+    """The file with one byte changed, each in many ways, and cut at every length; hash and length are made right."""
     changes = []
     for position in range(16, len(data)):
         values = {data[position] ^ 1 << bit for bit in range(8)} | {0, 1, 0x7F, 0x80, 0xFF}
