@@ -81,7 +81,7 @@ class Gather:
         self, isa: Isa, buffers: dict[str, Buffer], first: Expr, last: Expr, rows: Buffer, stride: int, origin: Expr
     ) -> None:
         """Fills rows[(p - first + origin) * stride ...] for the pixels first <= p < last."""
-        (kh, kw), (sy, sx), (top, bottom, left, right) = self.kernel, self.strides, self.padding
+        (kh, kw), (sy, sx), (top, _, left, _) = self.kernel, self.strides, self.padding
         x, pixel = buffers["x"], self.pixel_stride
         position = self.k_position(isa)
         pad = None
@@ -491,9 +491,7 @@ def emit_block(
             T.buffer_store(sums, start, [j])
     ahead, share, line = fetch
     with T.serial(0, matrix.steps) as k:
-        w = [
-            T.Bind(v.load(matrix.weights, panel + (k * vectors + j) * elements, elements)) for j in range(vectors)
-        ]
+        w = [T.Bind(v.load(matrix.weights, panel + (k * vectors + j) * elements, elements)) for j in range(vectors)]
         for offset in range(0, share, line):
             v.prefetch(matrix.weights, ahead + k * share + offset)
         for sums, row in zip(acc, rows, strict=True):
