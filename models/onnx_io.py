@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from . import graph as ir
 from .nchw import NO_PADS, Array, GraphBuilder, Origin, Value
@@ -86,6 +87,7 @@ class _Importer:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.builder = GraphBuilder()
+        self.opsets = list(model.opset_import)
         self.env: dict[str, _Operand] = {"": None}
         self.reads = Counter(name for node in model.graph.node for name in node.input)
         self.reads.update(output.name for output in model.graph.output)
@@ -124,8 +126,8 @@ class _Importer:
         if unknown:
             raise origin.refuse(f"its operand {unknown[0]} is made by a part that is not used as the network's result")
         call = _Call(origin, [self.env[name] for name in node.input], attributes)
-        if node.op_type in ("Identity", "Cast") and isinstance(call.operands[0], tuple):
-            self.env[node.output[0]] = call.operands[0]
+        if all(operand is None or isinstance(operand, tuple) for operand in call.operands):
+            self._fold(node, call)
             return
         if node.op_type == "MatMul":
             self._matmul(node, call)
@@ -136,6 +138,24 @@ class _Importer:
                 _REASONS.get(node.op_type, f"there is no int8 form of it here; supported are {SUPPORTED}")
             )
         self.env[node.output[0]] = handler(self.builder, call)
+
+    def _fold(self, node: onnx.NodeProto, call: _Call) -> None:
+        """What is computed from constants alone: torch's exporter works out paddings and shapes so."""
+        if node.op_type == "Identity":  # keeps the name, which says the module
+            self.env[node.output[0]] = call.operands[0]
+            return
+        feeds = {name: operand[1] for name, operand in zip(node.input, call.operands, strict=True) if operand}
+        inputs = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for n, v in feeds.items()
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+        proto = helper.make_model(helper.make_graph([node], "constants", inputs, outputs), opset_imports=self.opsets)
+        try:
+            results = ReferenceEvaluator(proto).run(None, feeds)
+        except Exception as error:  # the evaluator raises whatever its numpy code raises
+            raise call.origin.refuse(f"its value cannot be computed beforehand ({error})") from error
+        self.env |= {name: (name, np.asarray(result)) for name, result in zip(node.output, results, strict=True)}
 
     def _matmul(self, node: onnx.NodeProto, call: _Call) -> None:
         """A fully connected layer; an addition of a constant that alone reads it is its bias."""
@@ -152,6 +172,7 @@ class _Importer:
 
 _REASONS = {
     "Softmax": "end the network at its logits: the class of the largest is the same",
+    "Shape": "export the network with fixed sizes, the batch included",
     "Transpose": "images must enter as (N, C, H, W) and stay so",
     "QuantizeLinear": "only float networks are read; give the network before quantization",
     "DequantizeLinear": "only float networks are read; give the network before quantization",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from float_graphs import FloatBuilder
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -17,6 +18,7 @@ from xceptile.models import zoo
 from xceptile.models.nchw import UnsupportedLayer
 from xceptile.models.onnx_io import OnnxError, from_onnx, load_onnx, to_onnx
 from xceptile.models.verify import verify
+from xceptile.models.xception import Xception
 from xceptile.runtime import reference
 
 RNG = np.random.default_rng(0)
@@ -80,6 +82,7 @@ def compare(proto: onnx.ModelProto) -> ir.Graph:
     return graph
 
 
+HEAD = [("GlobalAveragePool", "x", "p", {}), ("Flatten", "p", "f", {})]
 POOL = ("GlobalAveragePool", "x", "p", {})
 CHAINS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "conv": [("Conv", "x w b", "y", {"strides": [2, 1], "pads": [1, 0, 0, 2]})],
@@ -108,6 +111,7 @@ CHAINS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "squeeze": [POOL, ("Squeeze", "p axes", "y", {})],
     "whole-map average": [("AveragePool", "x", "p", {"kernel_shape": [8, 9]}), ("Flatten", "p", "y", {})],
     "identities": [("Identity", "x", "i", {}), ("Dropout", "i", "d", {}), ("Relu", "d", "y", {})],
+    "computed from constants": [("Transpose", "fc", "v", {}), ("Neg", "v", "n", {}), *HEAD, ("Gemm", "f n", "y", {})],
     "identity of weights": [("Identity", "w", "v", {}), ("Conv", "x v", "y", {})],
 }
 CHAINS["pad axes and conv"][0] = ("Pad", "x some_pads EMPTY axes", "p", {})
@@ -125,6 +129,28 @@ def built(name: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", CHAINS)
 def test_supported_operators(name: str) -> None:
     compare(built(name))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("same_padding", [True, False])
+def test_torchs_own_exporter(same_padding: bool, tmp_path: Path) -> None:
+    """The whole network, whose explicit padding the exporter computes with a dozen nodes."""
+    torch.manual_seed(0)
+    network, path = Xception(5, width=0.1, same_padding=same_padding), tmp_path / "net.onnx"
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(2, 3, 96, 96))
+    network.eval()
+    x = torch.randn(1, 3, 96, 96)
+    torch.onnx.export(network, (x,), path, dynamo=False)
+    graph = load_onnx(path)
+    verify(graph)
+    with torch.no_grad():
+        expected = network(x).numpy()
+    assert np.abs(reference.run(graph, nhwc(x.numpy()))[0] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert {node.path for node in graph.nodes} >= {"classifier", "blocks.0.sepconvs.0.depthwise"}
 
 
 def test_a_bias_that_others_read_too_stays_an_addition() -> None:
@@ -150,7 +176,8 @@ REFUSED: dict[str, tuple[list[tuple[str, str, str, dict[str, Any]]], str, str]] 
     "softmax": ([("Softmax", "x", "y", {})], "Softmax", "end the network at its logits"),
     "transpose": ([("Transpose", "x", "y", {"perm": [0, 2, 3, 1]})], "Transpose", "(N, C, H, W)"),
     "dilation": ([("Conv", "x w", "y", {"dilations": [2, 2]})], "Conv", "dilation [2, 2]"),
-    "computed weights": ([("Relu", "w", "v", {})], "Relu", "an operand is the constant w"),
+    "computed weights": ([("Relu", "x", "v", {}), ("Conv", "x v", "y", {})], "Conv", "operand 1 is computed while"),
+    "a shape": ([("Shape", "x", "y", {})], "Shape", "export the network with fixed sizes"),
     "reflected": (
         [("Pad", "x pads", "p", {"mode": "reflect"}), ("Conv", "p w", "y", {})],
         "Pad",
