@@ -151,7 +151,7 @@ def mean_variants_agree(source: ir.PerTensor, target: ir.PerTensor, pixels: int)
     if not 0 <= shift < 54 or float(np.abs(as_float).max()) >= 2.0**31:
         return False  # out of the range that the integers below hold exactly
     multiplier = int(mantissa * 2**24)
-    fused_constant = int(np.float32((target.zero_point << shift) - zeros * multiplier))
+    fused_constant = int(np.int64((target.zero_point << shift) - zeros * multiplier).astype(np.float32))
     exact = as_float.astype(np.int64) * multiplier + fused_constant
     fused = exact.astype(np.float32) * np.float32(2.0**-shift)
     return all(np.array_equal(ours, np.clip(np.rint(y), -128, 127).astype(np.int8)) for y in (separate, fused))

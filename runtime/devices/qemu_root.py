@@ -166,7 +166,7 @@ def ensure(cache: Path | None = None) -> Path:
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
             raise EngineError(
-                f"LiteRT under qemu needs a folder of arm64 packages, built with {tool} of Debian or Ubuntu: it is not here"
+                f"LiteRT under qemu needs a folder of arm64 packages, built with {tool} of Debian or Ubuntu: not found"
             )
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -58,11 +58,13 @@ class LiteRtQemuEngine:
             (work / "model.tflite").write_bytes(self._model)
             np.save(work / "inputs.npy", x)
             command = [self._emulator, "-cpu", self._cpu, "-L", str(work / "root")]
-            # PYTHONHOME and the like of this process would mislead the emulated Python.
-            command += ["-E", "PYTHONPATH=/opt/litert", "-U", "PYTHONHOME"]
             command += [str(qemu_root.python(self._root)), "-s", "-c", _PROGRAM]
             files = [str(work / file) for file in ("model.tflite", "inputs.npy", "outputs.npz")]
-            done = subprocess.run([*command, *files, str(self._threads)], capture_output=True, text=True, check=False)
+            # Nothing of this process' environment, which is another machine's. Compiled modules are kept: most of a
+            # first run's time is spent on compiling them.
+            environment = {"PYTHONPATH": "/opt/litert", "PYTHONPYCACHEPREFIX": str(self._root / "pycache")}
+            command += [*files, str(self._threads)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 lines = done.stderr.strip().splitlines()
                 reason = lines[-1] if lines else "no message"
