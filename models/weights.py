@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .preprocess import InputSpec, timm_input_spec
-from .xception import Xception, _width
+from .xception import Xception, scaled_channels
 
 FORMAT = "xceptile.checkpoint"
 FORMAT_VERSION = 1
@@ -213,7 +213,8 @@ def _channels(state: Mapping[str, Tensor]) -> dict[int, int]:
 def _infer_width(channels: Mapping[int, int]) -> float:
     """The shortest decimal multiplier that gives these channel counts (width 1 gives the paper's).
 
-    The inverse of ``xception._width``: channels = max(8, 8 * round(base * width / 8)). Raises ValueError without one.
+    The inverse of ``xception.scaled_channels``, whose channels = max(8, 8 * round(base * width / 8)). Raises ValueError
+    where there is none.
     """
     low = max((8 * (n / 8 - 0.5) / base if n > 8 else 0.0) for base, n in channels.items())
     high = min(8 * (n / 8 + 0.5) / base for base, n in channels.items())
@@ -221,7 +222,7 @@ def _infer_width(channels: Mapping[int, int]) -> float:
         step = 10**digits
         for numerator in range(int(low * step), int(high * step) + 2):
             width: float = numerator / step
-            if width > 0 and all(_width(base, width) == n for base, n in channels.items()):
+            if width > 0 and all(scaled_channels(base, width) == n for base, n in channels.items()):
                 return width
     raise ValueError(f"the channel counts {list(channels.values())} are no multiple of the paper's {list(channels)}")
 

@@ -19,7 +19,7 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(f"Xception needs images of at least {MIN_SIZE}x{MIN_SIZE} pixels, got {height}x{width}")
 
 
-def _width(channels: int, multiplier: float) -> int:
+def scaled_channels(channels: int, multiplier: float) -> int:
     """Channels at a width multiplier, kept a multiple of 8 (full vectors on every processor)."""
     return channels if multiplier == 1.0 else max(8, round(channels * multiplier / 8) * 8)
 
@@ -99,7 +99,7 @@ class Xception(nn.Module):
             raise ValueError(f"classes must be at least 1, got {classes}")
 
         def w(channels: int) -> int:
-            return _width(channels, width)
+            return scaled_channels(channels, width)
 
         def block(*channels: int, stride: int = 2, first_relu: bool = True) -> Block:
             return Block(tuple(map(w, channels)), stride=stride, first_relu=first_relu, same_padding=same_padding)
