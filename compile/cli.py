@@ -23,6 +23,8 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 
+INTERRUPTED = 130
+
 out = Console()
 err = Console(stderr=True)
 
@@ -430,12 +432,14 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         return 0
     try:
         status = typer.main.get_command(command).main(args=arguments, standalone_mode=False)
+        if status == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except SystemExit as stop:
         return int(stop.code or 0)
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted; nothing was left half-written")
-        return 130
+        return INTERRUPTED
     except TyperException as error:
         err.print(f"Error: {error.format_message()}", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -83,6 +83,11 @@ def open_engine(
     if artefact is None:
         raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
     if engine == "native":
+        if placement.device == LOCAL and platform.machine() != target.architecture:
+            raise EngineError(
+                f"{bundle.path}: its native code is {target.architecture} for {target.name}, this machine is "
+                f"{platform.machine()}; compile for --target host, or rehearse with --device qemu"
+            )
         directory = bundle.file(bundles.NATIVE)
         if placement.device == QEMU:
             from .devices.qemu import emulator_command
