@@ -140,6 +140,11 @@ def test_cpuinfo_has_arms_form(cpu: str, part: str) -> None:
     assert ("asimddp" in text) == (cpu != "cortex-a53")
 
 
+def test_the_emulated_litert_is_the_pinned_one() -> None:
+    constraints = Path(__file__).parents[1] / ".ci" / "constraints.txt"
+    assert qemu_root.LITERT in constraints.read_text().splitlines()
+
+
 def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError, match="needs qemu-aarch64, which is not installed: apt-get install qemu-user"):
