@@ -1,77 +1,182 @@
-"""Exact equalization of a depthwise convolution's channels with the pointwise convolution that reads them.
+"""Exact equalization: channels of an activation are rescaled, and the weights around it take that back.
 
-Xception has no activation between the two, so channel c of the depthwise output may be divided by any k[c] > 0 if the
-pointwise weights of that channel are multiplied by it: an identity in real numbers. Per-tensor activations then suit
-every channel, where trained networks have channels that differ by orders of magnitude.
+Where everything that makes a tensor and everything that reads it is linear in each channel, channel c may be divided
+by any k[c] > 0 if the weights that make it are divided by k[c] and the weights that read it multiplied by it: an
+identity in real numbers. Per-tensor activations then suit every channel, where trained networks have channels that
+differ by orders of magnitude. (The idea: M. Nagel et al., https://arxiv.org/abs/1906.04721, section 4.1.)
 
-With a[c] the magnitude of the channel and r[c] that of its pointwise weights, relative to each output channel's
-largest, k[c] = sqrt(a[c] / r[c]) shares the spread evenly between activations and weights, as SmoothQuant does at
-alpha = 0.5 (https://arxiv.org/abs/2211.10438, equation 4). The depthwise weights pay nothing: they have a scale per
-channel.
+* ``equalize(graph)`` takes the pairs that Xception is full of: a depthwise convolution and the pointwise one that alone
+  reads it, with no activation between them.
+* ``equalize(graph, magnitudes)`` goes further: ReLU, max pooling and averages pass a positive factor through, and an
+  addition does if both its inputs and its output share it. So a whole residual stream, with all that writes and reads
+  it, is equalized as one group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models import graph as ir
+from ..models.preprocess import InputSpec
 from ..models.rewrite import float_constant, replace_inputs
+from ..runtime import reference
+from .collect import OBSERVED, network_input
+from .images import Pixels
 
 Magnitudes = Mapping[str, NDArray[np.float64]]
 
+_Weighted = ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected
+_Transparent = ir.Relu | ir.MaxPool2d | ir.GlobalAveragePool | ir.Add
+
+# A channel is never enlarged beyond this against the largest: what calibration hardly saw may be larger elsewhere.
+MOST_GAIN = 1024.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors whose channels share a factor (by name), the layers that make them and the layers that read them."""
+
+    tensors: tuple[str, ...]
+    producers: tuple[ir.Node, ...]
+    readers: tuple[ir.Node, ...]
+
 
 def equalize(graph: ir.Graph, magnitudes: Magnitudes | None = None) -> ir.Graph:
-    """The same function, its depthwise outputs equalized wherever one convolution alone reads them.
+    """The same function with its channels equalized.
 
-    Given: a float graph without batch normalization. ``magnitudes`` holds, by node name, what is known of each
-    channel's largest value (C,); where it does not, the sum of the filter's absolute weights stands for it, which
-    bounds the gain.
+    Given: a float graph without batch normalization. ``magnitudes`` as ``channel_magnitudes`` measures them; without
+    them only depthwise-pointwise pairs are taken, and the sum of a filter's absolute weights, which bounds its gain,
+    stands for its channel's magnitude.
     """
-    for depthwise, reader in equalizable_pairs(graph):
-        known = None if magnitudes is None else magnitudes.get(depthwise.name)
-        weights = graph.constants[depthwise.inputs[1]].data.astype(np.float64)
-        activation = np.abs(weights).sum(axis=(0, 1)) if known is None else known
-        graph = _rescale(graph, depthwise.name, reader.name, _factors(graph, reader, activation))
+    for group in equalizable_groups(graph) if magnitudes is not None else equalizable_pairs(graph):
+        # Weights as the groups before left them.
+        readers = [graph.node(node.name) for node in group.readers]
+        known = _filter_sums(graph, group) if magnitudes is None else _relative_magnitudes(group, magnitudes)
+        graph = _rescale(graph, group, _factors(known, _column_magnitudes(graph, readers)))
     return graph
 
 
-def equalizable_pairs(graph: ir.Graph) -> list[tuple[ir.Node, ir.Node]]:
-    """Each depthwise convolution without a ReLU, and the convolution that alone reads it."""
-    pairs = []
+def channel_magnitudes(graph: ir.Graph, images: Iterable[Pixels], spec: InputSpec | None = None) -> Magnitudes:
+    """Of every activation with a scale of its own: each channel's largest magnitude over all images, (C,).
+
+    ``spec`` as for ``collect``.
+    """
+    magnitudes: dict[str, NDArray[np.float64]] = {}
+    for image in images:
+        for name, value in reference.iterate(graph, {graph.inputs[0].name: network_input(image, spec)}):
+            if isinstance(graph.node(name).op, OBSERVED):
+                largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0).astype(np.float64)
+                magnitudes[name] = np.maximum(magnitudes.get(name, 0.0), largest)
+    return magnitudes
+
+
+def equalizable_pairs(graph: ir.Graph) -> list[Group]:
+    """Each depthwise convolution without a ReLU and the convolution that alone reads it."""
+    return [
+        group
+        for group in equalizable_groups(graph)
+        if len(group.tensors) == 1
+        and isinstance(group.producers[0].op, ir.DepthwiseConv2d)
+        and not group.producers[0].op.relu
+        and isinstance(group.readers[0].op, ir.Conv2d)
+        and len(group.readers) == 1
+    ]
+
+
+def equalizable_groups(graph: ir.Graph) -> list[Group]:
+    """Every maximal set of tensors that must share a factor, and can: made and read by weighted layers alone."""
+    leader = {node.name: node.name for node in graph.nodes}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
     for node in graph.nodes:
-        readers = graph.users(node.name)
-        if (
-            isinstance(node.op, ir.DepthwiseConv2d)
-            and not node.op.relu
-            and node.name not in graph.outputs
-            and len(readers) == 1
-            and isinstance(readers[0].op, ir.Conv2d)
-        ):
-            pairs.append((node, readers[0]))
-    return pairs
+        if isinstance(node.op, _Transparent):
+            for name in node.inputs:
+                leader[find(name)] = find(node.name)
+    members: dict[str, list[ir.Node]] = {}
+    for node in graph.nodes:
+        members.setdefault(find(node.name), []).append(node)
+    groups = []
+    for nodes in members.values():
+        names = {node.name for node in nodes}
+        readers = tuple(n for n in graph.nodes if not isinstance(n.op, _Transparent) and names & set(n.inputs))
+        linear = all(isinstance(n.op, _Weighted | _Transparent) for n in nodes)
+        if linear and readers and all(isinstance(n.op, _Weighted) for n in readers) and not names & set(graph.outputs):
+            producers = tuple(n for n in nodes if isinstance(n.op, _Weighted))
+            groups.append(Group(tuple(n.name for n in nodes), producers, readers))
+    return groups
 
 
-def _factors(graph: ir.Graph, reader: ir.Node, activation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """k (C,), of geometric mean 1; 1 for a channel that is dead on either side."""
-    weights = np.abs(graph.constants[reader.inputs[1]].data.astype(np.float64))
-    rows = weights.max(axis=(1, 2, 3), keepdims=True)
-    relative = np.divide(weights, rows, out=np.zeros_like(weights), where=rows > 0).max(axis=(0, 1, 2))
-    alive = (activation > 0) & (relative > 0)
+def _relative_magnitudes(group: Group, magnitudes: Magnitudes) -> NDArray[np.float64]:
+    """Per channel, the largest share that it has of any of the group's tensors, (C,) in 0..1."""
+    known = [magnitudes[name] for name in group.tensors if name in magnitudes]
+    shares = np.max([values / max(float(values.max()), 1e-30) for values in known], axis=0)
+    return np.where(shares > 0, np.maximum(shares, 1 / MOST_GAIN), 0.0)
+
+
+def _filter_sums(graph: ir.Graph, group: Group) -> NDArray[np.float64]:
+    weights = graph.constants[group.producers[0].inputs[1]].data.astype(np.float64)
+    return np.asarray(np.abs(weights).sum(axis=(0, 1)))
+
+
+def _column_magnitudes(graph: ir.Graph, readers: list[ir.Node]) -> NDArray[np.float64] | None:
+    """Of the dense readers' weights: per input channel, the largest relative to its row's largest, (C,).
+
+    None where all readers are depthwise: their weights have a scale per channel and pay nothing.
+    """
+    columns = []
+    for reader in readers:
+        if not isinstance(reader.op, ir.DepthwiseConv2d):
+            weights = np.abs(graph.constants[reader.inputs[1]].data.astype(np.float64))
+            weights = weights.reshape(weights.shape[0], -1, weights.shape[-1]).max(axis=1)
+            rows = weights.max(axis=1, keepdims=True)
+            columns.append(np.divide(weights, rows, out=np.zeros_like(weights), where=rows > 0).max(axis=0))
+    return np.max(columns, axis=0) if columns else None
+
+
+def _factors(activation: NDArray[np.float64], columns: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """k (C,), of geometric mean 1; 1 for a channel that is dead on either side.
+
+    k = a where it is free; sqrt(a / r) where dense weights of magnitude r pay for it, which shares the spread evenly
+    (SmoothQuant at alpha = 0.5, https://arxiv.org/abs/2211.10438, equation 4).
+    """
+    alive = activation > 0 if columns is None else (activation > 0) & (columns > 0)
     logarithm = np.zeros_like(activation)
-    logarithm[alive] = 0.5 * np.log(activation[alive] / relative[alive])
     if alive.any():
-        logarithm[alive] -= logarithm[alive].mean()
+        ratio = activation[alive] if columns is None else np.sqrt(activation[alive] / columns[alive])
+        logarithm[alive] = np.log(ratio) - np.log(ratio).mean()
     return np.exp(logarithm)
 
 
-def _rescale(graph: ir.Graph, depthwise: str, reader: str, factors: NDArray[np.float64]) -> ir.Graph:
-    """Divides the depthwise layer's channels by ``factors`` and multiplies the reader's input channels by them."""
-    first, second = graph.node(depthwise), graph.node(reader)
-    w, b, v = (graph.constants[n].data.astype(np.float64) for n in (*first.inputs[1:], second.inputs[1]))
-    new_first, made = replace_inputs(graph, first, {1: float_constant(w / factors), 2: float_constant(b / factors)})
-    new_second, also = replace_inputs(graph, second, {1: float_constant(v * factors)})
-    nodes = tuple({depthwise: new_first, reader: new_second}.get(n.name, n) for n in graph.nodes)
-    return graph.with_nodes(nodes, {**graph.constants, **made, **also})
+def _rescale(graph: ir.Graph, group: Group, factors: NDArray[np.float64]) -> ir.Graph:
+    """Divides what the producers make by ``factors`` and multiplies what the readers do with it by them."""
+    for producer in group.producers:
+        weights, bias = (_values(graph, graph.node(producer.name), i) for i in (1, 2))
+        divisor = factors if isinstance(producer.op, ir.DepthwiseConv2d) else _along_rows(factors, weights.ndim)
+        graph = _with_constants(graph, producer.name, {1: weights / divisor, 2: bias / factors})
+    for reader in group.readers:
+        weights = _values(graph, graph.node(reader.name), 1)
+        graph = _with_constants(graph, reader.name, {1: weights * factors})  # input channels come last everywhere
+    return graph
+
+
+def _values(graph: ir.Graph, node: ir.Node, position: int) -> NDArray[np.float64]:
+    return graph.constants[node.inputs[position]].data.astype(np.float64)
+
+
+def _along_rows(factors: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    return factors.reshape(-1, *([1] * (rank - 1)))
+
+
+def _with_constants(graph: ir.Graph, name: str, changed: Mapping[int, NDArray[np.float64]]) -> ir.Graph:
+    constants = {position: float_constant(values) for position, values in changed.items()}
+    node, made = replace_inputs(graph, graph.node(name), constants)
+    nodes = tuple(node if n.name == name else n for n in graph.nodes)
+    return graph.with_nodes(nodes, {**graph.constants, **made})

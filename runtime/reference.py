@@ -27,7 +27,7 @@ def pad_image(x: Array, padding: ir.Pads, value: float) -> Array:
     return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(value))
 
 
-def _tap(x: Array, i: int, j: int, kernel: tuple[int, int], strides: tuple[int, int]) -> Array:
+def tap(x: Array, i: int, j: int, kernel: tuple[int, int], strides: tuple[int, int]) -> Array:
     """The pixels of a padded image under position (i, j) of every window, (N, OH, OW, C), not copied."""
     oh, ow = (x.shape[1] - kernel[0]) // strides[0] + 1, (x.shape[2] - kernel[1]) // strides[1] + 1
     return x[:, i : i + (oh - 1) * strides[0] + 1 : strides[0], j : j + (ow - 1) * strides[1] + 1 : strides[1]]
@@ -37,7 +37,7 @@ def _convolve(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pa
     """Dense convolution in x's own float type. ``x`` (N, H, W, I), ``weights`` (O, KH, KW, I) -> (N, OH, OW, O)."""
     out_channels, kh, kw, in_channels = weights.shape
     x = pad_image(x, padding, 0.0)
-    taps = [_tap(x, i, j, (kh, kw), strides) for i in range(kh) for j in range(kw)]
+    taps = [tap(x, i, j, (kh, kw), strides) for i in range(kh) for j in range(kw)]
     patches = np.stack(taps, axis=3)  # (N, OH, OW, KH * KW, I)
     n, oh, ow = patches.shape[:3]
     columns = patches.reshape(n * oh * ow, kh * kw * in_channels)
@@ -49,11 +49,11 @@ def _convolve_depthwise(x: Array, weights: Array, strides: tuple[int, int], padd
     """One filter per channel, in x's own type. ``x`` (N, H, W, C), ``weights`` (KH, KW, C) -> (N, OH, OW, C)."""
     kernel = weights.shape[0], weights.shape[1]
     x = pad_image(x, padding, 0.0)
-    acc: Array = _tap(x, 0, 0, kernel, strides) * weights[0, 0]
+    acc: Array = tap(x, 0, 0, kernel, strides) * weights[0, 0]
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             if (i, j) != (0, 0):
-                acc += _tap(x, i, j, kernel, strides) * weights[i, j]
+                acc += tap(x, i, j, kernel, strides) * weights[i, j]
     return acc
 
 
@@ -63,8 +63,8 @@ def _max_pool(x: Array, op: ir.MaxPool2d, lowest: float) -> Array:
     result: Array | None = None
     for i in range(op.kernel[0]):
         for j in range(op.kernel[1]):
-            tap = _tap(padded, i, j, op.kernel, op.strides)
-            result = tap.copy() if result is None else np.maximum(result, tap)
+            pixels = tap(padded, i, j, op.kernel, op.strides)
+            result = pixels.copy() if result is None else np.maximum(result, pixels)
     assert result is not None
     return result
 

@@ -7,7 +7,13 @@ import pytest
 from float_graphs import FloatBuilder, drawn_images, random_xception
 
 from xceptile.calibration.collect import collect
-from xceptile.calibration.equalize import equalizable_pairs, equalize
+from xceptile.calibration.equalize import (
+    _rescale,
+    channel_magnitudes,
+    equalizable_groups,
+    equalizable_pairs,
+    equalize,
+)
 from xceptile.calibration.quantize import quantize
 from xceptile.calibration.recipe import PRESETS
 from xceptile.compile.passes.fold_input import fold_input
@@ -30,7 +36,8 @@ def graph():
 def ill_conditioned(graph: ir.Graph, spread: float = 2.0) -> ir.Graph:
     """The same function, depthwise channels scaled by random factors and pointwise weights by their inverses."""
     rng, constants = np.random.default_rng(5), dict(graph.constants)
-    for depthwise, reader in equalizable_pairs(graph):
+    for group in equalizable_pairs(graph):
+        (depthwise,), (reader,) = group.producers, group.readers
         factors = np.exp(rng.normal(0, spread, depthwise.type.shape[-1]))
         for name in depthwise.inputs[1:]:
             constants[name] = float_constant(constants[name].data * factors)
@@ -66,8 +73,10 @@ def test_equalization_is_an_identity_in_float(graph, spread):
 def test_equalization_undoes_most_of_what_scaling_did(graph):
     bad = ill_conditioned(graph, spread=2.0)
     repaired, good = equalize(bad), equalize(graph)
-    for depthwise, _ in equalizable_pairs(graph):
-        a, b, c = (np.abs(g.constants[depthwise.inputs[1]].data).max(axis=(0, 1)) for g in (good, bad, repaired))
+    for group in equalizable_pairs(graph):
+        a, b, c = (
+            np.abs(g.constants[group.producers[0].inputs[1]].data).max(axis=(0, 1)) for g in (good, bad, repaired)
+        )
         assert np.std(np.log(b / a)) > 1.2
         assert np.std(np.log(c / a)) < 0.6
 
@@ -78,16 +87,66 @@ def test_an_ill_conditioned_network_is_ruined_without_and_saved_with(graph):
     assert signal_to_noise_db(equalize(bad)) > healthy - 3
 
 
-def test_known_magnitudes_take_the_place_of_the_weights_sums(graph):
-    bad = ill_conditioned(graph)
-    seen: dict[str, np.ndarray] = {}
-    names = {depthwise.name for depthwise, _ in equalizable_pairs(bad)}
-    for image in drawn_images(4, SIZE, 1):
-        for name, value in reference.iterate(bad, {"input": image.astype(np.float32)[None]}):
-            if name in names:
-                largest = np.abs(value).max(axis=(0, 1, 2)).astype(np.float64)
-                seen[name] = np.maximum(seen.get(name, 0), largest)
-    assert signal_to_noise_db(equalize(bad, seen)) > signal_to_noise_db(graph) - 3
+def badly_normalized(graph: ir.Graph) -> ir.Graph:
+    """The same function, the channels of every activation that can be rescaled spread over orders of magnitude."""
+    rng = np.random.default_rng(6)
+    for group in equalizable_groups(graph):
+        channels = group.producers[0].type.shape[-1]
+        graph = _rescale(graph, group, np.exp(rng.normal(0, 1.5, channels)))
+    return graph
+
+
+@pytest.fixture(scope="module")
+def measured(graph):
+    bad = badly_normalized(graph)
+    return bad, channel_magnitudes(bad, drawn_images(4, SIZE, 1))
+
+
+def test_magnitudes_are_channel_maxima_over_images(measured):
+    bad, magnitudes = measured
+    seen = [
+        np.abs(dict(reference.iterate(bad, {"input": image.astype(np.float32)[None]}))["blocks.1.add"]).max(
+            axis=(0, 1, 2)
+        )
+        for image in drawn_images(4, SIZE, 1)
+    ]
+    np.testing.assert_allclose(magnitudes["blocks.1.add"], np.max(seen, axis=0), rtol=1e-5)
+    assert "blocks.1.relu0" not in magnitudes  # has its input's scale
+
+
+def test_whole_residual_streams_are_equalized_as_groups(measured, graph):
+    bad, magnitudes = measured
+    after = equalize(bad, magnitudes)
+    verify(after)
+    assert [node.op for node in after.nodes] == [node.op for node in bad.nodes]
+    for image in drawn_images(3, SIZE):
+        x = image.astype(np.float32)[None]
+        np.testing.assert_allclose(reference.run(after, x)[0], reference.run(graph, x)[0], rtol=1e-3, atol=1e-4)
+    healthy = signal_to_noise_db(graph)
+    assert signal_to_noise_db(equalize(bad)) < healthy - 6  # pairs alone do not reach the residual stream
+    assert signal_to_noise_db(after) > healthy - 3
+
+
+def test_groups_hold_what_must_share_a_factor(graph):
+    groups = {group.tensors[0]: group for group in equalizable_groups(graph)}
+    stream = next(g for g in groups.values() if "blocks.2.add" in g.tensors)
+    assert set(stream.tensors) == {
+        "blocks.1.sep1.pointwise",
+        "blocks.1.pool",
+        "blocks.1.shortcut.conv",
+        "blocks.1.add",
+        "blocks.2.relu0",
+        "blocks.2.sep2.pointwise",
+        "blocks.2.add",
+    }
+    assert {n.name for n in stream.producers} == {
+        "blocks.1.sep1.pointwise",
+        "blocks.1.shortcut.conv",
+        "blocks.2.sep2.pointwise",
+    }
+    assert {n.name for n in stream.readers} == {"blocks.2.sep0.depthwise", "exit.sep.depthwise"}
+    assert not any("classifier" in g.tensors or "input" in g.tensors for g in groups.values())
+    assert any(set(g.tensors) == {"exit.sep.pointwise", "exit.mean"} for g in groups.values())
 
 
 def test_only_pairs_without_an_activation_and_with_one_reader_are_touched():
@@ -103,7 +162,8 @@ def test_only_pairs_without_an_activation_and_with_one_reader_are_touched():
     builder.conv("c", active, 3)
     builder.conv("d", builder.depthwise("good", "input"), 3)
     graph = builder.graph("sum", "c", "d")
-    assert [(a.name, b.name) for a, b in equalizable_pairs(graph)] == [("good", "d")]
+    assert [(g.tensors, g.readers[0].name) for g in equalizable_pairs(graph)] == [(("good",), "d")]
+    assert {g.tensors for g in equalizable_groups(graph)} == {("good",), ("active",), ("read twice",)}
     output_too = builder.graph("sum", "c", "d", "good")
     assert equalizable_pairs(output_too) == []
 
@@ -117,8 +177,8 @@ def test_dead_channels_are_left_alone():
     reader[:, :, :, 2] = 0  # is read by nobody
     constants = {"dw.weight": float_constant(dw), "reader.weight": float_constant(reader)}
     graph = graph.with_nodes(graph.nodes, {**graph.constants, **constants})
+    x = builder.values["input"]
     after = equalize(graph)
     verify(after)
     assert np.array_equal(after.constants["dw.weight"].data[:, :, 1:3], dw[:, :, 1:3])
-    x = builder.values["input"]
     np.testing.assert_allclose(reference.run(after, x)[0], reference.run(graph, x)[0], rtol=1e-4, atol=1e-5)
