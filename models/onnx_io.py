@@ -144,7 +144,8 @@ class _Importer:
         if node.op_type == "Identity":  # keeps the name, which says the module
             self.env[node.output[0]] = call.operands[0]
             return
-        feeds = {name: operand[1] for name, operand in zip(node.input, call.operands, strict=True) if operand}
+        weights = zip(node.input, call.operands, strict=True)
+        feeds = {name: operand[1] for name, operand in weights if isinstance(operand, tuple)}
         inputs = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
             for n, v in feeds.items()

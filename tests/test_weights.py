@@ -60,6 +60,9 @@ def test_keras_xception(keras_model: Any, suffix: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
     assert checkpoint.input_spec == keras_input_spec()
     assert len(checkpoint.labels) == 1000
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_keras(path)
 
 
 @needs_keras
