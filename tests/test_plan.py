@@ -96,6 +96,56 @@ def resealed_changes(data: bytes) -> list[bytes]:
     return changes
 
 
+TENSORS, STEPS = HEADER_BYTES, HEADER_BYTES + 3 * 64
+ARGUMENTS = STEPS + 3 * 32
+KERNELS = ARGUMENTS + 5 * 24
+
+
+def with_words(data: bytes, words: dict[int, int]) -> bytes:
+    """The file with other 32-bit words at the given positions."""
+    changed = bytearray(data)
+    for position, word in words.items():
+        changed[position : position + 4] = struct.pack("<I", word)
+    return bytes(changed)
+
+
+def attack(words: dict[int, int], inserted: bytes = b"", at: int = KERNELS) -> bytes:
+    """A plan that breaks one rule only: ``words`` changed, bytes ``inserted`` before position ``at``."""
+    data = with_words(PACKED, words)
+    data = data[:at] + inserted + data[at:]
+    return seal(data[:48] + struct.pack("<Q", len(data)) + data[56:])
+
+
+ARGUMENT_COUNT = 148
+ARGUMENT = struct.pack("<IIQQ", 1, 1, 0, 1)
+ATTACKS = {
+    "an argument of no step": attack({ARGUMENT_COUNT: 6}, ARGUMENT),
+    "a last step with arguments past their table": attack({STEPS + 64 + 16: 2}),
+    "a last step whose arguments are far past their table": attack({STEPS + 64 + 16: 16}),
+    "a step of 17 arguments": attack({ARGUMENT_COUNT: 21, STEPS + 64 + 16: 17}, 16 * ARGUMENT),
+    "a step of no arguments": attack({ARGUMENT_COUNT: 5, STEPS + 16: 1, STEPS + 32 + 12: 1, STEPS + 32 + 16: 4,
+                                      STEPS + 64 + 12: 5, STEPS + 64 + 16: 0}),
+    "a tensor of rank 0": attack({TENSORS + 12: 0, **{TENSORS + 16 + 4 * i: 0 for i in range(8)}}),
+    "a tensor of rank 9": attack({TENSORS + 12: 9, **{TENSORS + 16 + 4 * i: 1 for i in range(8)}}),
+    "a tensor of 2^64 elements": attack({TENSORS + 16: 1 << 31, TENSORS + 20: 1 << 31, TENSORS + 24: 4}),
+    "a tensor of 2^64 + 5 elements": attack({TENSORS + 16: 3 * 7 * 29, TENSORS + 20: 36760123, TENSORS + 24: 823996703,
+                                             TENSORS + 28: 1}),
+    "a tensor of 2^62 elements of 4 bytes": attack({TENSORS + 8: 9, TENSORS + 16: 1 << 31, TENSORS + 20: 1 << 31,
+                                                    TENSORS + 24: 1, TENSORS + 28: 1}),
+    "no input": attack({TENSORS + 4: 2}),
+    "no output": attack({TENSORS + 64 + 4: 1, TENSORS + 128 + 4: 1}),
+    "bytes behind the strings": attack({}, b"text\0", len(PACKED)),
+    "counts that add up to 2^32 and the length": attack({152: 2 + (1 << 30)}),
+    "no strings": attack({160: 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_refused(name: str) -> None:
+    with pytest.raises(PlanError):
+        unpack(ATTACKS[name])
+
+
 def with_step(**changes: object) -> Plan:
     plan = small_plan()
     return replace(plan, steps=(replace(plan.steps[0], **changes), *plan.steps[1:]))
