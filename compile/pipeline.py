@@ -108,7 +108,7 @@ def build_bundle_files(
     artefacts: list[Artefact] = []
     versions = ["numpy"]
     if "tvm" in backends:
-        from .backends import native_runtime, tvm
+        from .backends import native_runtime, relax_vm, tvm
 
         progress(f"compile kernels for {target.name}", 0.0)
         native = tvm.build_files(network.int8_graph, target)
@@ -120,7 +120,7 @@ def build_bundle_files(
         versions += ["apache-tvm", "ziglang"]
         if "relax-vm" in also:
             progress("assemble the Relax module", 0.8)
-            files["relax/network.so"] = tvm.relax_vm(network.int8_graph, target)
+            files["relax/network.so"] = relax_vm.build(network.int8_graph, target)
             artefacts.append(Artefact("relax-vm", "int8", ("relax/network.so",)))
     if "tflite" in backends:
         progress("write TFLite", 0.9)

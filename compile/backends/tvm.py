@@ -45,7 +45,7 @@ def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
 
 def llvm_target(target: TargetSpec) -> tvm.target.Target:
     """What TVM generates code for."""
-    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    options: dict[str, str | list[str]] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
     if target.llvm_features:
         options["mattr"] = list(target.llvm_features)
     return tvm.target.Target(options)
@@ -137,7 +137,7 @@ def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
     stub = Path(native_sources.__file__).with_name("kernel_stub.c")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
-        executable.export_library(str(path), fcompile=_zig_linker(target, stub))
+        executable.export_library(str(path), fcompile=zig_linker(target, stub))
         return path.read_bytes()
 
 
@@ -146,7 +146,7 @@ def zig_triple(target: TargetSpec) -> str:
     return f"{target.architecture}-linux-gnu.{GLIBC}"
 
 
-def _zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
+def zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
     """What ``export_library`` calls to make a shared object of object files, C ``sources`` added."""
 
     def link_objects(output: str, objects: list[str], options: list[str] | None = None) -> None:

@@ -200,25 +200,14 @@ class _Lowering:
         """Packed weights, biases and multipliers of ``matrix`` (N, K), and whether every product fits int32."""
         isa, channels = self.isa, matrix.shape[0]
         bias, multipliers, bounded = self._biases(node, matrix)
-        order = np.concatenate(
-            [first + lane_order(isa, vectors).reshape(-1) for first, vectors in conv.panel_starts(isa, channels)]
-        )
-        steps = conv.ceil_div(matrix.shape[1], isa.group)
-        padded = np.zeros((order.size, steps * isa.group), isa.weight)
-        padded[:channels, : matrix.shape[1]] = matrix
-        ordered = padded[order]
-        packed = [
-            ordered[first : first + vectors * isa.words]
-            .reshape(vectors * isa.words, steps, isa.group)
-            .transpose(1, 0, 2)
-            .reshape(-1)
-            for first, vectors in conv.panel_starts(isa, channels)
-        ]
-        return (
-            Weights(np.concatenate(packed)),
+        starts = conv.panel_starts(isa, channels)
+        order = np.concatenate([first + lane_order(isa, vectors).reshape(-1) for first, vectors in starts])
+        constants = (
+            _pack_matrix(isa, matrix, order),
             Weights(_padded(bias, order.size)[order]),
             Weights(_padded(multipliers, order.size)[order]),
-        ), bounded
+        )
+        return constants, bounded
 
     def _biases(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
         """Biases with the zero-point correction (modulo 2^32), multipliers, and the bound."""
@@ -394,6 +383,20 @@ def _wrap(values: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def _padded(values: Array, size: int) -> Array:
     return np.concatenate([values, np.zeros(size - values.size, values.dtype)])
+
+
+def _pack_matrix(isa: Isa, matrix: NDArray[np.int64], order: NDArray[np.int64]) -> Weights:
+    """(N, K) in panels of columns: panel, group of products, column in ``order``, product within the group."""
+    channels, k = matrix.shape
+    steps = conv.ceil_div(k, isa.group)
+    padded = np.zeros((order.size, steps * isa.group), isa.weight)
+    padded[:channels, :k] = matrix
+    columns = padded[order].reshape(order.size, steps, isa.group)
+    panels = [
+        columns[first : first + vectors * isa.words].transpose(1, 0, 2).reshape(-1)
+        for first, vectors in conv.panel_starts(isa, channels)
+    ]
+    return Weights(np.concatenate(panels))
 
 
 def _in_lanes(isa: Isa, values: Array) -> Array:
