@@ -240,6 +240,7 @@ def bench(
 ) -> None:
     """Latency of int8 against float on the same device, interleaved."""
     from ..runtime.bundle import open_bundle
+    from ..runtime.engines.engine import EngineError
     from ..runtime.evaluate import machine, time_bundle
     from ..runtime.measure import MEASURED, median_ratio_interval
 
@@ -256,6 +257,11 @@ def bench(
             progress("bench", done[0] / turns)
 
         latencies = time_bundle(opened, device=device, threads=threads, rounds=rounds, repeats=repeats, progress=step)
+    if not latencies:
+        raise EngineError(
+            f"{opened.manifest.target.name} is only emulated here, and an emulator's time says nothing of the "
+            "target's; run `xceptile bench` on the device"
+        )
     if as_json:
         _print_json({"machine": machine(), "latencies": [asdict(latency) for latency in latencies]})
         return

@@ -20,7 +20,7 @@ from .bundle import Bundle
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
-from .session import Placement, default_threads, open_engine, place
+from .session import LOCAL, Placement, default_threads, open_engine, place
 
 BATCH = 256  # images held in memory at a time
 REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
@@ -61,7 +61,7 @@ def contenders(
     """Opens the bundle's int8 engines (all, or those named) on a device. Raises EngineError for one that cannot run."""
     placement = place(bundle.manifest.target, device)
     names = engines or [a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine != "relax-vm"]
-    limit = None if placement.device == "local" else rehearsed_images
+    limit = None if placement.device == LOCAL else rehearsed_images
     opened = []
     for name in names:
         engine = open_engine(bundle, name, placement=placement, threads=threads)
@@ -138,8 +138,13 @@ def time_bundle(
     repeats: int = 10,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[Latency, ...]:
-    """Times every artefact of the bundle in turns, int8 and float, on its first golden input."""
+    """Times every artefact of the bundle in turns, int8 and float, on its first golden input.
+
+    Empty on an emulator: its outputs count, its time says nothing of the target's.
+    """
     placement = place(bundle.manifest.target, device)
+    if placement.device != LOCAL:
+        return ()
     count = threads or default_threads()
     golden, _ = bundle.golden()
     pixels = (golden[: bundle.manifest.input.shape[0]].view(np.uint8)) ^ np.uint8(0x80)

@@ -106,7 +106,7 @@ def _judge_accuracy(now: Accuracy, then: Accuracy | None, budget: Budget) -> lis
 def _judge_latency(report: Report, baseline: Report, engine: str, budget: Budget) -> Finding:
     what = f"latency int8 / float, {engine}"
     now, then = speedup_over_float(report, engine), speedup_over_float(baseline, engine)
-    if any(each.obtained != MEASURED for each in report.latencies if each.engine == engine):
+    if any(each.obtained != MEASURED for each in report.accuracies if each.engine == engine):
         return Finding(PASS, what, "not judged: rehearsed on an emulator or another device, where time does not count")
     if now is None:
         return Finding(FAIL, what, "not measured: int8 or the float network did not run")
@@ -125,7 +125,7 @@ def _judge_latency(report: Report, baseline: Report, engine: str, budget: Budget
 
 def _judge_slower_than_float(report: Report, engine: str) -> Finding | None:
     ratio = speedup_over_float(report, engine)
-    if ratio is None or any(each.obtained != MEASURED for each in report.latencies if each.engine == engine):
+    if ratio is None or any(each.obtained != MEASURED for each in report.accuracies if each.engine == engine):
         return None
     faster = ratio[2] < 1.0
     text = f"int8 takes {ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}] of the best float build's time"
@@ -158,7 +158,7 @@ def judge(report: Report, baseline: Report, budget: Budget) -> Verdict:
     for accuracy in report.accuracies:
         then = next((a for a in baseline.accuracies if a.engine == accuracy.engine), None)
         findings += _judge_accuracy(accuracy, then, budget)
-    for engine in sorted({each.engine for each in report.latencies if each.dtype == "int8"}):
+    for engine in sorted({each.engine for each in report.accuracies}):
         findings.append(_judge_latency(report, baseline, engine, budget))
         slower = _judge_slower_than_float(report, engine)
         findings += [slower] if slower else []
