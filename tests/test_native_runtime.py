@@ -35,17 +35,25 @@ THREAD = ["-g", "-O1", "-fsanitize=thread"]
 SHIPPED_BYTES = 100_000  # the budget of the stripped CPU runtime
 
 
-def compile_program(output: Path, *sources: str, flags: list[str]) -> Path:
-    command = ["clang", *WARNINGS, *flags, *sources, *LIBRARY, "-ldl", "-lpthread", "-lm", "-o", str(output)]
+def compile_program(output: Path, *sources: str | Path, flags: list[str]) -> Path:
+    command = ["clang", *WARNINGS, *flags, *sources, "-ldl", "-lpthread", "-lm", "-o", output]
     subprocess.run(command, check=True)
     return output
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """xceptile-run with address and undefined-behaviour sanitizers, and the fake kernels."""
+def checked(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The library's object files, with address and undefined-behaviour sanitizers."""
+    folder = tmp_path_factory.mktemp("checked")
+    subprocess.run(["clang", *WARNINGS, *ADDRESS, "-c", *LIBRARY], check=True, cwd=folder)
+    return sorted(folder.glob("*.o"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, checked: list[Path]) -> Path:
+    """xceptile-run with the same sanitizers, and the fake kernels."""
     folder = tmp_path_factory.mktemp("built")
-    compile_program(folder / "xceptile-run", str(SOURCES / "main.c"), flags=ADDRESS)
+    compile_program(folder / "xceptile-run", SOURCES / "main.c", *checked, flags=ADDRESS)
     fake_network.compile_kernels(folder / "kernels.so")
     return folder
 
@@ -281,8 +289,8 @@ def test_a_newer_plan_is_named(built: Path, bundle: Path) -> None:
 # ---- the library ----
 
 
-def test_misuse_is_answered(built: Path, bundle: Path, tmp_path: Path) -> None:
-    program = compile_program(tmp_path / "misuse", str(TESTS / "native/misuse.c"), flags=ADDRESS)
+def test_misuse_is_answered(checked: list[Path], bundle: Path, tmp_path: Path) -> None:
+    program = compile_program(tmp_path / "misuse", TESTS / "native/misuse.c", *checked, flags=ADDRESS)
     subprocess.run([program, bundle], check=True)
 
 
@@ -290,7 +298,7 @@ def test_misuse_is_answered(built: Path, bundle: Path, tmp_path: Path) -> None:
 def concurrent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The program ``concurrent`` and a bundle, kernels included, under one sanitizer."""
     folder = tmp_path_factory.mktemp("concurrent")
-    program = compile_program(folder / "concurrent", str(TESTS / "native/concurrent.c"), flags=request.param)
+    program = compile_program(folder / "concurrent", TESTS / "native/concurrent.c", *LIBRARY, flags=request.param)
     sanitizer = next(flag for flag in request.param if flag.startswith("-fsanitize="))
     kernels = fake_network.compile_kernels(folder / "kernels.so", ("clang", sanitizer)).read_bytes()
     return program, write_bundle(folder / "bundle", kernels)
@@ -303,9 +311,9 @@ def test_sessions_run_at_once(concurrent: tuple[Path, Path], threads: int) -> No
     subprocess.run([program, bundle, str(threads)], check=True, timeout=120)
 
 
-def test_the_parser_in_c_agrees_with_the_one_in_python(tmp_path: Path) -> None:
+def test_the_parser_in_c_agrees_with_the_one_in_python(checked: list[Path], tmp_path: Path) -> None:
     """On plans changed in every byte and cut at every length, hashes made right: same verdict, no stray access."""
-    program = compile_program(tmp_path / "verdicts", str(TESTS / "native/plan_verdicts.c"), flags=ADDRESS)
+    program = compile_program(tmp_path / "verdicts", TESTS / "native/plan_verdicts.c", *checked, flags=ADDRESS)
     plans = [
         PACKED,
         *resealed_changes(PACKED),
@@ -327,19 +335,53 @@ def is_sound(data: bytes) -> bool:
     return True
 
 
-def test_sha256_of_every_length_around_a_block(tmp_path: Path) -> None:
-    """The plan's own hash is checked with plans of many lengths elsewhere; here the weights'."""
-    source = tmp_path / "hash.c"
-    source.write_text(
-        '#include <stdio.h>\n#include "internal.h"\n'
-        "int main(void) { static uint8_t data[300]; for (int i = 0; i < 300; i++) data[i] = (uint8_t)(i * 7);\n"
-        " for (size_t n = 0; n <= 300; n++) { uint8_t d[32]; xct_sha256(data, n, d);\n"
-        '  for (int i = 0; i < 32; i++) printf("%02x", d[i]); puts(""); } return 0; }\n'
-    )
-    program = compile_program(tmp_path / "hash", str(source), flags=ADDRESS)
+HASH_PROGRAM = """
+#include <stdio.h>
+#include "internal.h"
+int main(void)
+{
+    static uint8_t data[300];
+    for (int i = 0; i < 300; i++)
+        data[i] = (uint8_t)(i * 7);
+    for (size_t length = 0; length <= 300; length++) {
+        uint8_t digest[32];
+        xct_sha256(data, length, digest);
+        for (int i = 0; i < 32; i++)
+            printf("%02x", digest[i]);
+        puts("");
+    }
+    return 0;
+}
+"""
+
+
+def check_hashes(*command: str | Path) -> None:
     data = bytes(i * 7 & 255 for i in range(300))
-    digests = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
-    assert digests == [hashlib.sha256(data[:n]).hexdigest() for n in range(301)]
+    digests = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert digests == [hashlib.sha256(data[:length]).hexdigest() for length in range(301)]
+
+
+def test_sha256_of_every_length_around_a_block(checked: list[Path], tmp_path: Path) -> None:
+    """By this processor's instructions for it, if there are any."""
+    (tmp_path / "hash.c").write_text(HASH_PROGRAM)
+    check_hashes(compile_program(tmp_path / "hash", tmp_path / "hash.c", *checked, flags=ADDRESS))
+
+
+@requires("qemu-x86_64", package="qemu-user")
+def test_sha256_on_an_older_x86(tmp_path: Path) -> None:
+    """Haswell has no instructions for it: the plain C."""
+    (tmp_path / "hash.c").write_text(HASH_PROGRAM)
+    program = compile_program(tmp_path / "hash", tmp_path / "hash.c", *LIBRARY, flags=["-O2"])
+    check_hashes("qemu-x86_64", "-cpu", "Haswell", program)
+
+
+@requires("qemu-aarch64", package="qemu-user")
+def test_sha256_on_arm(tmp_path: Path) -> None:
+    (tmp_path / "hash.c").write_text(HASH_PROGRAM)
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static"]
+    sources = [str(tmp_path / "hash.c"), str(SOURCES / "sha256.c")]
+    subprocess.run([*zig, *WARNINGS, *sources, "-o", tmp_path / "hash"], check=True)
+    check_hashes("qemu-aarch64", "-cpu", "cortex-a53", tmp_path / "hash")
 
 
 # ---- what is shipped ----
@@ -495,7 +537,7 @@ def test_kernels_of_this_machine_are_refused_on_arm(shipped: dict[str, Path], tm
 
 @requires("qemu-x86_64", package="qemu-user")
 def test_a_feature_that_an_older_x86_lacks_is_refused(built: Path, tmp_path: Path, kernels: bytes) -> None:
-    program = compile_program(tmp_path / "plain", str(SOURCES / "main.c"), flags=["-O1"])
+    program = compile_program(tmp_path / "plain", SOURCES / "main.c", *LIBRARY, flags=["-O1"])
     vnni = write_bundle(tmp_path / "a", kernels, dataclasses.replace(fake_network.plan(), features=("avx512vnni",)))
     avx2 = write_bundle(tmp_path / "b", kernels, dataclasses.replace(fake_network.plan(), features=("avx2",)))
     haswell, nehalem = ["qemu-x86_64", "-cpu", "Haswell", program], ["qemu-x86_64", "-cpu", "Nehalem", program]
