@@ -19,8 +19,10 @@ from . import x86_vector as v
 from .x86_vector import Buffer, Expr, Isa, Parameter
 
 # Indices of the words of ``parameters``, a kernel's scalars.
-OUT_ZERO, OUT_LOW, PADDING, ROW_ZERO, ROW_LOW, RELU_ZERO = range(6)
-PARAMETERS = 6
+OUT_ZERO, OUT_LOW, PADDING, ROW_ZERO, ROW_LOW, RELU_ZERO, ALWAYS_ZERO = range(7)
+PARAMETERS = 10  # from ALWAYS_ZERO on all are 0
+
+TURN = 4  # steps of a product's inner loop that are written out
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -365,7 +367,8 @@ class Convolution:
             clamp = v.load_clamp(isa, buffers["parameters"], OUT_ZERO)
             rows = T.alloc_buffer((self.pixels_per_task * stride,), isa.operand, scope="global", align=64)
 
-            matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp)
+            aliases = load_aliases(isa, buffers["parameters"])
+            matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp, aliases)
 
             def task(t: Expr) -> None:
                 first = T.Bind(t * self.pixels_per_task)
@@ -417,7 +420,12 @@ def largest_block(isa: Isa) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """The right-hand side of a product: ``steps`` groups of ``k`` deep, packed in panels, with what follows it."""
+    """The right-hand side of a product: ``steps`` groups of ``k`` deep, packed in panels, with what follows it.
+
+    ``aliases`` are offsets, all zero but unknown to the compiler, one for each row of a block where the rows shall
+    read the weights from memory one by one: an instruction's operand in memory costs nothing, where one kept in a
+    register for all rows costs a load, and with AVX2's 16 registers a spill.
+    """
 
     weights: Buffer
     bias: Buffer
@@ -425,6 +433,12 @@ class Matrix:
     steps: int
     bounded: bool
     clamp: v.Clamp
+    aliases: tuple[Expr, ...]
+
+
+def load_aliases(isa: Isa, parameters: Buffer) -> tuple[Expr, ...]:
+    """See ``Matrix``."""
+    return () if isa.vnni else tuple(T.Bind(parameters[ALWAYS_ZERO + i]) for i in range(largest_block(isa)))
 
 
 def emit_panel(
@@ -446,12 +460,12 @@ def emit_panel(
     elements = vectors * isa.operand_elements
     line = 64 // np.dtype(isa.weight).itemsize
     blocks = sum(count for count, _ in row_blocks(height, largest_block(isa)))
-    share = ceil_div(elements, blocks * line) * line  # elements to fetch with every step
+    share = ceil_div(TURN * elements, blocks * line) * line
     row, done = 0, 0
     for count, rows in row_blocks(height, largest_block(isa)):
         with T.serial(0, count) as block:
             top = T.Bind(row + block * rows)
-            ahead = T.Bind(panel + matrix.steps * elements + (done + block) * (matrix.steps * share))
+            ahead = T.Bind(panel + matrix.steps * elements + (done + block) * (matrix.steps // TURN * share))
             emit_block(
                 isa,
                 matrix,
@@ -480,7 +494,7 @@ def emit_block(
 ) -> None:
     """A register block: len(rows) x vectors accumulators, started from the bias.
 
-    ``rows`` are offsets into ``left``; ``fetch`` is where to fetch ahead, elements a step and elements a cache line;
+    ``rows`` are offsets into ``left``; ``fetch`` is where to fetch ahead, elements a turn and elements a cache line;
     ``write(i, u)`` gets row i's outputs.
     """
     elements = isa.operand_elements
@@ -490,14 +504,31 @@ def emit_block(
         for sums in acc:
             T.buffer_store(sums, start, [j])
     ahead, share, line = fetch
-    with T.serial(0, matrix.steps) as k:
-        w = [T.Bind(v.load(matrix.weights, panel + (k * vectors + j) * elements, elements)) for j in range(vectors)]
-        for offset in range(0, share, line):
-            v.prefetch(matrix.weights, ahead + k * share + offset)
-        for sums, row in zip(acc, rows, strict=True):
+
+    def step(k: Expr | int) -> None:
+        loaded: dict[int, Expr] = {}
+
+        def weight(i: int, j: int) -> Expr:
+            offset = panel + (k * vectors + j) * elements
+            if matrix.aliases:
+                return v.load(matrix.weights, offset + matrix.aliases[i], elements)
+            if j not in loaded:
+                loaded[j] = T.Bind(v.load(matrix.weights, offset, elements))
+            return loaded[j]
+
+        for i, (sums, row) in enumerate(zip(acc, rows, strict=True)):
             a = v.broadcast_group(isa, left, row + k * isa.group)
             for j in range(vectors):
-                T.buffer_store(sums, v.dot(isa, sums[j], a, w[j]), [j])
+                T.buffer_store(sums, v.dot(isa, sums[j], a, weight(i, j)), [j])
+
+    turns, rest = divmod(matrix.steps, TURN)
+    with T.serial(0, turns) as turn:
+        for offset in range(0, share, line):
+            v.prefetch(matrix.weights, ahead + turn * share + offset)
+        for k in range(TURN):
+            step(turn * TURN + k)
+    for k in range(rest):
+        step(turns * TURN + k)
     for i, sums in enumerate(acc):
         scales = [v.load(matrix.multiplier, column + j * isa.words, isa.words) for j in range(vectors)]
         words = [v.round_scaled(isa, sums[j], scales[j], matrix.bounded) for j in range(vectors)]
@@ -633,7 +664,7 @@ class Product:
             clamp = v.load_clamp(isa, parameters, OUT_ZERO)
             full = self.channels_in_full_panels // (4 * isa.words)
 
-            matrix = Matrix(w, b, m, steps, self.bounded, clamp)
+            matrix = Matrix(w, b, m, steps, self.bounded, clamp, load_aliases(isa, parameters))
 
             def panel(t: Expr, vectors: int) -> None:
                 at = T.Bind(t * (4 * isa.words))
