@@ -19,6 +19,27 @@ from .table import CalibrationError, CalibrationTable, TensorRange
 OBSERVED = (ir.Conv2d, ir.DepthwiseConv2d, ir.FullyConnected, ir.Add, ir.GlobalAveragePool)
 
 
+def observed_tensors(graph: ir.Graph) -> dict[str, str]:
+    """Where to observe each tensor that has parameters of its own: {observed tensor: the tensor it speaks for}.
+
+    A tensor that only a max pooling or a ReLU reads is observed behind it, because both share its parameters and what
+    they drop need not be represented: a value below every window's maximum may be clipped to the least of these.
+    """
+    observed = {}
+    for node in graph.nodes:
+        if isinstance(node.op, OBSERVED):
+            last = node
+            while (reader := _only_reader(graph, last)) and isinstance(reader.op, ir.MaxPool2d | ir.Relu):
+                last = reader
+            observed[last.name] = node.name
+    return observed
+
+
+def _only_reader(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+    readers = graph.users(node.name)
+    return readers[0] if len(readers) == 1 and node.name not in graph.outputs else None
+
+
 def network_input(image: Pixels, spec: InputSpec | None) -> NDArray[np.float32]:
     """One image as the float graph takes it, (1, H, W, 3): pixel values as they are, or normalised by ``spec``."""
     pixels = image.astype(np.float32) if spec is None else normalize(image, spec)
@@ -49,15 +70,13 @@ def collect(
     """
     source = graph.inputs[0]
     stream = HashedImages(images, source.type.shape[1], source.type.shape[2])
-    observed = {
-        node.name: Observation(recipe.setting(node.path).observer)
-        for node in graph.nodes
-        if isinstance(node.op, OBSERVED)
-    }
+    owner = observed_tensors(graph)
+    observed = {name: Observation(recipe.setting(graph.node(name).path).observer) for name in owner.values()}
     for image in stream:
         for name, value in reference.iterate(graph, {source.name: network_input(image, spec)}):
-            if name in observed:
-                _observe(graph.node(name), observed[name], value.astype(np.float32, copy=False), stream.count)
+            if name in owner:
+                node = graph.node(owner[name])
+                _observe(node, observed[node.name], value.astype(np.float32, copy=False), stream.count)
         if progress is not None:
             progress(stream.count)
     ranges = {source.name: input_range(spec)}

@@ -24,7 +24,7 @@ from ..models import graph as ir
 from ..models.preprocess import InputSpec
 from ..models.rewrite import float_constant, replace_inputs
 from ..runtime import reference
-from .collect import OBSERVED, network_input
+from .collect import network_input, observed_tensors
 from .images import Pixels
 
 Magnitudes = Mapping[str, NDArray[np.float64]]
@@ -66,11 +66,12 @@ def channel_magnitudes(graph: ir.Graph, images: Iterable[Pixels], spec: InputSpe
     ``spec`` as for ``collect``.
     """
     magnitudes: dict[str, NDArray[np.float64]] = {}
+    owner = observed_tensors(graph)
     for image in images:
         for name, value in reference.iterate(graph, {graph.inputs[0].name: network_input(image, spec)}):
-            if isinstance(graph.node(name).op, OBSERVED):
+            if name in owner:
                 largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0).astype(np.float64)
-                magnitudes[name] = np.maximum(magnitudes.get(name, 0.0), largest)
+                magnitudes[owner[name]] = np.maximum(magnitudes.get(owner[name], 0.0), largest)
     return magnitudes
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from float_graphs import FloatBuilder, drawn_images, random_xception
 
-from xceptile.calibration.collect import OBSERVED, collect
+from xceptile.calibration.collect import OBSERVED, collect, observed_tensors
 from xceptile.calibration.observers import MovingAverage
+from xceptile.calibration.quantize import quantize
 from xceptile.calibration.recipe import PRESETS, QuantRecipe, Rule
 from xceptile.calibration.table import CalibrationError, CalibrationTable, TensorRange, table_from_json
 from xceptile.compile.passes.pipeline import FLOAT_PASSES, run_passes
@@ -41,9 +42,38 @@ def test_ranges_are_those_of_the_float_interpreter(graph, images):
             seen.setdefault(name, []).append(value)
     observed = [node.name for node in graph.nodes if isinstance(node.op, OBSERVED)]
     assert set(table.ranges) == {"input", *observed}
+    pooled = {"blocks.0.sep1.pointwise": "blocks.0.pool", "blocks.1.sep1.pointwise": "blocks.1.pool"}
     for name in observed:
-        low, high = float(np.min(seen[name])), float(np.max(seen[name]))
+        where = pooled.get(name, name)
+        low, high = float(np.min(seen[where])), float(np.max(seen[where]))
         assert table.ranges[name] == TensorRange(low, high, low, high)
+
+
+def test_a_tensor_is_observed_behind_the_pooling_or_relu_that_alone_reads_it():
+    builder = FloatBuilder(np.random.default_rng(0).normal(size=(1, 8, 8, 3)))
+    builder.max_pool("pool", builder.relu("relu", builder.conv("both", "input", 4)))
+    builder.max_pool("another pool", builder.conv("read twice", "input", 4))
+    builder.add("sum", "pool", "another pool")
+    builder.append("tail", ir.MaxPool2d((8, 8), (8, 8), (0,) * 4), ("read twice",), {})
+    graph = builder.graph("sum", "tail")
+    assert observed_tensors(graph) == {"pool": "both", "read twice": "read twice", "sum": "sum"}
+    assert observed_tensors(builder.graph("sum", "tail", "relu")) == {
+        "relu": "both",
+        "read twice": "read twice",
+        "sum": "sum",
+    }
+
+
+def test_what_a_pooling_drops_is_clipped_without_harm(graph, images):
+    table = collect(graph, images, RECIPE, SPEC)
+    int8 = quantize(graph, table, RECIPE)
+    name = "blocks.0.sep1.pointwise"
+    lowest = min(
+        float(dict(reference.iterate(graph, {"input": normalize(image, SPEC)[None]}))[name].min()) for image in images
+    )
+    params = int8.type_of(name).per_tensor
+    assert lowest < params.scale * (-128 - params.zero_point) - params.scale  # is clipped
+    assert int8.type_of("blocks.0.pool").per_tensor == params
 
 
 def test_the_input_range_is_known_and_not_observed(graph, images):
