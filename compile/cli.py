@@ -47,7 +47,10 @@ DataOption = Annotated[
     ),
 ]
 EnginesOption = Annotated[
-    list[str] | None, typer.Option("--engine", help="native, litert or reference; repeatable; by default all.")
+    list[str] | None,
+    typer.Option(
+        "--engine", help="native, litert, tflite-runtime or reference; repeatable; by default native and litert."
+    ),
 ]
 ImagesOption = Annotated[int | None, typer.Option("--images", min=1, help="Use only the first images.")]
 
@@ -149,7 +152,7 @@ compile_app.command()(compile_command)
 def run(
     bundle: BundleArgument,
     image: Annotated[list[Path], typer.Argument(help="Image files.")],
-    engine: Annotated[str | None, typer.Option(help="native, litert or reference.")] = None,
+    engine: Annotated[str | None, typer.Option(help="native, litert, tflite-runtime or reference.")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,

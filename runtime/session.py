@@ -79,7 +79,7 @@ def open_engine(
     if engine == "reference":
         name = bundles.INT8_GRAPH if dtype == "int8" else bundles.FLOAT_GRAPH
         return ReferenceEngine(serialize.load(bundle.file(name)))
-    artefact = bundle.artefact(engine, dtype)
+    artefact = bundle.artefact("litert" if engine == "tflite-runtime" else engine, dtype)
     if artefact is None:
         raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
     if engine == "native":
@@ -90,15 +90,17 @@ def open_engine(
             )
         directory = bundle.file(bundles.NATIVE)
         if placement.device == QEMU:
-            from .devices.qemu import emulator_command
-            from .engines.native_program import NativeProgramEngine
+            from .devices.qemu import QemuNativeEngine
 
-            command = (*emulator_command(target), str(directory / "xceptile-run"))
-            return NativeProgramEngine(command, directory, count)
+            return QemuNativeEngine(directory, target, count)
         from .engines.native import NativeEngine
 
         return NativeEngine(directory, threads=count)
     file = bundle.file(artefact.files[0])
+    if engine == "tflite-runtime":
+        from .engines.litert import LiteRtEngine
+
+        return LiteRtEngine(file, threads=count, library="tflite_runtime")
     if placement.device == QEMU:
         from .engines.litert_qemu import LiteRtQemuEngine
 

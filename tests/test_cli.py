@@ -2,12 +2,16 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tvm
+from needs import requires_hardware
 from PIL import Image
+from tvm import relax
 
 from xceptile.compile import cli
 from xceptile.models import drawn
@@ -110,6 +114,27 @@ def test_verify_fails_on_a_network_that_is_not_the_reference(
     bundles.write_bundle(tmp_path / "planted", opened.manifest, files)
     assert xceptile("verify", tmp_path / "planted", "--data", home / "photos") == 1
     assert "NO" in capsys.readouterr().out
+
+
+@requires_hardware(sys.version_info < (3, 12), "Python that tflite-runtime has wheels for")
+def test_tflite_runtime_is_reported_as_not_bit_exact(
+    compiled: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert xceptile("verify", compiled, "--data", home / "photos", "--engine", "tflite-runtime", "--json") == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["engine"], row["bit_exact"]) == ("tflite-runtime", False)
+    assert row["differing_values"] > 0
+
+
+def test_relax_vm_travels_in_the_bundle(home: Path, tmp_path: Path) -> None:
+    arguments = ("--target", "host", "--model", home / "net.safetensors", "--calibration", home / "photos")
+    assert xceptile("compile", *arguments, "--output", tmp_path / "b", "--also", "relax-vm", "--backend", "tvm") == 0
+    bundle = bundles.open_bundle(tmp_path / "b")
+    (file,) = next(a for a in bundle.manifest.artefacts if a.engine == "relax-vm").files
+    golden, expected = bundle.golden()
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(bundle.file(file))), tvm.cpu())
+    for x, y in zip(golden, expected, strict=True):
+        assert np.array_equal(machine["main"](tvm.runtime.tensor(x[np.newaxis])).numpy()[0], y)
 
 
 def test_bench_times_int8_and_float(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
