@@ -64,11 +64,18 @@ class Rule:
 
 @dataclass(frozen=True)
 class QuantRecipe:
-    """Rules in order, and the optional stages before and after them."""
+    """Rules in order, and the optional stages before and after them, in the order of ``calibrate``.
+
+    ``equalize`` takes depthwise-pointwise pairs, from the weights alone; ``equalize_groups`` takes everything that can
+    be, residual streams included, from images; ``optimize_rounding`` and ``correct_bias`` adjust the int8 graph.
+    """
 
     name: str
     rules: tuple[Rule, ...] = ()
     equalize: bool = True
+    equalize_groups: bool = False
+    optimize_rounding: bool = False
+    correct_bias: bool = False
 
     def setting(self, path: str) -> Setting:
         """What the rules say of a layer: the defaults of ``Setting``, then every matching rule in order."""
@@ -83,7 +90,7 @@ class QuantRecipe:
         return {
             "schema": SCHEMA,
             "name": self.name,
-            "equalize": self.equalize,
+            **{stage: getattr(self, stage) for stage in _STAGES},
             "rules": [_rule_to_json(rule) for rule in self.rules],
         }
 

@@ -1,0 +1,65 @@
+"""From a float graph and a stream of images to the int8 graph: the stages of a recipe in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from ..models import graph as ir
+from ..models.preprocess import InputSpec
+from .collect import collect
+from .correct_bias import correct_bias
+from .equalize import channel_magnitudes, equalize
+from .images import Pixels
+from .quantize import quantize
+from .recipe import QuantRecipe
+from .rounding import optimize_rounding
+from .table import CalibrationTable
+
+HELD_IMAGES = 64  # the first ones, kept in memory for the stages that look at images more than once
+
+Progress = Callable[[str, float], None]  # the stage, and how much of it is done, 0..1
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """``float_graph`` is what ``table`` and ``int8_graph`` belong to: the given graph, equalized."""
+
+    float_graph: ir.Graph
+    int8_graph: ir.Graph
+    table: CalibrationTable
+
+
+def calibrate(
+    graph: ir.Graph,
+    images: Iterable[Pixels],
+    recipe: QuantRecipe,
+    spec: InputSpec | None = None,
+    *,
+    image_count: int = 0,
+    progress: Progress = lambda stage, share: None,
+) -> Calibrated:
+    """Equalizes, observes, quantizes and refines as ``recipe`` says.
+
+    Given: a float graph through the passes; ``images``, uint8 (H, W, 3), are read once as a stream, ``image_count``
+    of them as far as it is known; ``spec`` as for ``collect``. Raises what the stages raise.
+    """
+    stream = iter(images)
+    held = list(islice(stream, HELD_IMAGES))
+    if recipe.equalize_groups and held:
+        progress("equalize", 0.0)
+        graph = equalize(graph, channel_magnitudes(graph, held, spec))
+    elif recipe.equalize:
+        graph = equalize(graph)
+    total = max(image_count, len(held), 1)
+    table = collect(
+        graph, chain(held, stream), recipe, spec, lambda done: progress("calibrate", min(done / total, 1.0))
+    )
+    progress("quantize", 0.0)
+    int8_graph = quantize(graph, table, recipe)
+    if recipe.optimize_rounding:
+        int8_graph = optimize_rounding(graph, int8_graph, held, spec, lambda share: progress("round", share))
+    if recipe.correct_bias:
+        int8_graph = correct_bias(graph, int8_graph, held, spec, lambda share: progress("correct biases", share))
+    return Calibrated(graph, int8_graph, table)
