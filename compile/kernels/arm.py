@@ -20,7 +20,7 @@ from tvm.tirx import PrimFunc
 from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import TargetSpec
-from . import arm_convolution, arm_depthwise, arm_elementwise
+from . import arm_convolution, arm_depthwise, arm_depthwise_dot, arm_elementwise
 from .arm_depthwise import LANES, DepthwiseShape, Window
 from .arm_gemm import BLOCKS, Block, choose_block, pack_weights
 from .call import Activation, KernelCall, Weights
@@ -158,7 +158,7 @@ class _Lowering:
         source, front = node.inputs[0], None
         if source in self.fused:
             front = graph.node(source)
-            shape_of_front, front_operands, front_constants = self._front(front)
+            shape_of_front, front_operands, front_constants = self._front(front, in_front=True)
             x, in_channels = (
                 self._padded(_without_relu(graph, front, self.fused)),
                 stored_channels(front.type.shape[-1]),
@@ -195,7 +195,9 @@ class _Lowering:
             macs += int(np.prod(front.type.shape)) * int(np.prod(graph.type_of(front.inputs[1]).shape[:2]))
         self._call(node, shape.symbol, partial(arm_convolution.build, shape), operands, shape.tasks, macs)
 
-    def _front(self, node: ir.Node) -> tuple[DepthwiseShape, tuple[Weights, ...], tuple[int, int, int]]:
+    def _front(
+        self, node: ir.Node, *, in_front: bool
+    ) -> tuple[DepthwiseShape, tuple[Weights, ...], tuple[int, int, int]]:
         """A depthwise convolution's shape, its weights, and its three zero points."""
         graph, op = self.graph, node.op
         assert isinstance(op, ir.DepthwiseConv2d)
@@ -208,11 +210,13 @@ class _Lowering:
             graph.type_of(name).per_tensor.zero_point
             for name in (node.inputs[0], node.name, _without_relu(graph, node, self.fused))
         )
-        packed = Weights(arm_depthwise.pack_weights(weights.astype(np.int8, copy=False), channels))
+        by_dot = in_front and arm_depthwise_dot.applies(self.block.isa, window)
+        pack_taps = arm_depthwise_dot.pack_weights if by_dot else arm_depthwise.pack_weights
+        packed = Weights(pack_taps(weights.astype(np.int8, copy=False), channels))
         return shape, (packed, *_scaling(graph, node, channels)), (zeros[0], zeros[1], zeros[2])
 
     def _depthwise(self, node: ir.Node) -> None:
-        shape, weights, constants = self._front(node)
+        shape, weights, constants = self._front(node, in_front=False)
         x = self._padded(_without_relu(self.graph, node, self.fused))
         rows = max(1, -(-shape.window.out_height // _MIN_TASKS))
         call = arm_convolution.DepthwiseAlone(shape, rows)

@@ -13,6 +13,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from . import arm_depthwise_dot as dot
 from . import arm_epilogue as epilogue
 from . import arm_neon as neon
 from .arm_depthwise import LANES, Depthwise, DepthwiseOperands, DepthwiseShape, Window, stage_bytes
@@ -85,6 +86,7 @@ def build(shape: ConvolutionShape) -> Any:
     block, window, front = BLOCKS[shape.isa], shape.window, shape.depthwise
     outputs = -(-shape.out_channels // block.channels) * block.channels
     k = block.groups(shape.used_bytes) * block.depth
+    by_dot = front is not None and dot.applies(shape.isa, front.window)
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(shape.symbol)
@@ -92,7 +94,8 @@ def build(shape: ConvolutionShape) -> Any:
             x = T.arg("x", T.buffer((source.in_height * source.in_width * shape.in_channels,), "int8"))
             if front:
                 taps = front.window.kernel[0] * front.window.kernel[1]
-                dw_weights = T.arg("dw_weights", T.buffer((taps * front.channels,), "int8"))
+                weight_bytes = dot.WEIGHT_BYTES if by_dot else taps
+                dw_weights = T.arg("dw_weights", T.buffer((weight_bytes * front.channels,), "int8"))
                 dw_bias = T.arg("dw_bias", T.buffer((front.channels,), "int32"))
                 dw_multipliers = T.arg("dw_multipliers", T.buffer((front.channels,), "float32"))
             weights = T.arg("weights", T.buffer((outputs * k,), "int8"))
@@ -108,9 +111,14 @@ def build(shape: ConvolutionShape) -> Any:
             output = epilogue.load_output(constants, 1, shape.relu)
             if front:
                 stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")
-                pixels = T.alloc_buffer(((most + 1) * LANES,), "int8")
                 operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 2)
                 depthwise = Depthwise(front, operands, x, stage)
+                if by_dot:
+                    windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
+                    results = T.alloc_buffer((4 * dot.results_plane_bytes(most),), "int8")
+                    by_dots = dot.DotDepthwise(depthwise, shape.rows_per_task, windows, results)
+                else:
+                    pixels = T.alloc_buffer(((most + 1) * LANES,), "int8")
             elif shape.staged:
                 stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
             with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
@@ -122,10 +130,17 @@ def build(shape: ConvolutionShape) -> Any:
                     depthwise.begin_band(shape.rows_per_task)
                     with T.serial(0, front.channels // LANES) as channel_block:
                         depthwise.stage_channels(first_row, rows, channel_block)
-                        depthwise.compute(
-                            rows, channel_block, lambda pixel, value: neon.store(pixels, pixel * LANES, value, LANES)
-                        )
-                        _pack_pixels(shape, pixels, panels, rows, channel_block)
+                        if by_dot:
+                            by_dots.lay_out_windows(rows)
+                            by_dots.compute(rows, channel_block)
+                            _pack_results(shape, by_dots, panels, rows, channel_block)
+                        else:
+                            depthwise.compute(
+                                rows,
+                                channel_block,
+                                lambda pixel, value: neon.store(pixels, pixel * LANES, value, LANES),
+                            )
+                            _pack_pixels(shape, pixels, panels, rows, channel_block)
                 elif shape.staged:
                     _stage_dense(shape, x, stage, constants, first_row, rows)
                     _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), panels, rows)
@@ -169,6 +184,19 @@ def _pack_pixels(shape: ConvolutionShape, pixels: Buffer, panels: Buffer, rows: 
         vectors = [neon.load(pixels, source + min(r, valid - 1) * LANES) for r in range(packed)]
         base = neon.bind(panel * (block.rows * shape.patch_bytes) + channel_block * (packed * LANES))
         pack(block, panels, base, packed, vectors)
+
+    _for_each_panel(shape, rows, emit)
+
+
+def _pack_results(
+    shape: ConvolutionShape, depthwise: dot.DotDepthwise, panels: Buffer, rows: Expr, channel_block: Expr
+) -> None:
+    """Into panels, from 16 channels that the depthwise convolution has computed by dot products."""
+    block = BLOCKS[shape.isa]
+
+    def emit(panel: Expr, packed: int, valid: int) -> None:
+        base = neon.bind(panel * (block.rows * shape.patch_bytes) + channel_block * (packed * LANES))
+        depthwise.pack(block, panel, packed, panels, base)
 
     _for_each_panel(shape, rows, emit)
 

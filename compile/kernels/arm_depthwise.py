@@ -89,8 +89,8 @@ def pack_weights(weights: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
 
 
 def stage_bytes(window: Window, rows: int) -> int:
-    """Scratch for the input of ``rows`` output rows, and one pixel beyond that a pair may read."""
-    return (window.staged_rows(rows) * window.staged_width + _PIXELS * window.strides[1]) * LANES
+    """Scratch for the input of ``rows`` output rows, and the pixels beyond that the last outputs together may read."""
+    return (window.staged_rows(rows) * window.staged_width + 4 * window.strides[1]) * LANES
 
 
 class Depthwise:

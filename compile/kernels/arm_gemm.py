@@ -36,7 +36,7 @@ class Block:
     @property
     def row_step(self) -> int:
         """Rows come in multiples of this."""
-        return {4: 4, 8: 2, 16: 1}[self.depth]
+        return 1 if self.depth == 16 else 4
 
     def groups(self, k: int) -> int:
         """Depth groups that cover k input bytes."""
