@@ -56,7 +56,7 @@ def equalize(graph: ir.Graph, magnitudes: Magnitudes | None = None) -> ir.Graph:
         # Weights as the groups before left them.
         readers = [graph.node(node.name) for node in group.readers]
         known = _filter_sums(graph, group) if magnitudes is None else _relative_magnitudes(group, magnitudes)
-        graph = _rescale(graph, group, _factors(known, _column_magnitudes(graph, readers)))
+        graph = rescale(graph, group, _factors(known, _column_magnitudes(graph, readers)))
     return graph
 
 
@@ -156,7 +156,7 @@ def _factors(activation: NDArray[np.float64], columns: NDArray[np.float64] | Non
     return np.exp(logarithm)
 
 
-def _rescale(graph: ir.Graph, group: Group, factors: NDArray[np.float64]) -> ir.Graph:
+def rescale(graph: ir.Graph, group: Group, factors: NDArray[np.float64]) -> ir.Graph:
     """Divides what the producers make by ``factors`` and multiplies what the readers do with it by them."""
     for producer in group.producers:
         weights, bias = (_values(graph, graph.node(producer.name), i) for i in (1, 2))

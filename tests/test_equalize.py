@@ -8,11 +8,11 @@ from float_graphs import FloatBuilder, drawn_images, random_xception
 
 from xceptile.calibration.collect import collect
 from xceptile.calibration.equalize import (
-    _rescale,
     channel_magnitudes,
     equalizable_groups,
     equalizable_pairs,
     equalize,
+    rescale,
 )
 from xceptile.calibration.quantize import quantize
 from xceptile.calibration.recipe import PRESETS
@@ -92,7 +92,7 @@ def badly_normalized(graph: ir.Graph) -> ir.Graph:
     rng = np.random.default_rng(6)
     for group in equalizable_groups(graph):
         channels = group.producers[0].type.shape[-1]
-        graph = _rescale(graph, group, np.exp(rng.normal(0, 1.5, channels)))
+        graph = rescale(graph, group, np.exp(rng.normal(0, 1.5, channels)))
     return graph
 
 
