@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xceptile.models.drawn import draw
+from xceptile.models import zoo
+from xceptile.models.drawn import LABELS, draw
+from xceptile.models.preprocess import InputSpec
 from xceptile.models.train import LOG, Recipe, batches, learning_rate
 
 
@@ -27,6 +29,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     both = run(tmp_path / "out", 2)
     assert [entry["epoch"] for entry in both] == [1, 2]
     assert both[:1] == first
+    model = zoo.load(tmp_path / "out" / "xception.safetensors")
+    assert (model.labels, model.input_spec) == (LABELS, InputSpec(71, 71))
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
