@@ -419,15 +419,15 @@ def _pack_taps(isa: Isa, taps: NDArray[np.int64], total: int) -> Array:
 def pixels_per_task(pixels: int, k: int, block: int) -> int:
     """The run of pixels a task owns: even over 1, 2 and 4 threads, in full register blocks, near the first caches.
 
-    A model of the waste, in shares of the whole: pixels computed beyond the image or waited for, rows missing in
-    register blocks, and per task the columns that two neighbours both interleave.
+    A model of the waste, in shares of the whole: threads that wait, rows missing in register blocks, and per task the
+    columns that two neighbours both interleave.
     """
 
     def waste(count: int) -> float:
         tasks = -(-pixels // count)
-        spread = sum(-(-tasks // threads) * threads * count / pixels for threads in (1, 2, 4)) / 3
-        blocks = -(-count // block) * block / count
-        return spread + 0.1 * blocks + 0.2 / count
+        alone, two, four = (min(-(-tasks // threads) * count, pixels) * threads / pixels for threads in (1, 2, 4))
+        missing = -(-count // block) * block / count - 1
+        return 0.4 * alone + 0.4 * two + 0.2 * four + 0.05 * missing + 0.15 / count
 
     largest = max(block, min(pixels, 48 * 1024 // k, 192))
     return min(range(min(block, pixels), largest + 1), key=waste)

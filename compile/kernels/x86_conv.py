@@ -72,7 +72,7 @@ class Gather:
         kh, kw = self.kernel
         y, x, c = np.meshgrid(np.arange(kh), np.arange(kw), np.arange(self.channels), indexing="ij")
         if self.whole_rows:
-            return y * self._unit(isa, kw * self.channels) + x * self.channels + c
+            return (y * kw + x) * self.channels + c
         return (y * kw + x) * self._unit(isa, self.channels) + c
 
     @staticmethod
@@ -114,6 +114,7 @@ class Gather:
 
 def _copy(isa: Isa, plain: bool, x: Buffer, source: Expr, rows: Buffer, target: Expr, count: int) -> None:
     """Copies ``count`` elements, as the operand type of the matrix product."""
+    vector = 16 * isa.lanes if isa.vnni else 16
 
     def piece(offset: Expr | int, size: int) -> None:
         value = v.load(x, source + offset, size)
@@ -122,7 +123,7 @@ def _copy(isa: Isa, plain: bool, x: Buffer, source: Expr, rows: Buffer, target: 
             value = v.reinterpret(value, v.lanes("uint8", size)) ^ (T.broadcast(flip, size) if size > 1 else flip)
         v.store(rows, target + offset, T.cast(value, v.lanes(isa.operand, size)), size)
 
-    v.for_pieces(count, 16 * isa.lanes if isa.vnni else 16, piece)
+    v.for_pieces(count, vector, piece)
 
 
 def _fill(isa: Isa, value: Expr, rows: Buffer, target: Expr, count: int) -> None:
@@ -322,10 +323,7 @@ Producer = Gather | Depthwise
 
 @dataclass(frozen=True)
 class Convolution:
-    """``pixels`` outputs of ``channels`` from rows of ``k`` values, ``pixels_per_task`` at a time.
-
-    The last task computes pixels beyond the image too; the output's buffer has room for them.
-    """
+    """``pixels`` outputs of ``channels`` from rows of ``k`` values, ``pixels_per_task`` at a time."""
 
     isa: Isa
     producer: Producer
@@ -347,7 +345,7 @@ class Convolution:
 
     @property
     def output_count(self) -> int:
-        return self.tasks * self.pixels_per_task * stored_channels(self.channels)
+        return self.pixels * stored_channels(self.channels)
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, [depthwise weights, biases, multipliers], weights, biases, multipliers, parameters, y."""
@@ -370,20 +368,29 @@ class Convolution:
             aliases = load_aliases(isa, buffers["parameters"])
             matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp, aliases)
 
+            def multiply(first: Expr, height: int) -> None:
+                column = 0
+                for count, vectors in panels(isa, self.channels):
+                    width = vectors * isa.words
+                    with T.serial(0, count) as p:
+                        at = T.Bind(column + p * width)
+                        output = Output(buffers["y"], first * out_stride + at, out_stride, width)
+                        emit_panel(isa, matrix, rows, stride, height, at, vectors, output)
+                    column += count * width
+
             def task(t: Expr) -> None:
                 first = T.Bind(t * self.pixels_per_task)
                 last = T.Bind(T.min(first + self.pixels_per_task, self.pixels))
                 producer.emit(isa, buffers, first, last, rows, stride, T.int32(0))
-                column = 0
-                for count, vectors in panels(isa, self.channels):
-                    with T.serial(0, count) as p:
-                        at = T.Bind(column + p * (vectors * isa.words))
-
-                        def write(row: Expr, u: Expr) -> None:
-                            v.store(buffers["y"], (first + row) * out_stride + at, u, vectors * isa.words)
-
-                        emit_panel(isa, matrix, rows, stride, self.pixels_per_task, at, vectors, write)
-                    column += count * vectors * isa.words
+                rest = self.pixels % self.pixels_per_task
+                if not rest:
+                    multiply(first, self.pixels_per_task)
+                    return
+                with T.If(t < self.tasks - 1):
+                    with T.Then():
+                        multiply(first, self.pixels_per_task)
+                    with T.Else():
+                        multiply(first, rest)
 
             return task
 
@@ -436,6 +443,23 @@ class Matrix:
     aliases: tuple[Expr, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Output:
+    """Where a panel's outputs go: row i's ``width`` elements at ``start + i * stride`` of ``buffer``."""
+
+    buffer: Buffer
+    start: Expr
+    stride: int
+    width: int
+
+    def expect(self, row: Expr) -> None:
+        """Fetches a row's cache line for writing: a store that misses the caches would hold up those behind it."""
+        v.prefetch(self.buffer, self.start + row * self.stride, write=True)
+
+    def write(self, row: Expr, u: Expr) -> None:
+        v.store(self.buffer, self.start + row * self.stride, u, self.width)
+
+
 def load_aliases(isa: Isa, parameters: Buffer) -> tuple[Expr, ...]:
     """See ``Matrix``."""
     return () if isa.vnni else tuple(T.Bind(parameters[ALWAYS_ZERO + i]) for i in range(largest_block(isa)))
@@ -449,9 +473,9 @@ def emit_panel(
     height: int,
     column: Expr,
     vectors: int,
-    write: Callable[[Expr, Expr], None],
+    output: Output,
 ) -> None:
-    """All ``height`` rows of ``left`` by one panel of columns; ``write(row, u)`` gets the outputs.
+    """All ``height`` rows of ``left`` by one panel of columns.
 
     Meanwhile the weights of the next panel are fetched, a share with every block: they come from the outer caches or
     from memory, and in an order that the processor foresees only within a page.
@@ -470,12 +494,12 @@ def emit_panel(
                 isa,
                 matrix,
                 left,
-                [(top + i) * left_stride for i in range(rows)],
+                [((top + i) * left_stride, top + i) for i in range(rows)],
                 panel,
                 column,
                 vectors,
                 (ahead, share, line),
-                lambda i, u: write(top + i, u),
+                output,
             )
         row += count * rows
         done += count
@@ -485,17 +509,17 @@ def emit_block(
     isa: Isa,
     matrix: Matrix,
     left: Buffer,
-    rows: list[Expr],
+    rows: list[tuple[Expr, Expr]],
     panel: Expr,
     column: Expr,
     vectors: int,
     fetch: tuple[Expr, int, int],
-    write: Callable[[int, Expr], None],
+    output: Output,
 ) -> None:
     """A register block: len(rows) x vectors accumulators, started from the bias.
 
-    ``rows`` are offsets into ``left``; ``fetch`` is where to fetch ahead, elements a turn and elements a cache line;
-    ``write(i, u)`` gets row i's outputs.
+    ``rows`` are offsets into ``left`` and numbers of the output's rows; ``fetch`` is where to fetch ahead, elements a
+    turn and elements a cache line.
     """
     elements = isa.operand_elements
     acc = [T.alloc_buffer((vectors,), f"int32x{isa.words}", scope="global") for _ in rows]
@@ -503,6 +527,8 @@ def emit_block(
         start = T.Bind(v.load(matrix.bias, column + j * isa.words, isa.words))
         for sums in acc:
             T.buffer_store(sums, start, [j])
+    for _, number in rows:
+        output.expect(number)
     ahead, share, line = fetch
 
     def step(k: Expr | int) -> None:
@@ -516,7 +542,7 @@ def emit_block(
                 loaded[j] = T.Bind(v.load(matrix.weights, offset, elements))
             return loaded[j]
 
-        for i, (sums, row) in enumerate(zip(acc, rows, strict=True)):
+        for i, (sums, (row, _)) in enumerate(zip(acc, rows, strict=True)):
             a = v.broadcast_group(isa, left, row + k * isa.group)
             for j in range(vectors):
                 T.buffer_store(sums, v.dot(isa, sums[j], a, weight(i, j)), [j])
@@ -529,10 +555,10 @@ def emit_block(
             step(turn * TURN + k)
     for k in range(rest):
         step(turns * TURN + k)
-    for i, sums in enumerate(acc):
+    for sums, (_, number) in zip(acc, rows, strict=True):
         scales = [v.load(matrix.multiplier, column + j * isa.words, isa.words) for j in range(vectors)]
         words = [v.round_scaled(isa, sums[j], scales[j], matrix.bounded) for j in range(vectors)]
-        write(i, v.pack(isa, words, matrix.clamp))
+        output.write(number, v.pack(isa, words, matrix.clamp))
 
 
 def input_operand(producer: Producer) -> tuple[str, int]:
@@ -669,10 +695,8 @@ class Product:
             def panel(t: Expr, vectors: int) -> None:
                 at = T.Bind(t * (4 * isa.words))
 
-                def write(row: Expr, u: Expr) -> None:
-                    v.store(y, row * out_stride + at, u, vectors * isa.words)
-
-                emit_panel(isa, matrix, a, self.stride, self.rows, at, vectors, write)
+                output = Output(y, at, out_stride, vectors * isa.words)
+                emit_panel(isa, matrix, a, self.stride, self.rows, at, vectors, output)
 
             def task(t: Expr) -> None:
                 shapes = panels(isa, self.channels)

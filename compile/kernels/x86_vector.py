@@ -253,10 +253,10 @@ class Parameter:
     count: int
 
 
-def prefetch(buffer: Buffer, offset: Expr | int) -> None:
+def prefetch(buffer: Buffer, offset: Expr | int, *, write: bool = False) -> None:
     """Asks for a cache line; any address is allowed."""
-    read, near, data = T.int32(0), T.int32(3), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[offset]), read, near, data))
+    intent, near, data = T.int32(int(write)), T.int32(3), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[offset]), intent, near, data))
 
 
 def kernel(symbol: str, parameters: Sequence[Parameter], body: Callable[..., Callable[[Expr], None]]) -> tirx.PrimFunc:
