@@ -188,7 +188,7 @@ class _Lowering:
             Weights(pack_weights(self.block, packed)),
             bias,
             multipliers,
-            _int32(*zero_points, *(front_constants if front else ())),
+            _int32(*zero_points, 0, *(front_constants if front else ())),
         )
         macs = window.out_height * window.out_width * int(weights.size)
         if front:

@@ -81,7 +81,8 @@ def band_pixels(shape: ConvolutionShape) -> tuple[int, ...]:
 def build(shape: ConvolutionShape) -> Any:
     """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, constants, y.
 
-    ``constants`` (int32): the zero points of the padding and of the output, then the depthwise convolution's three.
+    ``constants`` (int32): the zero points of the padding and of the output, a zero, then the depthwise convolution's
+    three.
     """
     block, window, front = BLOCKS[shape.isa], shape.window, shape.depthwise
     outputs = -(-shape.out_channels // block.channels) * block.channels
@@ -101,7 +102,7 @@ def build(shape: ConvolutionShape) -> Any:
             weights = T.arg("weights", T.buffer((outputs * k,), "int8"))
             bias = T.arg("bias", T.buffer((outputs,), "int32"))
             multipliers = T.arg("multipliers", T.buffer((outputs,), "float32"))
-            constants = T.arg("constants", T.buffer((5 if front else 2,), "int32"))
+            constants = T.arg("constants", T.buffer((6 if front else 3,), "int32"))
             y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
@@ -109,9 +110,10 @@ def build(shape: ConvolutionShape) -> Any:
             panels = T.alloc_buffer((-(-most // block.rows) * block.rows * shape.patch_bytes,), "int8")
             accumulators = Accumulators(block)
             output = epilogue.load_output(constants, 1, shape.relu)
+            zero = neon.bind(constants[2])
             if front:
                 stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")
-                operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 2)
+                operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 3)
                 depthwise = Depthwise(front, operands, x, stage)
                 if by_dot:
                     windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
@@ -151,7 +153,17 @@ def build(shape: ConvolutionShape) -> Any:
                     )
                 split = neon.bind(task % shape.splits)
                 _multiply(
-                    shape, accumulators, panels, (weights, bias, multipliers), output, y, first_row, rows, split, k
+                    shape,
+                    accumulators,
+                    panels,
+                    (weights, bias, multipliers),
+                    output,
+                    y,
+                    first_row,
+                    rows,
+                    split,
+                    k,
+                    zero,
                 )
     return builder.get()
 
@@ -272,6 +284,7 @@ def _multiply(
     rows: Expr,
     split: Expr,
     k: int,
+    zero: Expr,
 ) -> None:
     """Every panel of output channels of this split with every panel of pixels."""
     block = BLOCKS[shape.isa]
@@ -284,7 +297,9 @@ def _multiply(
         vectors = block.channels // 4
         bias = [neon.load(biases, n * block.channels + 4 * i, "int32x4") for i in range(vectors)]
         scales = [neon.load(multipliers, n * block.channels + 4 * i, "float32x4") for i in range(vectors)]
-        weights_base = neon.bind(n * (k * block.channels))
+        # Were the base a plain function of n, LLVM would share one counter between this loop and the product's, with
+        # offsets too large for the instruction that loads two vectors.
+        weights_base = neon.bind(T.bitwise_xor(n * (k * block.channels), zero))
 
         def emit(panel: Expr, packed: int, valid: int) -> None:
             base = neon.bind(panel * (block.rows * shape.patch_bytes))
