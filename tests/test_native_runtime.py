@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import struct
@@ -460,6 +461,7 @@ def test_arrays_that_do_not_fit_are_refused(shipped: dict[str, Path]) -> None:
 
 
 def test_a_closed_engine_and_a_failing_kernel(shipped: dict[str, Path]) -> None:
+    importlib.import_module("tvm")  # its functions, loaded for all to see, must not take the place of the bundle's own
     engine = NativeEngine(here(shipped))
     bad = images(1)
     bad.flat[0] = -128 - int(fake_network.WEIGHTS[0])

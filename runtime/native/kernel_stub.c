@@ -5,8 +5,10 @@
 #include <stdint.h>
 
 #define EXPORT __attribute__((visibility("default")))
+/* In a process that has TVM loaded for all to see, a call to an exported function would go to TVM's of this name. */
+#define HIDDEN __attribute__((visibility("hidden")))
 
-EXPORT void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
+HIDDEN void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
 EXPORT const char *xct_kernel_error(void);
 
 static _Thread_local char message[256];
