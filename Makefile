@@ -36,7 +36,7 @@ lint: $(STAMP)
 	    -m xceptile $(PACKAGES:%=-p xceptile.%)
 
 bench: $(STAMP)
-	$(PY) -m pytest tests/benchmarks -s $(PYTEST_FLAGS)
+	$(PY) tests/benchmarks/cpu.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
