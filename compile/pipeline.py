@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..calibration.collect import collect
-from ..calibration.equalize import equalize
-from ..calibration.quantize import pixel_table, quantize
+from ..calibration.calibrate import calibrate
+from ..calibration.quantize import pixel_table
 from ..calibration.recipe import QuantRecipe
 from ..calibration.table import CalibrationTable
 from ..models import serialize
@@ -69,23 +68,21 @@ def quantize_model(
     graph = run_passes(model.graph, FLOAT_PASSES, verify)
     folded = takes_pixels(graph)
     graph = fold_input(graph, model.input_spec)
-    if recipe.equalize:
-        graph = run_passes(graph, (equalize,), verify)
     first: list[Pixels] = []
-    stream = _keep_first(images, GOLDEN_COUNT, first)
-    table = collect(
+    calibrated = calibrate(
         graph,
-        stream,
+        _keep_first(images, GOLDEN_COUNT, first),
         recipe,
         None if folded else model.input_spec,
-        lambda done: progress("calibrate", min(done / max(image_count, 1), 1.0)),
+        image_count=image_count,
+        progress=progress,
     )
-    progress("quantize", 0.0)
-    int8_graph = quantize(graph, table, recipe)
+    int8_graph = calibrated.int8_graph
+    verify(calibrated.float_graph)
     verify(int8_graph)
     quantum = int8_graph.inputs[0].type.per_tensor
     table_ = None if folded else pixel_table(model.input_spec, quantum)
-    return Quantized(model, graph, int8_graph, recipe, table, np.stack(first), table_)
+    return Quantized(model, calibrated.float_graph, int8_graph, recipe, calibrated.table, np.stack(first), table_)
 
 
 def _tensor(graph: Graph, name: str) -> NetworkTensor:
