@@ -342,6 +342,7 @@ def _with_tasks(shape: arm_convolution.ConvolutionShape) -> arm_convolution.Conv
         bands = full + (last > 0)
         idle = -(-bands // _MIN_TASKS) * _MIN_TASKS * rows / height  # the slowest core's share
         oversize = max(1.0, rows * width * shape.patch_bytes / _BAND_BYTES)
-        return padded / (height * width) + 0.1 * idle + 0.05 * oversize + 0.01 * bands / height
+        halo = (shape.depthwise.window.kernel[0] - 1) / rows if shape.depthwise else 0.0  # rows staged twice
+        return padded / (height * width) + 0.1 * idle + 0.05 * oversize + 0.04 * halo + 0.01 * bands / height
 
     return replace(shape, rows_per_task=min(range(1, height + 1), key=cost))

@@ -1,0 +1,121 @@
+"""Instructions that one inference of Xception at 299x299 executes on one thread: ours and LiteRT's, under qemu.
+
+An emulator's time says nothing; what it executes is exact and repeatable. One inference is the difference between a
+process that runs n + 1 images and one that runs n, so that start-up, packing and the interpreter are not counted.
+
+    python tests/benchmarks/instructions.py [neon dotprod i8mm]
+
+Prints a table and ends with status 1 where a ratio is above its limit. About five minutes for each row.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS))
+
+from emulated_bundle import EmulatedBundle  # noqa: E402  (tests/ is not a package)
+from int8_graphs import differences, photo, random_xception  # noqa: E402
+
+from xceptile.compile.backends import tflite  # noqa: E402
+from xceptile.compile.backends import tvm as backend  # noqa: E402
+from xceptile.models import graph as ir  # noqa: E402
+from xceptile.runtime.devices import qemu_root  # noqa: E402
+from xceptile.runtime.engines.litert_qemu import LiteRtQemuEngine  # noqa: E402
+from xceptile.targets import catalog  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """``most``: the ratio of ours to LiteRT's that we promise to stay below."""
+
+    target: str
+    most: float
+
+
+ROWS = {
+    "neon": Row("raspberrypi/raspberry-pi-4", 0.75),
+    "dotprod": Row("raspberrypi/raspberry-pi-5", 0.85),
+    "i8mm": Row("generic/android-arm64-i8mm", 0.80),
+}
+
+
+def build_plugin(folder: Path) -> Path:
+    """The counting plugin, compiled."""
+    plugin = folder / "libcount.so"
+    source = TESTS / "qemu_plugin" / "count.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(plugin), str(source)], check=True)
+    return plugin
+
+
+def ours(graph: ir.Graph, row: Row, image: np.ndarray, plugin: Path, folder: Path) -> dict[str, int]:
+    """Counts by class, checked against the reference on the way."""
+    target = catalog.get(row.target)
+    bundle = EmulatedBundle(graph, backend.lower(graph, target), target, folder)
+
+    def count(images: int) -> dict[str, int]:
+        counts = folder / "counts.json"
+        outputs = bundle.run([[image]] * images, emulator_options=["-plugin", f"{plugin},out={counts}"])
+        assert differences(graph, [image], outputs[0]) == {}
+        return dict(json.loads(counts.read_text()))
+
+    return _difference(count(2), count(1))
+
+
+def litert(graph: ir.Graph, row: Row, image: np.ndarray, plugin: Path, folder: Path) -> dict[str, int]:
+    """The same of LiteRT with XNNPACK on the same file's numbers."""
+    cpu = catalog.get(row.target).qemu_cpu
+    assert cpu is not None
+    engine = LiteRtQemuEngine(tflite.serialize(graph), cpu)
+    counts, wrapper = folder / "litert.json", folder / "counting-qemu"
+    wrapper.write_text(f'#!/bin/sh\nexec {qemu_root.emulator()} -plugin "{plugin},out={counts}" "$@"\n')
+    wrapper.chmod(0o755)
+    engine._emulator = str(wrapper)
+
+    def count(images: int) -> dict[str, int]:
+        engine.run(np.concatenate([image] * images))
+        return dict(json.loads(counts.read_text()))
+
+    return _difference(count(3), count(2))
+
+
+def _difference(more: dict[str, int], less: dict[str, int]) -> dict[str, int]:
+    return {name: more[name] - less[name] for name in more}
+
+
+def main(names: list[str]) -> int:
+    graph, image = random_xception(), photo(299, 299, 1)
+    missed = 0
+    print(f"millions of instructions, Xception int8 299x299, one thread; LiteRT {version('ai-edge-litert')}")
+    print(f"{'':8} {'':7} {'total':>8} {'dot':>8} {'multiply':>9} {'other':>8} {'load':>8} {'store':>8} {'ratio':>7}")
+    for name in names or list(ROWS):
+        row = ROWS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            plugin = build_plugin(Path(folder))
+            counted = {
+                "ours": ours(graph, row, image, plugin, Path(folder)),
+                "LiteRT": litert(graph, row, image, plugin, Path(folder)),
+            }
+        ratio = counted["ours"]["total"] / counted["LiteRT"]["total"]
+        missed += ratio > row.most
+        for who, counts in counted.items():
+            shown = [counts[key] for key in ("total", "dot", "multiply", "vector_other", "load", "store")]
+            columns = " ".join(
+                f"{value / 1e6:{width}.1f}" for value, width in zip(shown, (8, 8, 9, 8, 8, 8), strict=True)
+            )
+            end = f"{ratio:7.3f} (at most {row.most})" if who == "ours" else ""
+            print(f"{name:8} {who:7} {columns} {end}", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
