@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import TargetSpec
-from . import x86_conv as conv
+from . import x86_layout as layout
 from .call import Activation, KernelCall, Weights
-from .x86_depthwise import DepthwiseAlone, DepthwiseAny
+from .x86_conv import Convolution, Producer, Rows
+from .x86_depthwise import Depthwise, DepthwiseAlone, DepthwiseAny
 from .x86_elementwise import AveragePool, Convert, Elementwise, MaxPool
+from .x86_gather import Gather
+from .x86_product import Product, largest_block, panel_starts
 from .x86_vector import AVX2, AVX512VNNI, Isa, lane_order
 
 Array = NDArray[np.generic]
@@ -116,7 +119,7 @@ class _Lowering:
 
     def _activation(self, name: str) -> Activation:
         pixels, channels = _pixels(self.graph.type_of(name).shape)
-        return Activation(self._stored(name), "uint8", pixels * conv.stored_channels(channels))
+        return Activation(self._stored(name), "uint8", pixels * layout.stored_channels(channels))
 
     def _reads_plain(self, user: ir.Node) -> bool:
         return isinstance(user.op, ir.Conv2d)
@@ -149,12 +152,12 @@ class _Lowering:
             assert isinstance(node.op, ir.Conv2d)
             op, (_, height, width, in_channels) = node.op, source.type.shape
         out_pixels, channels = _pixels(node.type.shape)
-        parameters = np.zeros(conv.PARAMETERS, np.int32)
-        parameters[conv.OUT_ZERO] = node.type.per_tensor.zero_point + 128
-        parameters[conv.OUT_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
+        parameters = np.zeros(layout.PARAMETERS, np.int32)
+        parameters[layout.OUT_ZERO] = node.type.per_tensor.zero_point + 128
+        parameters[layout.OUT_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
         row_constants: tuple[Weights, ...] = ()
         macs = out_pixels * weights.size
-        producer: conv.Producer
+        producer: Producer
         operands: tuple[Activation | Weights, ...]
         if source.name in self.fused:
             producer, row_constants, x, more = self._depthwise_producer(source, parameters)
@@ -163,8 +166,8 @@ class _Lowering:
             plain = isinstance(source.op, ir.Input) and self._input(source) == []
             out_width = node.type.shape[2] if len(node.type.shape) == 4 else 1
             kernel = (weights.shape[1], weights.shape[2])
-            producer = conv.Gather(height, width, in_channels, kernel, op.strides, op.padding, out_width, plain)
-            parameters[conv.PADDING] = source.type.per_tensor.zero_point + 128
+            producer = Gather(height, width, in_channels, kernel, op.strides, op.padding, out_width, plain)
+            parameters[layout.PADDING] = source.type.per_tensor.zero_point + 128
             x = (
                 Activation(source.name, "int8", height * width * in_channels)
                 if plain
@@ -178,21 +181,21 @@ class _Lowering:
         finish = partial(KernelCall, name=node.name, path=node.path, macs=macs)
         target = self._activation(node.name)
         if matrix.size <= PANEL_WEIGHTS and out_pixels > 1:
-            per_task = pixels_per_task(out_pixels, k, conv.largest_block(self.isa))
-            product = conv.Convolution(self.isa, producer, out_pixels, k, channels, per_task, bounded)
+            per_task = pixels_per_task(out_pixels, k, largest_block(self.isa))
+            product = Convolution(self.isa, producer, out_pixels, k, channels, per_task, bounded)
             y = Activation(target.name, "uint8", product.output_count)
             operands = (x, *row_constants, *constants, Weights(parameters), y)
             return [finish(product.symbol, product.build, operands, y.name, product.tasks)]
-        calls, stride = [], conv.row_stride(k)
-        direct = isinstance(producer, conv.Gather) and self.isa.vnni and producer.copies_nothing
+        calls, stride = [], layout.row_stride(k)
+        direct = isinstance(producer, Gather) and self.isa.vnni and producer.copies_nothing
         if direct:
-            a, stride = x, conv.stored_channels(in_channels)
+            a, stride = x, layout.stored_channels(in_channels)
         else:
-            rows = conv.Rows(self.isa, producer, out_pixels, k)
+            rows = Rows(self.isa, producer, out_pixels, k)
             a = Activation(f"{node.name}:rows", self.isa.operand, rows.count)
             operands = (x, *row_constants, Weights(parameters), a)
             calls.append(KernelCall(rows.symbol, rows.build, operands, a.name, rows.tasks, source.name, source.path))
-        columns = conv.Product(self.isa, out_pixels, k, channels, bounded, stride)
+        columns = Product(self.isa, out_pixels, k, channels, bounded, stride)
         operands = (a, *constants, Weights(parameters), target)
         return [*calls, finish(columns.symbol, columns.build, operands, target.name, columns.tasks)]
 
@@ -200,7 +203,7 @@ class _Lowering:
         """Packed weights, biases and multipliers of ``matrix`` (N, K), and whether every product fits int32."""
         isa, channels = self.isa, matrix.shape[0]
         bias, multipliers, bounded = self._biases(node, matrix)
-        starts = conv.panel_starts(isa, channels)
+        starts = panel_starts(isa, channels)
         order = np.concatenate([first + lane_order(isa, vectors).reshape(-1) for first, vectors in starts])
         constants = (
             _pack_matrix(isa, matrix, order),
@@ -222,7 +225,7 @@ class _Lowering:
 
     def _depthwise_producer(
         self, node: ir.Node, parameters: NDArray[np.int32]
-    ) -> tuple[conv.Depthwise, tuple[Weights, ...], Activation, int]:
+    ) -> tuple[Depthwise, tuple[Weights, ...], Activation, int]:
         """A banded depthwise convolution as a producer: what it reads, and its multiply-accumulates."""
         assert isinstance(node.op, ir.DepthwiseConv2d)
         isa = self.isa
@@ -231,7 +234,7 @@ class _Lowering:
         source = self.graph.type_of(node.inputs[0])
         taps = self.graph.constants[node.inputs[1]].data.astype(np.int64)  # (3, 3, C)
         _, multipliers, bounded = self._biases(node, taps.reshape(9, channels).T)
-        producer = conv.Depthwise(height, width, channels, relu, bounded)
+        producer = Depthwise(height, width, channels, relu, bounded)
         total = producer.chunks(isa) * isa.bytes
         packed, biases = [], []
         for variant in range(producer.variants):
@@ -244,13 +247,13 @@ class _Lowering:
             packed.append(_pack_taps(isa, rows, total))
             biases.append(_in_lanes(isa, _padded(bias, total)))
         zero = node.type.per_tensor.zero_point
-        parameters[conv.ROW_ZERO] = zero + 128
-        parameters[conv.ROW_LOW] = arithmetic.lower_bound(zero, node.op.relu) + 128
-        parameters[conv.PADDING] = (source.per_tensor.zero_point + 128) * 0x00010101
+        parameters[layout.ROW_ZERO] = zero + 128
+        parameters[layout.ROW_LOW] = arithmetic.lower_bound(zero, node.op.relu) + 128
+        parameters[layout.PADDING] = (source.per_tensor.zero_point + 128) * 0x00010101
         read = node.inputs[0]
         if relu:
             read = self.graph.node(read).inputs[0]
-            parameters[conv.RELU_ZERO] = self.graph.type_of(read).per_tensor.zero_point + 128
+            parameters[layout.RELU_ZERO] = self.graph.type_of(read).per_tensor.zero_point + 128
         constants = (
             Weights(np.concatenate(packed)),
             Weights(np.concatenate(biases)),
@@ -261,7 +264,7 @@ class _Lowering:
     def _depthwise(self, node: ir.Node) -> list[KernelCall]:
         assert isinstance(node.op, ir.DepthwiseConv2d)
         isa, op, target = self.isa, node.op, self._activation(node.name)
-        parameters = np.zeros(conv.PARAMETERS, np.int32)
+        parameters = np.zeros(layout.PARAMETERS, np.int32)
         if self._is_banded(node):
             banded, constants, x, macs = self._depthwise_producer(node, parameters)
             alone = DepthwiseAlone(isa, banded)
@@ -281,8 +284,8 @@ class _Lowering:
         )
         total = kernel.chunks * isa.bytes
         parameters[0] = source.per_tensor.zero_point + 128
-        parameters[conv.ROW_ZERO] = node.type.per_tensor.zero_point + 128
-        parameters[conv.ROW_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
+        parameters[layout.ROW_ZERO] = node.type.per_tensor.zero_point + 128
+        parameters[layout.ROW_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
         in_lanes = [_in_lanes(isa, _padded(tap, total)) for tap in taps.reshape(kh * kw, channels)]
         operands = (
             self._activation(node.inputs[0]),
@@ -388,13 +391,13 @@ def _padded(values: Array, size: int) -> Array:
 def _pack_matrix(isa: Isa, matrix: NDArray[np.int64], order: NDArray[np.int64]) -> Weights:
     """(N, K) in panels of columns: panel, group of products, column in ``order``, product within the group."""
     channels, k = matrix.shape
-    steps = conv.ceil_div(k, isa.group)
+    steps = layout.ceil_div(k, isa.group)
     padded = np.zeros((order.size, steps * isa.group), isa.weight)
     padded[:channels, :k] = matrix
     columns = padded[order].reshape(order.size, steps, isa.group)
     panels = [
         columns[first : first + vectors * isa.words].transpose(1, 0, 2).reshape(-1)
-        for first, vectors in conv.panel_starts(isa, channels)
+        for first, vectors in panel_starts(isa, channels)
     ]
     return Weights(np.concatenate(panels))
 

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from . import x86_vector as v
-from .x86_conv import stored_channels
+from .x86_layout import stored_channels
 from .x86_vector import Buffer, Expr, Isa, Parameter
 
 
