@@ -61,7 +61,7 @@ def dump(graph: ir.Graph) -> bytes:
         "graph": text,
         "sha256": _sha256(text, tensors),
     }
-    return _in_order(safetensors.numpy.save(tensors, metadata))
+    return in_order(safetensors.numpy.save(tensors, metadata))
 
 
 def parse(data: bytes) -> ir.Graph:
@@ -182,7 +182,7 @@ def _metadata(data: bytes) -> dict[str, str]:
     return metadata
 
 
-def _in_order(data: bytes) -> bytes:
+def in_order(data: bytes) -> bytes:
     """The same file with its header's keys sorted: safetensors writes the metadata in the order of a hash table."""
     length, header = _header(data)
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()

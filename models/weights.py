@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .preprocess import InputSpec, timm_input_spec
+from .serialize import in_order
 from .xception import Xception, scaled_channels
 
 FORMAT = "xceptile.checkpoint"
@@ -86,7 +87,7 @@ def save_checkpoint(
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(safetensors.torch.save(tensors, metadata))
+        aside.write_bytes(in_order(safetensors.torch.save(tensors, metadata)))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -211,6 +211,19 @@ def test_the_width_is_inferred_from_the_shapes(width: float) -> None:
     assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in state.items()}
 
 
+def test_equal_networks_are_equal_bytes(own: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(own)
+    for name in ("a", "b"):
+        save_checkpoint(
+            checkpoint.module,
+            tmp_path / name,
+            input_spec=checkpoint.input_spec,
+            labels=checkpoint.labels,
+            provenance=checkpoint.provenance,
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 classes, 1 labels"):
         save_checkpoint(
