@@ -12,7 +12,7 @@ help:
 	@echo "make demo    the main job on the demo network: calibrate, quantize, compile, run, compare (build/demo)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   our int8 against the peers', interleaved, on this machine"
+	@echo "make bench   the goals of speed, size and compile time against the peers (BENCH_FLAGS=--all: qemu, too)"
 	@echo "make clean   remove what was built, .venv apart"
 
 setup: $(STAMP)
@@ -36,7 +36,7 @@ lint: $(STAMP)
 	    -m xceptile $(PACKAGES:%=-p xceptile.%)
 
 bench: $(STAMP)
-	$(PY) tests/benchmarks/cpu.py $(BENCH_FLAGS)
+	$(PY) tests/benchmarks/table.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import int8_graphs
+from interleaved import interleave
 
 from xceptile.compile.backends import native_runtime, tflite
 from xceptile.compile.backends import tvm as backend
@@ -45,19 +45,6 @@ def processor() -> str:
 def quartiles(samples: list[float]) -> str:
     low, middle, high = statistics.quantiles(samples, n=4)
     return f"{middle:8.3f} [{low:.3f}, {high:.3f}]"
-
-
-def interleave(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, clock_ns: Callable[[], int]
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each, taken in turns; the first two rounds are warm-up."""
-    samples: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds + 2):
-        for run, kept in zip((ours, theirs), samples, strict=True):
-            start = clock_ns()
-            run()
-            kept.append((clock_ns() - start) / 1e6)
-    return samples[0][2:], samples[1][2:]
 
 
 def report(title: str, ours: list[float], theirs: list[float]) -> None:
