@@ -109,7 +109,7 @@ def executorch(folder: Path, photos: np.ndarray) -> Callable[[int], Runner]:
         get_symmetric_quantization_config,
     )
     from executorch.exir import to_edge_transform_and_lower
-    from executorch.extension.pybindings import _portable_lib
+    from executorch.extension.pybindings import portable_lib
     from torch_network import TorchNetwork
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -126,8 +126,8 @@ def executorch(folder: Path, photos: np.ndarray) -> Callable[[int], Runner]:
     program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
 
     def loaded(threads: int) -> Runner:
-        _portable_lib._unsafe_reset_threadpool(threads)
-        module: Any = _portable_lib._load_for_executorch_from_buffer(program)
+        portable_lib._unsafe_reset_threadpool(threads)
+        module: Any = portable_lib._load_for_executorch_from_buffer(program)
         return lambda: np.asarray(module.forward([images[0]])[0])
 
     return loaded
