@@ -2,10 +2,11 @@
 
     python tests/benchmarks/table.py [PART ...] [--all] [--peers-python .venv-peers/bin/python]
 
-Parts: host, memory, open, compile, throughput, peers; --all adds instructions, which emulates ours and LiteRT's on four
-processors. A part's lines are kept in build/bench, and the table shows the last ones of every part: an interrupted run
-goes on with the parts that are named. About 6 minutes (3 without peers); with --all about 15 more. Leave the machine
-alone meanwhile. Nothing is asserted: `xceptile check` judges a device, and this is one desk.
+Parts: host, memory, open, compile, throughput, onnxruntime, openvino, executorch; --all adds neon, dotprod, i8mm and
+avx2, which count the instructions of ours and LiteRT's on emulated processors. A part's lines are kept in build/bench,
+and the table shows the last ones of every part: an interrupted run goes on with the parts that are named. About 6
+minutes (2 without peers); with --all about 20 more. Leave the machine alone meanwhile. Nothing is asserted: `xceptile
+check` judges a device, and this is one desk.
 
 Peers beyond LiteRT want an environment of their own, with another numpy than TVM's:
 
@@ -267,24 +268,23 @@ def throughput_part(_: argparse.Namespace) -> list[Line]:
     ]
 
 
-def instructions_part(_: argparse.Namespace) -> list[Line]:
-    graph, image, lines = random_xception(), photo(299, 299, 1), []
-    for name, row in instructions.ROWS.items():
-        counted = instructions.count_row(row, graph, image)
-        ours, theirs = (counted[who]["total"] for who in ("ours", "LiteRT"))
-        print(f"{name}: {ours} / {theirs}", file=sys.stderr, flush=True)
-        lines.append(
-            Line(
-                f"{name}: instructions of one inference, 1 thread, ours / {version('ai-edge-litert')}",
-                f"{row.most:.2f}",
-                f"{ours / theirs:.3f} ({ours / 1e6:.0f} / {theirs / 1e6:.0f} million)",
-                f"counted under qemu, {row.target}; outputs equal bit for bit",
-            )
+def instructions_part(name: str, _: argparse.Namespace) -> list[Line]:
+    row = instructions.ROWS[name]
+    counted = instructions.count_row(row, random_xception(), photo(299, 299, 1))
+    ours, theirs = (counted[who]["total"] for who in ("ours", "LiteRT"))
+    return [
+        Line(
+            f"{name}: instructions of one inference, 1 thread, ours / {version('ai-edge-litert')}",
+            f"{row.most:.2f}",
+            f"{ours / theirs:.3f} ({ours / 1e6:.0f} / {theirs / 1e6:.0f} million)",
+            f"counted under qemu, {row.target}; outputs equal bit for bit",
         )
-    return lines
+    ]
 
 
-def peers_part(options: argparse.Namespace) -> list[Line]:
+@functools.cache
+def peers_folder() -> Path:
+    """What peers.py reads."""
     folder = scratch() / "peers"
     (folder / "native").mkdir(parents=True)
     graph = random_xception(same_padding=False)  # symmetric pools: all that torch and ExecuTorch know
@@ -292,11 +292,14 @@ def peers_part(options: argparse.Namespace) -> list[Line]:
         (folder / "native" / name).write_bytes(data)
     (folder / "float.onnx").write_bytes(onnx_io.to_onnx(as_float(graph)).SerializeToString())
     np.save(folder / "photos.npy", np.concatenate([photo(299, 299, seed) for seed in range(8)]))
-    return [line for name in ("onnxruntime", "openvino", "executorch") for line in _peer(name, folder, options)]
+    return folder
 
 
-def _peer(name: str, folder: Path, options: argparse.Namespace) -> list[Line]:
-    command = [options.peers_python, str(HERE / "peers.py"), name, str(folder)]
+def peer_part(name: str, options: argparse.Namespace) -> list[Line]:
+    known = [options.peers_python, "-c", f"import {name}"]
+    if subprocess.run(known, capture_output=True, check=False).returncode != 0:
+        return [Line(f"int8: ours / {name}", "", "skipped", f"{name} is not installed: see tests/benchmarks/table.py")]
+    command = [options.peers_python, str(HERE / "peers.py"), name, str(peers_folder())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -322,8 +325,8 @@ PARTS = {
     "open": open_part,
     "compile": compile_part,
     "throughput": throughput_part,
-    "instructions": instructions_part,
-    "peers": peers_part,
+    **{name: partial(instructions_part, name) for name in instructions.ROWS},
+    **{name: partial(peer_part, name) for name in ("onnxruntime", "openvino", "executorch")},
 }
 
 
@@ -353,7 +356,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the instructions under emulators, too")
     parser.add_argument("--peers-python", default=sys.executable, help="the interpreter that has the extra [peers]")
     options = parser.parse_args()
-    quick = [name for name in PARTS if name != "instructions"]
+    quick = [name for name in PARTS if name not in instructions.ROWS]
     try:
         for name in options.parts or (list(PARTS) if options.all else quick):
             print(f"{name} ...", file=sys.stderr, flush=True)
