@@ -2,10 +2,11 @@
 
 A family (``x86.py``, ``arm.py``) is a module with one function::
 
-    lower(graph: Graph, target: TargetSpec) -> tuple[KernelCall, ...]
+    lower(graph: Graph, target: TargetSpec, choices: Mapping[str, int] | None) -> tuple[KernelCall, ...]
 
 It decides alone how a tensor lies in memory between its kernels (channel padding, sign bit flipped), which operators
 share a kernel, and how weights are packed. The network's inputs and outputs are plain NHWC int8.
+``choices`` are measured task sizes by ``TaskSize.key``; where there is none, a cost model chooses.
 
 A kernel is a TIR PrimFunc over flat, one-dimensional buffers followed by two int32 scalars, ``begin`` and ``end``:
 it does the tasks numbered begin <= t < end of ``tasks``. Tasks of one call are independent and may run on any thread.
@@ -14,7 +15,7 @@ Calls run in order; every call sees all writes of the calls before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,11 +40,31 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class TaskSize:
+    """How much of a convolution one task does: ``value`` of ``total`` pixels or rows, in whole blocks of ``step`` where
+    that can be. ``key`` is the kernel's symbol without the size.
+    """
+
+    key: str
+    value: int
+    total: int
+    step: int
+
+
+def task_size(choices: Mapping[str, int] | None, key: str, modelled: int, total: int, step: int) -> TaskSize:
+    """The measured choice where there is one, else the cost model's. Raises ValueError for one that cannot be."""
+    value = (choices or {}).get(key, modelled)
+    if not 1 <= value <= total:
+        raise ValueError(f"{key}: a task of {value} where there are {total}; tune again")
+    return TaskSize(key, value, total, step)
+
+
+@dataclass(frozen=True)
 class KernelCall:
     """One call. ``symbol`` decodes to everything the generated code depends on, so equal symbols share one kernel;
     ``build`` makes its PrimFunc and is called once per symbol. ``operands`` are in the order of its parameters.
     ``output`` is the operand written (the others are only read); ``name`` is the graph node it completes; ``macs``
-    the multiply-accumulates and ``path`` the module path, for per-layer tables.
+    the multiply-accumulates and ``path`` the module path, for per-layer tables; ``size`` what tuning may change.
     """
 
     symbol: str
@@ -54,3 +75,4 @@ class KernelCall:
     name: str
     path: str = ""
     macs: int = 0
+    size: TaskSize | None = None

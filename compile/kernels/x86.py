@@ -6,6 +6,8 @@ The convolutions' zero-point correction, (128 + z_in) times the sum of a channel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +17,7 @@ from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import TargetSpec
 from . import x86_layout as layout
-from .call import Activation, KernelCall, Weights
+from .call import Activation, KernelCall, Weights, task_size
 from .x86_conv import Convolution, Producer, Rows
 from .x86_depthwise import Depthwise, DepthwiseAlone, DepthwiseAny
 from .x86_elementwise import AveragePool, Convert, Elementwise, MaxPool
@@ -38,19 +40,21 @@ def isa_of(target: TargetSpec) -> Isa:
     raise ValueError(f"{target.name}: x86 kernels need avx2 or avx512vnni, the target has {target.features}")
 
 
-def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
+def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
     """Given: an int8 graph of batch 1. Result: the straight line of kernel calls that computes it.
 
-    Raises GraphError for an operator, or a shape of one, that there is no kernel for.
+    ``choices`` are measured task sizes. Raises GraphError for an operator, or a shape of one, that there is no kernel
+    for, ValueError for a choice that cannot be.
     """
-    return _Lowering(graph, isa_of(target)).calls()
+    return _Lowering(graph, isa_of(target), choices).calls()
 
 
 class _Lowering:
     """One walk over the graph."""
 
-    def __init__(self, graph: ir.Graph, isa: Isa) -> None:
+    def __init__(self, graph: ir.Graph, isa: Isa, choices: Mapping[str, int] | None) -> None:
         self.graph = graph
+        self.choices = choices
         self.isa = isa
         self.fused = {node.name for node in graph.nodes if self._in_next_convolution(node)}
         self.absorbed = {node.name for node in graph.nodes if self._in_depthwise(node)}
@@ -181,11 +185,14 @@ class _Lowering:
         finish = partial(KernelCall, name=node.name, path=node.path, macs=macs)
         target = self._activation(node.name)
         if matrix.size <= PANEL_WEIGHTS and out_pixels > 1:
-            per_task = pixels_per_task(out_pixels, k, largest_block(self.isa))
-            product = Convolution(self.isa, producer, out_pixels, k, channels, per_task, bounded)
+            block = largest_block(self.isa)
+            draft = Convolution(self.isa, producer, out_pixels, k, channels, 0, bounded)
+            modelled = pixels_per_task(out_pixels, k, block)
+            size = task_size(self.choices, draft.symbol, modelled, out_pixels, block)
+            product = replace(draft, pixels_per_task=size.value)
             y = Activation(target.name, "uint8", product.output_count)
             operands = (x, *row_constants, *constants, Weights(parameters), y)
-            return [finish(product.symbol, product.build, operands, y.name, product.tasks)]
+            return [finish(product.symbol, product.build, operands, y.name, product.tasks, size=size)]
         calls, stride = [], layout.row_stride(k)
         direct = isinstance(producer, Gather) and self.isa.vnni and producer.copies_nothing
         if direct:
