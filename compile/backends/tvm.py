@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..kernels.call import Activation, KernelCall, Weights
 from ..memory import Lifetime, plan_offsets
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
-_FAMILIES = {"x86_64": x86.lower, "aarch64": arm.lower}
+_FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +33,17 @@ class Compiled:
     library: bytes = field(repr=False)
 
 
-def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
-    """The network as kernel calls. Raises GraphError for what has no kernel, ValueError for an unknown processor."""
+def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
+    """The network as kernel calls, with measured task sizes where ``choices`` has them (``call.TaskSize``).
+
+    Raises GraphError for what has no kernel, ValueError for an unknown processor or a choice that cannot be.
+    """
     try:
         family = _FAMILIES[target.architecture]
     except KeyError:
         known = ", ".join(_FAMILIES)
         raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
-    return family(graph, target)
+    return family(graph, target, choices) if choices else family(graph, target)
 
 
 def llvm_target(target: TargetSpec) -> tvm.target.Target:
@@ -114,19 +117,19 @@ def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall]) -> list[Lifetime]:
     return [Lifetime(name, size, first[name], last[name]) for name, size in sizes.items()]
 
 
-def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
+def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
     """Given: an int8 graph of batch 1. Result: everything the native runtime needs to run it on ``target``.
 
     Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
     """
-    calls = lower(graph, target)
+    calls = lower(graph, target, choices)
     plan, weights = assemble(graph, calls, target)
     return Compiled(plan, weights, link(compile_kernels(calls, target), target))
 
 
-def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
+def build_files(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> dict[str, bytes]:
     """``build``'s result as the files of a bundle: plan.bin, weights.bin, kernels.so."""
-    compiled = build(graph, target)
+    compiled = build(graph, target, choices)
     digests = (hashlib.sha256(data).hexdigest() for data in (compiled.weights, compiled.library))
     plan = pack(compiled.plan, *digests)
     return {"plan.bin": plan, "weights.bin": compiled.weights, "kernels.so": compiled.library}
