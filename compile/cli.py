@@ -285,18 +285,36 @@ def bench(
 
 def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool) -> None:
     """The per-layer table of the native artefact."""
-    from ..runtime.layers import time_layers
+    from ..runtime.layers import profile_to_json, time_layers
 
-    rows = time_layers(bundle, device=device, threads=threads)
+    profile = time_layers(bundle, device=device, threads=threads)
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        _print_json(profile_to_json(profile))
         return
-    table = Table("layer", "kernel", "ms", "share", "GMAC/s", "module")
-    total = sum(row.median_ms for row in rows)
-    for row in rows:
-        rate = f"{row.macs / row.median_ms / 1e6:.1f}" if row.macs else "-"
-        table.add_row(row.name, row.kernel, f"{row.median_ms:.4f}", f"{row.median_ms / total:.1%}", rate, row.path)
+    table = Table(Column("layer", overflow="fold"), "kind", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("ms", "share", "GMAC/s", "of\npeak", "MB", "GB/s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    total = profile.total
+    for row in (*profile.layers, total):
+        share = profile.share_of_peak(row)
+        table.add_row(
+            row.name,
+            "" if row is total else row.kind,
+            f"{row.median_ms:.4f}",
+            f"{row.median_ms / total.median_ms:.1%}",
+            f"{row.gmac_per_s:.1f}" if row.macs else "-",
+            f"{share:.0%}" if row.macs and share is not None else "-",
+            f"{row.bytes_moved / 1e6:.3f}",
+            f"{row.gb_per_s:.1f}",
+            end_section=row is profile.layers[-1],
+        )
     out.print(table)
+    if profile.roof is not None:
+        out.print(
+            f"This machine's peak with {profile.threads} threads: {profile.roof.gmac_per_s:.0f} GMAC/s in registers, "
+            f"{profile.roof.gb_per_s:.1f} GB/s read from 30 MiB."
+        )
+    out.print("MB: the step's operands, each once; what moves at least. --json names each kernel.")
 
 
 def _report(bundle: Any, data: str, images: int | None, device: str | None, threads: int | None, rounds: int) -> Any:

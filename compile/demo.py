@@ -15,8 +15,10 @@ from ..models.datasets import open_dataset
 from ..runtime.bundle import Bundle, write_bundle
 from ..runtime.evaluate import contenders, evaluate, machine, time_bundle, versions
 from ..runtime.judge import Report, save_report
-from ..runtime.measure import Accuracy, Labelled, Latency
+from ..runtime.layers import Profile, time_layers
+from ..runtime.measure import MEASURED, Accuracy, Labelled, Latency
 from ..runtime.report import write_html
+from ..runtime.session import place
 from ..targets import catalog
 from .cli import _bar, out
 from .pipeline import BACKENDS, build_bundle_files, quantize_model
@@ -103,6 +105,11 @@ def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Report]
     return rows, reports
 
 
+def _profiles(bundles: list[Bundle]) -> list[Profile]:
+    """Time by layer of the bundles whose target is this machine."""
+    return [time_layers(b) for b in bundles if place(b.manifest.target, None).obtained == MEASURED]
+
+
 def _table(rows: list[Row]) -> Table:
     table = Table(
         "target", "via", "images", "top-1\nint8", "top-1\nfloat", "agree", "bit-\nexact", "int8\nms",
@@ -133,9 +140,10 @@ def main(
     with _bar() as progress:
         bundles = _compile(output, progress)
         rows, reports = _rows(bundles, progress)
+        profiles = _profiles(bundles)
     for report in reports:
         save_report(report, output / f"{report.target.replace('/', '-')}.json")
-    write_html("Xceptile demo", reports, output / "report.html")
+    write_html("Xceptile demo", reports, output / "report.html", profiles)
     out.print(_table(rows))
     out.print("int8 and float ms: medians of single inferences, interleaved, on all processors; float is LiteRT's.")
     out.print("rehearsed: on an emulator, on fewer images; its outputs count, its time does not and is not taken.")

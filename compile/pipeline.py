@@ -105,13 +105,14 @@ def build_bundle_files(
     artefacts: list[Artefact] = []
     versions = ["numpy"]
     if "tvm" in backends:
-        from .backends import native_runtime, relax_vm, tvm
+        from .backends import native_runtime, relax_vm, roof, tvm
 
         progress(f"compile kernels for {target.name}", 0.0)
         native = tvm.build_files(network.int8_graph, target)
         progress(f"compile the runtime for {target.name}", 0.6)
         native |= native_runtime.build(target)
         native = {f"{bundles.NATIVE}/{name}": data for name, data in native.items()}
+        native |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
         files |= native
         artefacts.append(Artefact("native", "int8", tuple(sorted(native))))
         versions += ["apache-tvm", "ziglang"]

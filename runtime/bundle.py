@@ -34,6 +34,7 @@ GOLDEN_OUTPUT = "golden/output.bin"
 LITERT_INT8 = "litert/int8.tflite"
 LITERT_FLOAT = "litert/float.tflite"
 NATIVE = "native"
+ROOF = "native/roof"
 
 
 class BundleError(ValueError):

@@ -1,49 +1,168 @@
-"""Time by layer, from the native runtime's own timers."""
+"""Time by layer and the machine's roof, from the native runtime's own timers on the device itself."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import bundle as bundles
 from .bundle import Bundle
 from .engines.engine import EngineError
+from .engines.native import LIBRARY, NativeEngine, NativeStep
 from .session import LOCAL, default_threads, place
+
+ROOF_RUNS = 100
+# In the order of the report's colours, by how a kernel is called; the first that fits.
+KINDS = (
+    ("depthwise + pointwise", r"separable|dw\w*_conv"),
+    ("depthwise", r"depthwise|dw"),
+    ("convolution", r"conv|product"),
+)
+OTHER = "no multiplications"
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One step of the plan: the graph node it completes, its kernel, its median time over the repeats."""
+    """One step of the plan: the graph node it completes, its kernel, its median time over the repeats.
+
+    ``bytes_moved`` is the compulsory traffic: the bytes of its distinct operands, each counted once.
+    """
 
     name: str
     kernel: str
     path: str
     macs: int
+    bytes_moved: int
     median_ms: float
 
+    @property
+    def gmac_per_s(self) -> float:
+        return _rate(self.macs, self.median_ms)
 
-def time_layers(
-    bundle: Bundle, *, device: str | None = None, threads: int | None = None, repeats: int = 50
-) -> tuple[LayerTime, ...]:
-    """Runs the native artefact ``repeats`` times on its first golden input. Raises EngineError off this machine."""
-    from .engines.native import NativeEngine
+    @property
+    def gb_per_s(self) -> float:
+        return _rate(self.bytes_moved, self.median_ms)
 
-    if place(bundle.manifest.target, device).device != LOCAL:
+    @property
+    def macs_per_byte(self) -> float:
+        """The operational intensity."""
+        return self.macs / self.bytes_moved
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS, or OTHER."""
+        if self.macs == 0:
+            return OTHER
+        return next((kind for kind, pattern in KINDS if re.search(pattern, self.kernel)), KINDS[-1][0])
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What the machine can do with as many threads: multiply-accumulates in registers, bytes read from a buffer of
+    30 MiB (compile/backends/roof.py); the fastest of a few runs."""
+
+    gmac_per_s: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All layers of a bundle's native artefact. ``roof`` is None where the bundle has no plan that measures it."""
+
+    target: str
+    threads: int
+    layers: tuple[LayerTime, ...]
+    roof: Roof | None
+
+    @property
+    def total(self) -> LayerTime:
+        """The whole network as one layer: sums of all figures."""
+        rows = self.layers
+        return LayerTime(
+            "total",
+            "",
+            "",
+            sum(row.macs for row in rows),
+            sum(row.bytes_moved for row in rows),
+            math.fsum(row.median_ms for row in rows),
+        )
+
+    def share_of_peak(self, layer: LayerTime) -> float | None:
+        """The layer's multiply-accumulate rate as a share of the machine's."""
+        return layer.gmac_per_s / self.roof.gmac_per_s if self.roof else None
+
+
+def _rate(count: int, time_ms: float) -> float:
+    """Thousands of millions a second; 0 where the clock saw no time pass."""
+    return count / time_ms / 1e6 if time_ms > 0 else 0.0
+
+
+def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | None = None, repeats: int = 50) -> Profile:
+    """Runs the native artefact ``repeats`` times on its first golden input, then the plan that measures the roof.
+
+    Raises EngineError off this machine.
+    """
+    target = bundle.manifest.target
+    if place(target, device).device != LOCAL:
         raise EngineError("time by layer is taken on the device itself: an emulator's says nothing of the target's")
+    count = threads or default_threads()
     golden, _ = bundle.golden()
-    x = golden[: bundle.manifest.input.shape[0]]
-    engine = NativeEngine(bundle.file(bundles.NATIVE), threads=threads or default_threads(), time_steps=True)
-    try:
-        samples = []
-        for _ in range(repeats):
-            engine.run(x)
-            samples.append([step.last_ms for step in engine.steps()])
-        steps = engine.steps()
-    finally:
-        engine.close()
-    medians = np.median(np.asarray(samples), axis=0)
-    return tuple(
-        LayerTime(step.name, step.kernel, step.path, step.macs, float(ms))
-        for step, ms in zip(steps, medians, strict=True)
+    native = bundle.file(bundles.NATIVE)
+    with NativeEngine(native, threads=count, time_steps=True) as engine:
+        steps, samples = _samples_ms(engine, golden[: bundle.manifest.input.shape[0]], repeats)
+    layers = tuple(
+        LayerTime(step.name, step.kernel, step.path, step.macs, step.bytes_moved, float(ms))
+        for step, ms in zip(steps, np.median(samples, axis=0), strict=True)
     )
+    return Profile(target.name, count, layers, _measure_roof(bundle, count))
+
+
+def _samples_ms(
+    engine: NativeEngine, x: NDArray[np.int8], repeats: int
+) -> tuple[tuple[NativeStep, ...], NDArray[np.float64]]:
+    """The steps, and their times: (repeats, steps)."""
+    samples = []
+    for _ in range(repeats):
+        engine.run(x)
+        samples.append([step.last_ms for step in engine.steps()])
+    return engine.steps(), np.asarray(samples)
+
+
+def _measure_roof(bundle: Bundle, threads: int) -> Roof | None:
+    folder, library = bundle.file(bundles.ROOF), bundle.file(bundles.NATIVE) / LIBRARY
+    if not (folder / "plan.bin").exists():
+        return None
+    with NativeEngine(folder, threads=threads, time_steps=True, library=library) as engine:
+        steps, samples = _samples_ms(engine, np.zeros(engine.input.shape, np.int8), ROOF_RUNS)
+    fastest_ms = {step.name: (step, float(ms)) for step, ms in zip(steps, samples.min(axis=0), strict=True)}
+    peak, peak_ms = fastest_ms["peak"]
+    stream, stream_ms = fastest_ms["stream"]
+    return Roof(_rate(peak.macs, peak_ms), _rate(stream.bytes_moved, stream_ms))
+
+
+def profile_to_json(profile: Profile) -> dict[str, Any]:
+    """For scripts: units in the names."""
+
+    def row(layer: LayerTime) -> dict[str, Any]:
+        return {
+            "macs": layer.macs,
+            "bytes_moved": layer.bytes_moved,
+            "median_ms": layer.median_ms,
+            "gmac_per_s": layer.gmac_per_s,
+            "gb_per_s": layer.gb_per_s,
+            "share_of_peak": profile.share_of_peak(layer),
+        }
+
+    names = ({"name": x.name, "kind": x.kind, "kernel": x.kernel, "path": x.path} for x in profile.layers)
+    return {
+        "target": profile.target,
+        "threads": profile.threads,
+        "roof": {"gmac_per_s": profile.roof.gmac_per_s, "gb_per_s": profile.roof.gb_per_s} if profile.roof else None,
+        "layers": [name | row(layer) for name, layer in zip(names, profile.layers, strict=True)],
+        "total": row(profile.total),
+    }

@@ -49,6 +49,7 @@ class _StepInfo(ctypes.Structure):  # xct_step_info
         ("reserved", ctypes.c_uint32),
         ("macs", ctypes.c_uint64),
         ("last_ns", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
     ]
 
 
@@ -66,13 +67,17 @@ class NetworkTensor:
 
 @dataclass(frozen=True)
 class NativeStep:
-    """One kernel call of the plan, with its time in the last run (0 unless opened with ``time_steps``)."""
+    """One kernel call of the plan, with its time in the last run (0 unless opened with ``time_steps``).
+
+    ``bytes_moved`` are those of its distinct operands: what must pass between memory or caches and the processor.
+    """
 
     name: str
     path: str
     kernel: str
     tasks: int
     macs: int
+    bytes_moved: int
     last_ms: float
 
 
@@ -80,15 +85,17 @@ class NativeEngine:
     """A bundle's ``native`` folder on this machine, with one input and one output tensor.
 
     ``threads`` compute, the calling one included (None: one for each processor); ``time_steps`` keeps the time of every
-    step. Several threads may call one engine: they wait for each other. Raises EngineError where the folder's code
-    cannot run here or a file is damaged.
+    step. ``library`` is the runtime where the folder holds none. Several threads may call one engine: they wait for
+    each other. Raises EngineError where the folder's code cannot run here or a file is damaged.
     """
 
     name = "native"
 
-    def __init__(self, directory: Path, threads: int | None = None, *, time_steps: bool = False) -> None:
+    def __init__(
+        self, directory: Path, threads: int | None = None, *, time_steps: bool = False, library: Path | None = None
+    ) -> None:
         self._session = ctypes.c_void_p()
-        self._library = _load(directory / LIBRARY)
+        self._library = _load(library or directory / LIBRARY)
         flags = _TIME_STEPS if time_steps else 0
         options = _Options(ctypes.sizeof(_Options), threads or 0, 0, flags, 0)
         code = self._library.xct_open(bytes(directory), ctypes.byref(options), ctypes.byref(self._session))
@@ -151,7 +158,7 @@ class NativeEngine:
         for index in range(self._library.xct_step_count(self._session)):
             self._check(self._library.xct_step(self._session, index, ctypes.byref(info)))
             names = (info.name.decode(), info.path.decode(), info.kernel.decode())
-            steps.append(NativeStep(*names, info.tasks, info.macs, info.last_ns / 1e6))
+            steps.append(NativeStep(*names, info.tasks, info.macs, info.bytes, info.last_ns / 1e6))
         return tuple(steps)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ static const char usage[] =
     "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte\n"
     "  --repeat N       time N inferences and print every sample as JSON\n"
     "  --warmup N       inferences before those that are timed (default 5)\n"
-    "  --layers         with --repeat: the samples of every step, too\n"
+    "  --layers         with --repeat: the samples of every step, too, and the machine's roof\n"
     "  --describe       print the network's inputs, outputs and steps as JSON\n"
     "  --version        print the version\n"
     "  --help           print this\n"
@@ -195,7 +195,8 @@ static void print_step(const xct_step_info *step)
     print_string(step->path);
     printf(", \"kernel\": ");
     print_string(step->kernel);
-    printf(", \"tasks\": %u, \"macs\": %llu", step->tasks, (unsigned long long)step->macs);
+    printf(", \"tasks\": %u, \"macs\": %llu, \"bytes\": %llu", step->tasks, (unsigned long long)step->macs,
+           (unsigned long long)step->bytes);
 }
 
 static void describe(xct_session *session)
@@ -377,7 +378,77 @@ static uint64_t now_ns(void)
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-static void print_timings(xct_session *session, const struct options *options, const uint64_t *samples,
+/* The fastest of many short runs of each step: a roof is what the machine can do. */
+enum { ROOF_RUNS = 100 };
+
+static int run_roof(xct_session *session, const char *folder, uint64_t fastest_ns[])
+{
+    struct buffers buffers = {0};
+    uint32_t steps = xct_step_count(session);
+    if (!allocate(session, &buffers))
+        return fail(folder, "no memory to measure the machine's roof");
+    int status = OK;
+    for (int i = 0; i < ROOF_RUNS && status == OK; i++) {
+        if (xct_run(session, buffers.input, buffers.input_bytes, buffers.output, buffers.output_bytes) != XCT_OK)
+            status = fail_session(session, folder);
+        xct_step_info step;
+        for (uint32_t k = 0; k < steps && xct_step(session, k, &step) == XCT_OK; k++)
+            if (i == 0 || step.last_ns < fastest_ns[k])
+                fastest_ns[k] = step.last_ns;
+    }
+    free(buffers.input);
+    free(buffers.output);
+    free(buffers.expected);
+    return status;
+}
+
+/* The rates of the roof's steps: bytes or, where it has any, multiply-accumulates in a nanosecond. */
+static int print_roof_of(xct_session *session, const char *folder)
+{
+    uint32_t steps = xct_step_count(session);
+    uint64_t *fastest_ns = calloc(steps > 0 ? steps : 1, sizeof *fastest_ns);
+    int status = fastest_ns == NULL ? fail(folder, "no memory") : run_roof(session, folder, fastest_ns);
+    if (status == OK) {
+        printf(",\n \"roof\": {");
+        xct_step_info step;
+        for (uint32_t i = 0; i < steps && xct_step(session, i, &step) == XCT_OK; i++) {
+            double ns = fastest_ns[i] > 0 ? (double)fastest_ns[i] : 1.0;
+            printf("%s", i > 0 ? ", " : "");
+            print_string(step.name);
+            printf(step.macs > 0 ? ": {\"gmac_per_s\": %.6g}" : ": {\"gb_per_s\": %.6g}",
+                   (double)(step.macs > 0 ? step.macs : step.bytes) / ns);
+        }
+        putchar('}');
+    }
+    free(fastest_ns);
+    return status;
+}
+
+/* The machine's roof, where the bundle has the plan that measures it. */
+static int print_roof(const struct options *options, uint32_t threads)
+{
+    static const char *const places[] = {"native/roof", "roof"};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        char folder[4096], plan[4200];
+        int length = snprintf(folder, sizeof folder, "%s/%s", options->bundle, places[i]);
+        if (length < 0 || (size_t)length >= sizeof folder)
+            continue;
+        snprintf(plan, sizeof plan, "%s/plan.bin", folder);
+        if (access(plan, F_OK) != 0)
+            continue;
+        const xct_options how = {
+            .struct_bytes = sizeof how, .threads = threads, .core_mask = options->core_mask, .flags = XCT_TIME_STEPS,
+        };
+        xct_session *session = NULL;
+        int status = xct_open(folder, &how, &session) == XCT_OK ? print_roof_of(session, folder)
+                                                                : fail_session(session, folder);
+        xct_close(session);
+        return status;
+    }
+    return OK;
+}
+
+static int print_timings(xct_session *session, const struct options *options, const uint64_t *samples,
                           const uint64_t *step_samples)
 {
     printf("{\"version\": \"%s\", \"threads\": %u, \"warmup\": %u, \"arena_bytes\": %llu,\n \"samples_ms\": ",
@@ -396,7 +467,9 @@ static void print_timings(xct_session *session, const struct options *options, c
         }
         putchar(']');
     }
+    int status = step_samples != NULL ? print_roof(options, xct_threads(session)) : OK;
     printf("}\n");
+    return status;
 }
 
 static int time_runs(xct_session *session, struct buffers *buffers, const struct options *options, uint64_t *samples,
@@ -437,7 +510,7 @@ static int measure(xct_session *session, struct buffers *buffers, const struct o
                      ? fail("--repeat", "no memory for so many samples")
                      : time_runs(session, buffers, options, samples, step_samples);
     if (status == OK)
-        print_timings(session, options, samples, step_samples);
+        status = print_timings(session, options, samples, step_samples);
     free(samples);
     free(step_samples);
     return status;

@@ -319,6 +319,26 @@ uint32_t xct_step_count(const xct_session *session)
     return is_open(session) ? session->plan.header->step_count : 0;
 }
 
+/* Operands that begin at the same place are one: a kernel may be handed a buffer twice. */
+static uint64_t operand_bytes(const struct xct_plan *plan, const struct xct_plan_step *step)
+{
+    const struct xct_plan_argument *arguments = plan->arguments + step->first_argument;
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < step->argument_count; i++) {
+        uint64_t largest = 0;
+        bool seen = false;
+        for (uint32_t k = 0; k < step->argument_count; k++) {
+            if (arguments[k].space != arguments[i].space || arguments[k].offset != arguments[i].offset)
+                continue;
+            uint64_t bytes = arguments[k].count * xct_dtype_of(arguments[k].dtype)->bytes;
+            largest = bytes > largest ? bytes : largest;
+            seen = seen || k < i;
+        }
+        total += seen ? 0 : largest;
+    }
+    return total;
+}
+
 int xct_step(xct_session *session, uint32_t index, xct_step_info *info)
 {
     if (index >= xct_step_count(session) || info == NULL)
@@ -333,6 +353,7 @@ int xct_step(xct_session *session, uint32_t index, xct_step_info *info)
         .tasks = step->tasks,
         .macs = step->macs,
         .last_ns = session->step_ns != NULL ? session->step_ns[index] : 0,
+        .bytes = operand_bytes(plan, step),
     };
     pthread_mutex_unlock(&session->lock);
     return XCT_OK;

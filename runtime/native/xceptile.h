@@ -76,6 +76,7 @@ typedef struct {
     uint32_t reserved;
     uint64_t macs;
     uint64_t last_ns; /* of the last run, if opened with XCT_TIME_STEPS */
+    uint64_t bytes;   /* of the distinct operands: what must be moved at least once */
 } xct_step_info;
 
 /* The version of this library, such as "0.1.0". */
