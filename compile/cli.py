@@ -108,6 +108,7 @@ def compile_command(
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,
+    tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
@@ -116,6 +117,7 @@ def compile_command(
     from ..runtime.bundle import check_output, write_bundle
     from ..targets import catalog
     from .pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
+    from .tune import load as load_tuning
 
     for names, known in ((backend or (), BACKENDS), (also or (), ALSO)):
         for name in names:
@@ -124,6 +126,9 @@ def compile_command(
     spec = catalog.get(target)
     check_output(output)
     settings = _recipe(recipe)
+    measured = None if tuning is None else load_tuning(tuning)
+    if measured is not None:
+        measured.check_target(spec)
     with _bar() as progress:
         progress("load", 0.0)
         loaded = zoo.load(model, size=input_size)
@@ -131,7 +136,9 @@ def compile_command(
         count = min(images, len(dataset))
         stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
         network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
-        manifest, files = build_bundle_files(network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress)
+        manifest, files = build_bundle_files(
+            network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured
+        )
         bundle = write_bundle(output, manifest, files)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
     if as_json:
@@ -407,6 +414,57 @@ def targets(as_json: JsonOption = False) -> None:
     for row in rows:
         table.add_row(row.board, ", ".join(row.aliases), " ".join(row.features), row.description)
     out.print(table)
+
+
+@app.command()
+def tune(
+    target: Annotated[str, typer.Argument(help="The board this is; `xceptile targets` lists them.", metavar="TARGET")],
+    output: Annotated[Path, typer.Option(help="The tuning file; what it holds already is not measured again.")],
+    model: Annotated[str, typer.Option(help="A checkpoint, or demo or xception; only its layers' shapes matter.")] = (
+        "xception"
+    ),
+    size: Annotated[int | None, typer.Option(min=71, help="Input height and width, where the file has none.")] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns each candidate takes.")] = 30,
+    candidates: Annotated[int, typer.Option(min=1, help="Task sizes to try for each kernel, at most.")] = 6,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the kernels' task sizes on the device, for `compile --tuning`."""
+    from ..models import zoo
+    from ..targets import catalog
+    from .tune import check_device, sample_network
+    from .tune import tune as measure
+
+    spec = catalog.get(target)
+    check_device(spec, device)
+    with _bar() as progress:
+        progress("load", 0.0)
+        graph, images = sample_network(zoo.load(model, size=size), progress)
+        tuning = measure(
+            graph,
+            images,
+            spec,
+            output,
+            device=device,
+            threads=threads,
+            rounds=rounds,
+            candidates=candidates,
+            progress=progress,
+        )
+    trials = [trial for each in tuning.trials.values() for trial in each]
+    counts = {
+        "kernels": len(tuning.model),
+        "candidates": len(trials),
+        "failed": sum(bool(trial.failure) for trial in trials),
+        "changed": sum(tuning.choices[key] != value for key, value in tuning.model.items()),
+    }
+    if as_json:
+        _print_json({"tuning": str(output), **counts, "latency_ratio": tuning.latency_ratio})
+        return
+    out.print(f"[bold]{output}[/]: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    out.print(f"  latency with the winners / with the cost model's choices: {tuning.latency_ratio:.3f}")
+    out.print(f"  {tuning.obtained} on {tuning.threads} threads; compile with --tuning {output}")
 
 
 @app.command()

@@ -26,6 +26,7 @@ from ..targets.spec import TargetSpec
 from .backends import tflite
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
+from .tune import Tuning
 
 BACKENDS = ("tvm", "tflite")
 ALSO = ("relax-vm",)
@@ -90,14 +91,28 @@ def _tensor(graph: Graph, name: str) -> NetworkTensor:
     return NetworkTensor(name, kind.shape, kind.per_tensor.scale, kind.per_tensor.zero_point)
 
 
+def _of_tuning(tuning: Tuning | None) -> dict[str, str]:
+    return {} if tuning is None else {"sha256 of the tuning": tuning.sha256()}
+
+
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     return {f"version of {name}": importlib.metadata.version(name) for name in packages}
 
 
 def build_bundle_files(
-    network: Quantized, target: TargetSpec, backends: Sequence[str], also: Sequence[str], progress: Progress
+    network: Quantized,
+    target: TargetSpec,
+    backends: Sequence[str],
+    also: Sequence[str],
+    progress: Progress,
+    tuning: Tuning | None = None,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Every file of a bundle and its manifest, in memory; ``bundles.write_bundle`` puts them on disk."""
+    """Every file of a bundle and its manifest, in memory; ``bundles.write_bundle`` puts them on disk.
+
+    Raises TuningError where ``tuning`` is another target's.
+    """
+    if tuning is not None:
+        tuning.check_target(target)
     files: dict[str, bytes] = {
         bundles.INT8_GRAPH: serialize.dump(network.int8_graph),
         bundles.FLOAT_GRAPH: serialize.dump(network.float_graph),
@@ -108,7 +123,7 @@ def build_bundle_files(
         from .backends import native_runtime, relax_vm, roof, tvm
 
         progress(f"compile kernels for {target.name}", 0.0)
-        native = tvm.build_files(network.int8_graph, target)
+        native = tvm.build_files(network.int8_graph, target, tuning.choices if tuning else None)
         progress(f"compile the runtime for {target.name}", 0.6)
         native |= native_runtime.build(target)
         native = {f"{bundles.NATIVE}/{name}": data for name, data in native.items()}
@@ -138,7 +153,7 @@ def build_bundle_files(
         labels=network.model.labels,
         recipe=network.recipe.to_json(),
         calibration=network.table.to_json(),
-        provenance={**network.model.provenance, **_versions(versions)},
+        provenance={**network.model.provenance, **_versions(versions), **_of_tuning(tuning)},
         golden_count=len(network.golden),
         artefacts=tuple(artefacts),
         files={},
