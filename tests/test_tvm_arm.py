@@ -15,6 +15,7 @@ from int8_graphs import (
     Int8Builder,
     all_outputs,
     differences,
+    f32,
     photo,
     random_input,
     random_operator_graph,
@@ -72,6 +73,9 @@ def operator_graphs() -> Iterator[ir.Graph]:
             yield tie_graph(kind, shape, zero_point=zero_point, relu=zero_point == 7 and kind != "requantize")
     for pixels in (2, 361):  # more than an int16 sum would hold
         yield random_operator_graph("mean", (1, pixels, 1, 17))
+    for kind in ("conv", "depthwise", "linear"):  # scaled accumulators beyond int16
+        shape = (1, 15) if kind == "linear" else (1, 6, 5, 15)
+        yield random_operator_graph(kind, shape, quant=ir.PerTensor(f32(2e-5), 3), relu=kind == "conv")
     yield extreme_weights()
 
 

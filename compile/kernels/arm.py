@@ -9,7 +9,7 @@ what lies between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,16 +23,19 @@ from ...targets.spec import TargetSpec
 from . import arm_convolution, arm_depthwise, arm_depthwise_dot, arm_elementwise
 from .arm_depthwise import LANES, DepthwiseShape, Window
 from .arm_gemm import BLOCKS, Block, choose_block, pack_weights
-from .call import Activation, KernelCall, Weights
+from .call import Activation, KernelCall, TaskSize, Weights, task_size
 
 _BAND_BYTES = 96 << 10  # of packed pixels: they are read once for every panel of output channels
 _MIN_TASKS = 4  # cores that share a layer
 
 
-def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
-    """The kernel calls of an int8 graph. Raises ir.GraphError where an operator has no int8 kernel, or a batch is
-    larger than one."""
-    return _Lowering(graph, choose_block(target.features)).run()
+def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
+    """The kernel calls of an int8 graph, with measured task sizes where ``choices`` has them.
+
+    Raises ir.GraphError where an operator has no int8 kernel, or a batch is larger than one, ValueError for a choice
+    that cannot be.
+    """
+    return _Lowering(graph, choose_block(target.features), choices).run()
 
 
 def stored_channels(channels: int) -> int:
@@ -51,8 +54,8 @@ class _Stored:
 class _Lowering:
     """One pass over the graph, appending calls."""
 
-    def __init__(self, graph: ir.Graph, block: Block) -> None:
-        self.graph, self.block = graph, block
+    def __init__(self, graph: ir.Graph, block: Block, choices: Mapping[str, int] | None) -> None:
+        self.graph, self.block, self.choices = graph, block, choices
         self.calls: list[KernelCall] = []
         self.stored: dict[str, _Stored] = {}
         self.fused = _fused_nodes(graph)
@@ -111,6 +114,7 @@ class _Lowering:
         operands: tuple[Activation | Weights, ...],
         tasks: int,
         macs: int = 0,
+        size: TaskSize | None = None,
     ) -> None:
         """Appends a call whose last operand is the node's tensor; a network output is brought to plain NHWC."""
         channels = node.type.shape[-1]
@@ -129,6 +133,7 @@ class _Lowering:
                 node.name,
                 node.path,
                 macs,
+                size,
             )
         )
         self.stored[node.name] = stored
@@ -174,10 +179,16 @@ class _Lowering:
             window = Window(1, 1, 1, 1, (1, 1), (1, 1), (0, 0, 0, 0))
         relu = isinstance(op, ir.Conv2d | ir.FullyConnected) and op.relu
         draft = arm_convolution.ConvolutionShape(
-            self.block.isa, window, in_channels, inputs, outputs, stored_channels(outputs), relu, 1,
+            self.block.isa, window, in_channels, inputs, outputs, stored_channels(outputs), relu,
+            _fits16(graph, node), 1,
             shape_of_front if front else None,
         )  # fmt: skip
-        shape = _with_tasks(draft)
+        shape, size = _with_tasks(draft), None
+        if shape.splits == 1:
+            size = task_size(
+                self.choices, replace(shape, rows_per_task=0).symbol, shape.rows_per_task, window.out_height, 1
+            )
+            shape = replace(shape, rows_per_task=size.value)
         packed = _patch_weights(weights, in_channels, shape)
         width = -(-outputs // self.block.channels) * self.block.channels
         bias, multipliers = _scaling(graph, node, width)
@@ -193,7 +204,7 @@ class _Lowering:
         macs = window.out_height * window.out_width * int(weights.size)
         if front:
             macs += int(np.prod(front.type.shape)) * int(np.prod(graph.type_of(front.inputs[1]).shape[:2]))
-        self._call(node, shape.symbol, partial(arm_convolution.build, shape), operands, shape.tasks, macs)
+        self._call(node, shape.symbol, partial(arm_convolution.build, shape), operands, shape.tasks, macs, size)
 
     def _front(
         self, node: ir.Node, *, in_front: bool
@@ -205,7 +216,7 @@ class _Lowering:
         channels = stored_channels(weights.shape[2])
         window = _window(graph, node, (weights.shape[0], weights.shape[1]), op.strides, op.padding)
         after_relu = node.inputs[0] in self.fused
-        shape = DepthwiseShape(window, channels, op.relu, after_relu)
+        shape = DepthwiseShape(window, channels, op.relu, after_relu, _fits16(graph, node))
         zeros = tuple(
             graph.type_of(name).per_tensor.zero_point
             for name in (node.inputs[0], node.name, _without_relu(graph, node, self.fused))
@@ -311,6 +322,19 @@ def _scaling(graph: ir.Graph, node: ir.Node, width: int) -> tuple[Weights, Weigh
     multipliers = np.zeros(width, np.float32)
     multipliers[: folded.size] = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
     return Weights(bias), Weights(multipliers)
+
+
+def _fits16(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether no input can bring a scaled accumulator out of int16: the sum of each weight's worse end, scaled."""
+    weights = graph.constants[node.inputs[1]]
+    source, target = graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
+    axes = (0, 1) if isinstance(node.op, ir.DepthwiseConv2d) else tuple(range(1, weights.data.ndim))
+    values = weights.data.astype(np.int64)
+    ends = np.stack([values * (end - source.zero_point) for end in (arithmetic.INT8_MIN, arithmetic.INT8_MAX)])
+    bias = graph.constants[node.inputs[2]].data.astype(np.int64)
+    multipliers = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
+    worst = [abs(ends.min(axis=0).sum(axis=axes) + bias), abs(ends.max(axis=0).sum(axis=axes) + bias)]
+    return bool((np.maximum(*worst) * multipliers.astype(np.float64)).max() < 32000)  # with room for every rounding
 
 
 def _patch_weights(

@@ -24,7 +24,8 @@ from .arm_neon import Buffer, Expr
 @dataclass(frozen=True)
 class ConvolutionShape:
     """A dense convolution. ``in_channels`` is the stride of a pixel in memory; ``depth`` the input channels that
-    matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored."""
+    matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``fits16``: no scaled
+    accumulator leaves int16."""
 
     isa: str
     window: Window
@@ -33,6 +34,7 @@ class ConvolutionShape:
     out_channels: int
     out_stride: int
     relu: bool
+    fits16: bool
     rows_per_task: int
     depthwise: DepthwiseShape | None = None
     splits: int = 1
@@ -40,7 +42,7 @@ class ConvolutionShape:
     @property
     def symbol(self) -> str:
         front = f"{self.depthwise}_" if self.depthwise else ""
-        relu = "_relu" if self.relu else ""
+        relu = ("_relu" if self.relu else "") + ("" if self.fits16 else "_wide")
         return (
             f"{self.isa}_{front}conv{self.window}_c{self.in_channels}d{self.depth}_o{self.out_channels}"
             f"s{self.out_stride}{relu}_r{self.rows_per_task}n{self.splits}"
@@ -109,7 +111,7 @@ def build(shape: ConvolutionShape) -> Any:
             most = max(band_pixels(shape))
             panels = T.alloc_buffer((-(-most // block.rows) * block.rows * shape.patch_bytes,), "int8")
             accumulators = Accumulators(block)
-            output = epilogue.load_output(constants, 1, shape.relu)
+            output = epilogue.load_output(constants, 1, shape.relu, shape.fits16)
             zero = neon.bind(constants[2])
             if front:
                 stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")

@@ -55,15 +55,21 @@ class Window:
 
 @dataclass(frozen=True)
 class DepthwiseShape:
-    """A depthwise convolution; ``channels`` as stored (a multiple of 16). ``input_relu``: a ReLU of its own before."""
+    """A depthwise convolution; ``channels`` as stored (a multiple of 16). ``input_relu``: a ReLU of its own before.
+    ``fits16``: no scaled accumulator leaves int16."""
 
     window: Window
     channels: int
     relu: bool
     input_relu: bool
+    fits16: bool
 
     def __str__(self) -> str:
-        flags = ("_relu" if self.relu else "") + ("_after_relu" if self.input_relu else "")
+        flags = (
+            ("_relu" if self.relu else "")
+            + ("_after_relu" if self.input_relu else "")
+            + ("" if self.fits16 else "_wide")
+        )
         return f"dw{self.window}_c{self.channels}{flags}"
 
 
@@ -100,7 +106,7 @@ class Depthwise:
         self.shape, self.operands, self.x, self.stage = shape, operands, x, stage
         first, constants = operands.first_constant, operands.constants
         self.fill = neon.bind(neon.splat(T.cast(constants[first], "int8"), LANES))
-        self.output = epilogue.load_output(constants, first + 1, shape.relu)
+        self.output = epilogue.load_output(constants, first + 1, shape.relu, shape.fits16)
         if shape.input_relu:
             zero = neon.bind(constants[first + 2])
             self.relu_least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))

@@ -21,7 +21,8 @@ from tvm.tirx.script.builder import ir as T
 from . import arm_neon as neon
 from .arm_neon import Buffer, Expr, Register
 
-MOST_UNROLLED = {4: 16, 8: 10, 16: 4}  # depth groups, by depth: keeps the loop's own instructions near 1 %
+_MOST_UNROLLED = {4: 20, 8: 10, 16: 12}  # depth groups, by depth: so many loads are within the reach of ldp, and the
+# loop's own instructions are near 1 %
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ def _transpose_words(vectors: list[Expr]) -> list[Expr]:
 
 
 def _unroll(block: Block, k: int) -> int:
-    """Depth groups a turn of the loop: many, and few left over."""
-    groups, most = block.groups(k), MOST_UNROLLED[block.depth]
-    return min(range(most // 2, most + 1), key=lambda unroll: (groups % unroll, -unroll))
+    """Depth groups a turn of the loop: many, and few left over. Two turns at least where there is something to
+    multiply: LLVM reorders a product that is one straight line until its registers no longer suffice."""
+    groups = block.groups(k)
+    most = min(_MOST_UNROLLED[block.depth], max(1, groups // 2))
+    return min(range((most + 1) // 2, most + 1), key=lambda unroll: (groups % unroll, -unroll))
 
 
 class Accumulators:
