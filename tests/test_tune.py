@@ -94,6 +94,16 @@ def test_choices_change_the_tasks_and_not_the_outputs(
         assert np.array_equal(engine.run(images), expected)
 
 
+def test_arm_kernels_take_choices_too(small: ir.Graph) -> None:
+    target = catalog.get("raspberry-pi-5")
+    calls = [call for call in backend.lower(small, target) if call.size]
+    choices = {call.size.key: call.size.total for call in calls if call.size}
+    changed = [call for call in backend.lower(small, target, choices) if call.size]
+    assert len(changed) == len(calls) >= 2
+    assert all(call.tasks == 1 for call in changed)
+    assert [call.tasks for call in calls] != [call.tasks for call in changed]
+
+
 def test_a_choice_that_cannot_be_is_refused() -> None:
     key = next(iter(sizes({})))
     for value in (0, 10_000):

@@ -43,7 +43,7 @@ def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None
     except KeyError:
         known = ", ".join(_FAMILIES)
         raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
-    return family(graph, target, choices) if choices else family(graph, target)
+    return family(graph, target, choices)
 
 
 def llvm_target(target: TargetSpec) -> tvm.target.Target:
