@@ -3,7 +3,7 @@
 An emulator's time says nothing; what it executes is exact and repeatable. One inference is the difference between a
 process that runs n + 1 images and one that runs n, so that start-up, packing and the interpreter are not counted.
 
-    python tests/benchmarks/instructions.py [neon dotprod i8mm avx2]
+    python tests/benchmarks/instructions.py [a53 a72 dotprod i8mm avx2]
 
 Prints a table and ends with status 1 where a ratio is above its limit. About five minutes for each row. The plugin
 knows the classes of AArch64 only: of x86-64 it counts all instructions together.
@@ -38,14 +38,16 @@ from xceptile.targets import catalog  # noqa: E402
 
 @dataclass(frozen=True)
 class Row:
-    """``most``: the ratio of ours to LiteRT's that we promise to stay below."""
+    """``most``: the ratio of ours to LiteRT's that we promise to stay below. On a Cortex-A72 LiteRT has a kernel of the
+    same multiplications (1,050 M, and 525 M pairwise additions) as ours, on a Cortex-A53 one with far more."""
 
     target: str
     most: float
 
 
 ROWS = {
-    "neon": Row("raspberrypi/raspberry-pi-4", 0.75),
+    "a53": Row("raspberrypi/raspberry-pi-3", 0.75),
+    "a72": Row("raspberrypi/raspberry-pi-4", 0.85),
     "dotprod": Row("raspberrypi/raspberry-pi-5", 0.85),
     "i8mm": Row("generic/android-arm64-i8mm", 0.80),
     "avx2": Row("generic/x86-64-avx2", 0.90),
