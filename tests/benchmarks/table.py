@@ -4,9 +4,9 @@
 
 Parts: host, memory, open, compile, throughput, onnxruntime, openvino, executorch; --all adds a53, a72, dotprod,
 i8mm and avx2, which count the instructions of ours and LiteRT's on emulated processors. A part's lines are kept in
-build/bench, and the table shows the last ones of every part: an interrupted run goes on with the parts that are named. About 6
-minutes (2 without peers); with --all about 20 more. Leave the machine alone meanwhile. Nothing is asserted: `xceptile
-check` judges a device, and this is one desk.
+build/bench, and the table shows the last ones of every part: an interrupted run goes on with the parts that are named.
+About 6 minutes (2 without peers); with --all about 20 more. Leave the machine alone meanwhile. Nothing is asserted:
+`xceptile check` judges a device, and this is one desk.
 
 Peers beyond LiteRT want an environment of their own, with another numpy than TVM's:
 
