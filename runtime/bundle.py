@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.preprocess import InputSpec
-from ..targets.spec import TargetSpec
+from ..targets.spec import GpuSpec, TargetSpec
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -164,7 +164,8 @@ def manifest_from_json(text: str, path: Path) -> Manifest:
         advice = "upgrade xceptile" if isinstance(version, int) and version > FORMAT_VERSION else "compile it again"
         raise BundleError(f"has bundle format {version}, this xceptile reads format {FORMAT_VERSION}; {advice}", path)
     try:
-        data["target"] = _fields(TargetSpec, data["target"])
+        gpu = data["target"]["gpu"]
+        data["target"] = _fields(TargetSpec, data["target"] | {"gpu": gpu and _fields(GpuSpec, gpu)})
         data["input"] = _fields(NetworkTensor, data["input"])
         data["output"] = _fields(NetworkTensor, data["output"])
         data["input_spec"] = _fields(InputSpec, data["input_spec"])
