@@ -1,0 +1,71 @@
+"""What the verbs share: the consoles, the options that mean the same everywhere, and a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+out = Console()
+err = Console(stderr=True)
+
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", metavar="BUNDLE")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="local or qemu; by default local where the target's code runs here, else qemu.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; by default all processors.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="Labelled images: a folder with a directory per class, a list file, ImageNet's validation folder, or "
+        "drawn:val[:COUNT]."
+    ),
+]
+EnginesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine", help="native, litert, tflite-runtime or reference; repeatable; by default native and litert."
+    ),
+]
+ImagesOption = Annotated[int | None, typer.Option("--images", min=1, help="Use only the first images.")]
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Any]:
+    """A progress bar on standard error; yields report(what, share)."""
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=not err.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, share: float) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    progress.update(task, completed=1.0)
+                tasks[what] = progress.add_task(what, total=1.0)
+            progress.update(tasks[what], completed=share)
+
+        yield report
+        for task in tasks.values():
+            progress.update(task, completed=1.0)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def labelled(bundle: Any, data: str, images: int | None) -> Any:
+    """The labelled images of a data set as the bundle's network takes them, lazily, and how many there are."""
+    from ...models.datasets import open_dataset
+    from ...runtime.measure import Labelled
+
+    dataset = open_dataset(data, labels=bundle.manifest.labels)
+    items = dataset.items[:images]
+    spec = bundle.manifest.input_spec
+    return (Labelled(item.name, item.label, dataset.load(item, spec)) for item in items), len(items)

@@ -1,0 +1,83 @@
+"""`xceptile compile` and `compile`: calibrate, quantize and compile into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import JsonOption, bar, out, print_json
+
+
+def _recipe(name: str) -> Any:
+    from ...calibration.recipe import PRESETS, recipe_from_text
+
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise typer.BadParameter(f"no such recipe {name!r}: neither a file nor one of {', '.join(sorted(PRESETS))}")
+    return recipe_from_text(path.read_text(encoding="utf-8"))
+
+
+def compile_command(
+    target: Annotated[str, typer.Option(help="The board to compile for; `xceptile targets` lists them.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A checkpoint (.safetensors, .pth, .h5, .weights.h5, .keras, .onnx, .pt2), or demo or xception."
+        ),
+    ],
+    calibration: Annotated[
+        str, typer.Option(help="Images to calibrate on: a folder, a list file, or drawn:calibration[:COUNT].")
+    ],
+    output: Annotated[Path, typer.Option(help="The bundle directory to write; a bundle there is replaced.")],
+    images: Annotated[int, typer.Option(min=1, help="Use at most this many calibration images.")] = 512,
+    recipe: Annotated[str, typer.Option(help="A preset's name or a recipe file.")] = "default",
+    backend: Annotated[list[str] | None, typer.Option(help="tvm or tflite; repeatable; by default both.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="relax-vm: a standard TVM library; repeatable.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
+    ] = None,
+    tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
+    from ...models import zoo
+    from ...models.datasets import open_dataset
+    from ...runtime.bundle import check_output, write_bundle
+    from ...targets import catalog
+    from ..pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
+    from ..tune import load as load_tuning
+
+    for names, known in ((backend or (), BACKENDS), (also or (), ALSO)):
+        for name in names:
+            if name not in known:
+                raise typer.BadParameter(f"no such choice {name!r}; known: {', '.join(known)}")
+    spec = catalog.get(target)
+    check_output(output)
+    settings = _recipe(recipe)
+    measured = None if tuning is None else load_tuning(tuning)
+    if measured is not None:
+        measured.check_target(spec)
+    with bar() as progress:
+        progress("load", 0.0)
+        loaded = zoo.load(model, size=input_size)
+        dataset = open_dataset(calibration)
+        count = min(images, len(dataset))
+        stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
+        network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
+        manifest, files = build_bundle_files(
+            network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured
+        )
+        bundle = write_bundle(output, manifest, files)
+    sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
+    if as_json:
+        print_json({"bundle": str(output), "sha256": bundle.sha256(), "target": spec.name, "size_bytes": sizes})
+        return
+    out.print(
+        f"[bold]{output}[/]: {manifest.network} for {spec.name}, calibrated on {network.table.image_count} images"
+    )
+    for name, size in sizes.items():
+        out.print(f"  {name}: {size / 1e6:.2f} MB")

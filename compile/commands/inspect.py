@@ -1,0 +1,32 @@
+"""`xceptile inspect`: what a bundle holds and where it comes from."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from .common import BundleArgument, JsonOption, out
+
+
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds and where it comes from."""
+    from ...runtime.bundle import manifest_to_json, open_bundle
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if as_json:
+        print(manifest_to_json(manifest), end="")
+        return
+    about = Table(show_header=False, title=str(bundle), title_justify="left")
+    about.add_row("sha256", opened.sha256())
+    about.add_row("network", f"{manifest.network}, {len(manifest.labels)} classes")
+    about.add_row("target", f"{manifest.target.name} ({', '.join(manifest.target.features)})")
+    about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, pixel - 128")
+    about.add_row("recipe", str(manifest.recipe.get("name")))
+    about.add_row("calibration", f"{manifest.calibration.get('images')} images")
+    for key, value in sorted(manifest.provenance.items()):
+        about.add_row(key, value)
+    out.print(about)
+    files = Table("file", "bytes", "sha256")
+    for name, entry in sorted(manifest.files.items()):
+        files.add_row(name, str(entry.size_bytes), entry.sha256[:16])
+    out.print(files)
