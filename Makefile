@@ -1,16 +1,17 @@
-# make setup | demo | test | lint | bench | clean.   PYTHON=... chooses the interpreter (3.11 to 3.13, 3.11 preferred).
+# make setup | demo | test | test-all | lint | bench | clean.   PYTHON=... chooses the interpreter (3.11 to 3.13, 3.11 preferred).
 
 PY := .venv/bin/python
 STAMP := .venv/.set-up
 PACKAGES := calibration compile models runtime targets
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   make .venv with the pinned packages, and what the tests want of apt"
 	@echo "make demo    the main job on the demo network: calibrate, quantize, compile, run, compare (build/demo)"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite, without what takes minutes"
+	@echo "make test-all   all of it, as CI runs it"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the goals of speed, size and compile time against the peers (BENCH_FLAGS=--all: qemu, too)"
 	@echo "make clean   remove what was built, .venv apart"
@@ -25,6 +26,9 @@ demo: $(STAMP)
 	$(PY) -m xceptile.compile.demo --output build/demo
 
 test: $(STAMP)
+	$(PY) -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-all: $(STAMP)
 	$(PY) -m pytest $(PYTEST_FLAGS)
 
 # The root of the repository is the package xceptile, so mypy is shown it through a link of that name.
