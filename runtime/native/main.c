@@ -448,11 +448,29 @@ static int print_roof(const struct options *options, uint32_t threads)
     return OK;
 }
 
+/* The most memory this process ever held (proc(5), VmHWM), 0 where the kernel does not say. Not getrusage's maximum:
+ * that one counts what the parent held before it started this program. */
+static unsigned long long peak_rss_bytes(void)
+{
+    FILE *file = fopen("/proc/self/status", "r");
+    if (file == NULL)
+        return 0;
+    unsigned long long kibibytes = 0;
+    char line[256];
+    while (kibibytes == 0 && fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, "VmHWM:", 6) == 0)
+            kibibytes = strtoull(line + 6, NULL, 10);
+    fclose(file);
+    return kibibytes * 1024;
+}
+
 static int print_timings(xct_session *session, const struct options *options, const uint64_t *samples,
                           const uint64_t *step_samples)
 {
-    printf("{\"version\": \"%s\", \"threads\": %u, \"warmup\": %u, \"arena_bytes\": %llu,\n \"samples_ms\": ",
-           xct_version(), xct_threads(session), options->warmup, (unsigned long long)xct_arena_bytes(session));
+    printf("{\"version\": \"%s\", \"threads\": %u, \"warmup\": %u, \"arena_bytes\": %llu, \"peak_rss_bytes\": %llu,\n"
+           " \"samples_ms\": ",
+           xct_version(), xct_threads(session), options->warmup, (unsigned long long)xct_arena_bytes(session),
+           peak_rss_bytes());
     print_samples(samples, options->repeat, 1);
     if (step_samples != NULL) {
         uint32_t steps = xct_step_count(session);
