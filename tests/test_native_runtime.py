@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fake_network import CLASSES, SOURCES, TESTS, expected, images, write_bundle
 from needs import requires
-from test_plan import ATTACKS, PACKED, resealed_changes
+from test_plan import ATTACKS, PACKED, PACKED_GPU, resealed_changes
 
 from xceptile.compile.backends import native_runtime
 from xceptile.runtime.devices.qemu import QemuNativeEngine
@@ -29,7 +29,7 @@ from xceptile.targets import catalog
 
 pytestmark = requires("clang", package="clang")
 
-LIBRARY = [str(SOURCES / name) for name in ("plan.c", "session.c", "pool.c", "cpu.c", "sha256.c")]
+LIBRARY = [str(SOURCES / name) for name in native_runtime.LIBRARY_SOURCES]
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
 ADDRESS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREAD = ["-g", "-O1", "-fsanitize=thread"]
@@ -318,6 +318,7 @@ def test_the_parser_in_c_agrees_with_the_one_in_python(checked: list[Path], tmp_
     plans = [
         PACKED,
         *resealed_changes(PACKED),
+        *resealed_changes(PACKED_GPU),
         *ATTACKS.values(),
         *(PACKED[:length] for length in range(0, len(PACKED), 7)),
     ]
@@ -326,6 +327,7 @@ def test_the_parser_in_c_agrees_with_the_one_in_python(checked: list[Path], tmp_
     verdicts = [verdict == ord("1") for verdict in done.stdout]
     assert verdicts == [is_sound(plan) for plan in plans]
     assert verdicts[0]
+    assert any(verdicts[1 + len(resealed_changes(PACKED)) :])
 
 
 def is_sound(data: bytes) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from xceptile.runtime.plan import MAX_TASKS, Argument, Plan, PlanError, PlanTensor, Step, pack, seal, unpack
+from xceptile.runtime.plan import MAX_TASKS, Argument, Launch, Plan, PlanError, PlanTensor, Step, pack, seal, unpack
 
 HASHES = ("0" * 64, "12ef" * 16)
 HEADER_BYTES = 168
@@ -30,12 +30,39 @@ def small_plan() -> Plan:
     return Plan("cpu", 256, 80, tensors, steps, ("neon", "dotprod"))
 
 
+def gpu_plan(engine: str) -> Plan:
+    """Two launches; those of CUDA have dynamic shared memory."""
+    shared_bytes = 227 << 10 if engine == "cuda" else 0
+    x, y = Argument("arena", "int8", 0, 12), Argument("arena", "int8", 512, 4)
+    steps = (
+        Step("conv", (x, Argument("weights", "int32", 512, 4), y), 1, "conv", "a.b", 100,
+             Launch((2**31 - 1, 65535, 1), (32, 4, 8), shared_bytes)),
+        Step("relu", (y, y), 1, "relu", "", 0, Launch((1, 1, 65535), (1, 1, 1))),
+    )  # fmt: skip
+    tensors = (
+        PlanTensor("input", "input", "int8", (1, 2, 2, 3), 1.0, -128, 0),
+        PlanTensor("logits", "output", "int8", (1, 4), 0.25, 3, 512),
+    )
+    return Plan(engine, 1024, 1024, tensors, steps, ("cl_khr_fp16",))
+
+
 PACKED = pack(small_plan(), *HASHES)
+PACKED_GPU = pack(gpu_plan("cuda"), *HASHES)
 
 
-def test_a_plan_survives_the_file() -> None:
-    assert unpack(PACKED) == small_plan()
-    assert pack(unpack(PACKED), *HASHES) == PACKED
+@pytest.mark.parametrize("plan", [small_plan(), gpu_plan("opencl"), gpu_plan("cuda")], ids=lambda plan: plan.engine)
+def test_a_plan_survives_the_file(plan: Plan) -> None:
+    packed = pack(plan, *HASHES)
+    assert unpack(packed) == plan
+    assert pack(unpack(packed), *HASHES) == packed
+
+
+def test_launches_lie_behind_the_arguments() -> None:
+    assert PACKED_GPU[LAUNCHES : LAUNCHES + 64] == struct.pack(
+        "<16I", 2**31 - 1, 65535, 1, 32, 4, 8, 227 << 10, 0, 1, 1, 65535, 1, 1, 1, 0, 0
+    )
+    assert PACKED_GPU[136:140] == struct.pack("<I", 3)
+    assert PACKED_GPU[164:168] == struct.pack("<I", 2)
 
 
 def test_the_file_of_a_plan_is_fixed() -> None:
@@ -47,9 +74,10 @@ def test_the_file_of_a_plan_is_fixed() -> None:
     assert PACKED[104:136].hex() == HASHES[1]
 
 
-def test_every_changed_byte_is_noticed() -> None:
-    for position in range(len(PACKED)):
-        damaged = bytearray(PACKED)
+@pytest.mark.parametrize("packed", [PACKED, PACKED_GPU], ids=["cpu", "gpu"])
+def test_every_changed_byte_is_noticed(packed: bytes) -> None:
+    for position in range(len(packed)):
+        damaged = bytearray(packed)
         damaged[position] ^= 0x10
         with pytest.raises(PlanError):
             unpack(bytes(damaged))
@@ -63,10 +91,11 @@ def test_every_truncation_is_noticed() -> None:
         unpack(PACKED + b"\0")
 
 
-def test_a_change_with_a_right_hash_is_noticed_or_harmless() -> None:
+@pytest.mark.parametrize("packed", [PACKED, PACKED_GPU], ids=["cpu", "gpu"])
+def test_a_change_with_a_right_hash_is_noticed_or_harmless(packed: bytes) -> None:
     """An attacker can make the hash right: what is then accepted is a plan within its bounds."""
     accepted = 0
-    for changed in resealed_changes(PACKED):
+    for changed in resealed_changes(packed):
         try:
             plan = unpack(changed)
         except PlanError:
@@ -109,14 +138,15 @@ def with_words(data: bytes, words: dict[int, int]) -> bytes:
     return bytes(changed)
 
 
-def attack(words: dict[int, int], inserted: bytes = b"", at: int = KERNELS) -> bytes:
+def attack(words: dict[int, int], inserted: bytes = b"", at: int = KERNELS, packed: bytes = PACKED) -> bytes:
     """A plan that breaks one rule only: ``words`` changed, bytes ``inserted`` before position ``at``."""
-    data = with_words(PACKED, words)
+    data = with_words(packed, words)
     data = data[:at] + inserted + data[at:]
     return seal(data[:48] + struct.pack("<Q", len(data)) + data[56:])
 
 
 ARGUMENT_COUNT = 148
+LAUNCHES = HEADER_BYTES + 2 * 64 + 2 * 32 + 5 * 24  # of PACKED_GPU
 ARGUMENT = struct.pack("<IIQQ", 1, 1, 0, 1)
 ATTACKS = {
     "an argument of no step": attack({ARGUMENT_COUNT: 6}, ARGUMENT),
@@ -137,6 +167,21 @@ ATTACKS = {
     "bytes behind the strings": attack({}, b"text\0", len(PACKED)),
     "counts that add up to 2^32 and the length": attack({152: 2 + (1 << 30)}),
     "no strings": attack({160: 0}),
+    "launches of a processor": attack({164: 3}, 3 * struct.pack("<8I", 1, 1, 1, 1, 1, 1, 0, 0)),
+    "a GPU without launches": attack({136: 2}),
+    "an unknown engine": attack({136: 4}),
+    "a launch too few": attack({164: 1}, packed=PACKED_GPU[:LAUNCHES] + PACKED_GPU[LAUNCHES + 32 :]),
+    "a launch too many": attack({164: 3}, struct.pack("<8I", 1, 1, 1, 1, 1, 1, 0, 0), LAUNCHES, PACKED_GPU),
+    "shared memory on OpenCL": attack({136: 2}, packed=PACKED_GPU),
+    "too much shared memory": attack({LAUNCHES + 24: (227 << 10) + 1}, packed=PACKED_GPU),
+    "groups of 1025": attack({LAUNCHES + 12: 1025, LAUNCHES + 16: 1, LAUNCHES + 20: 1}, packed=PACKED_GPU),
+    "groups of 2^64": attack({LAUNCHES + 12: 1 << 31, LAUNCHES + 16: 1 << 31, LAUNCHES + 20: 4}, packed=PACKED_GPU),
+    "2^31 groups": attack({LAUNCHES: 1 << 31}, packed=PACKED_GPU),
+    "65536 groups in y": attack({LAUNCHES + 4: 65536}, packed=PACKED_GPU),
+    "no groups": attack({LAUNCHES + 8: 0}, packed=PACKED_GPU),
+    "a launch with a flag": attack({LAUNCHES + 28: 1}, packed=PACKED_GPU),
+    "two tasks on a GPU": attack({HEADER_BYTES + 128 + 20: 2}, packed=PACKED_GPU),
+    "a GPU's offset of 64": attack({HEADER_BYTES + 56: 64}, packed=PACKED_GPU),
 }  # fmt: skip
 
 
@@ -158,6 +203,11 @@ def with_tensor(**changes: object) -> Plan:
 
 def with_argument(**changes: object) -> Plan:
     return with_step(arguments=(replace(small_plan().steps[0].arguments[0], **changes),))
+
+
+def with_gpu_step(**changes: object) -> Plan:
+    plan = gpu_plan("opencl")
+    return replace(plan, steps=(replace(plan.steps[0], **changes), *plan.steps[1:]))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +250,18 @@ def with_argument(**changes: object) -> Plan:
         (with_tensor(scale=0.1), "does not survive"),  # no float32
         (with_tensor(zero_point=256), "zero point"),
         (with_tensor(offset_bytes=1), "multiple of 64"),
+        (with_step(launch=Launch((1, 1, 1), (1, 1, 1))), "launches"),
+        (replace(gpu_plan("cuda"), engine="cpu"), "launches"),
+        (replace(small_plan(), engine="cuda"), "launches"),
+        (with_gpu_step(launch=None), "launches"),
+        (with_gpu_step(launch=Launch((0, 1, 1), (1, 1, 1))), "groups"),
+        (with_gpu_step(launch=Launch((1, 65536, 1), (1, 1, 1))), "groups"),
+        (with_gpu_step(launch=Launch((1, 1, 1), (1024, 2, 1))), "groups of"),
+        (with_gpu_step(launch=Launch((1, 1, 1), (-1, 1, 1))), "conv"),
+        (with_gpu_step(launch=Launch((1, 1), (1, 1, 1))), "conv"),  # type: ignore[arg-type]  # what is tested
+        (with_gpu_step(launch=Launch((1, 1, 1), (1, 1, 1), 1)), "shared memory"),
+        (with_gpu_step(tasks=2), "2 tasks"),
+        (with_gpu_step(arguments=(Argument("arena", "int8", 64, 1),)), "multiple of 512"),
     ],
 )
 def test_a_plan_that_breaks_a_rule_is_not_written(plan: Plan, reason: str) -> None:

@@ -17,8 +17,8 @@ from ...targets.spec import TargetSpec
 PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
 # The oldest C library that zig links against on both architectures: JetPack 4 has 2.27.
 _GLIBC = "2.17"
-_LIBRARY_SOURCES = ("plan.c", "session.c", "pool.c", "cpu.c", "sha256.c")
-_SOURCES = {PROGRAM: (*_LIBRARY_SOURCES, "main.c"), LIBRARY: _LIBRARY_SOURCES}
+LIBRARY_SOURCES = ("plan.c", "session.c", "error.c", "file.c", "pool.c", "cpu.c", "sha256.c")
+_SOURCES = {PROGRAM: (*LIBRARY_SOURCES, "main.c"), LIBRARY: LIBRARY_SOURCES}
 _HEADERS = ("xceptile.h", "internal.h")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes")
 _FLAGS = (

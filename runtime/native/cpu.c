@@ -18,6 +18,8 @@
 
 #include "internal.h"
 
+#define KERNELS_FILE "kernels.so"
+
 /* ---- the ABI of the kernels ---- */
 
 enum { TYPE_INT = 1, TYPE_TENSOR = 7 }; /* kTVMFFIInt, kTVMFFIDLTensorPtr */
@@ -318,18 +320,22 @@ static void cpu_close(void *state)
 
 static int cpu_open(const struct xct_driver_config *config, void **state, struct xct_error *error)
 {
+    char path[XCT_MAX_PATH_BYTES];
     *state = NULL;
+    int code = xct_path_join(path, config->directory, KERNELS_FILE, error);
+    if (code != XCT_OK)
+        return code;
     struct cpu *cpu = calloc(1, sizeof *cpu);
     if (cpu == NULL)
         return xct_fail(error, XCT_ERROR_MEMORY, "no memory");
     cpu->plan = config->plan;
-    int code = check_architecture(config->kernels_path, error);
+    code = check_architecture(path, error);
     if (code == XCT_OK)
         code = check_features(cpu->plan, error);
     if (code == XCT_OK)
         code = allocate(cpu, config->weights, error);
     if (code == XCT_OK)
-        code = load_kernels(cpu, config->kernels_path, error);
+        code = load_kernels(cpu, path, error);
     if (code == XCT_OK)
         code = xct_pool_open(&cpu->pool, config->threads, config->core_mask, cpu->plan->header->step_count, cpu->tasks,
                              run_tasks, cpu, config->step_ns, error);
@@ -376,7 +382,7 @@ static uint32_t cpu_threads(const void *state)
 
 const struct xct_driver xct_cpu_driver = {
     .engine = XCT_ENGINE_CPU,
-    .kernels_file = "kernels.so",
+    .kernel_files = {KERNELS_FILE},
     .open = cpu_open,
     .run = cpu_run,
     .threads = cpu_threads,

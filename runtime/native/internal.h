@@ -30,14 +30,17 @@ int xct_fail(struct xct_error *error, int code, const char *format, ...) __attri
 /* ---- the plan file; runtime/plan.py describes it ---- */
 
 #define XCT_ALIGNMENT 64u
+#define XCT_GPU_ALIGNMENT 512u
 #define XCT_MAX_RANK 8
 #define XCT_MAX_ARGUMENTS 16
 #define XCT_TASK_BITS 24
 #define XCT_MAX_TASKS ((1u << XCT_TASK_BITS) - 1)
+#define XCT_MAX_GROUP_SIZE 1024
+#define XCT_MAX_PATH_BYTES 4096
 #define XCT_MAX_PLAN_BYTES (1u << 24)
 #define XCT_MAX_BYTES (UINT64_C(1) << 40)
 
-enum { XCT_ENGINE_CPU = 1 };
+enum { XCT_ENGINE_CPU = 1, XCT_ENGINE_OPENCL = 2, XCT_ENGINE_CUDA = 3 };
 enum { XCT_KIND_INPUT = 1, XCT_KIND_OUTPUT = 2 };
 enum { XCT_SPACE_ARENA = 1, XCT_SPACE_WEIGHTS = 2 };
 
@@ -58,7 +61,7 @@ struct xct_plan_header {
     uint32_t kernel_count;
     uint32_t feature_count;
     uint32_t strings_bytes;
-    uint32_t reserved;
+    uint32_t launch_count;
 };
 
 struct xct_plan_tensor {
@@ -89,6 +92,13 @@ struct xct_plan_argument {
     uint64_t count;
 };
 
+struct xct_plan_launch {
+    uint32_t groups[3];
+    uint32_t group_size[3];
+    uint32_t shared_bytes;
+    uint32_t reserved;
+};
+
 _Static_assert(sizeof(struct xct_plan_header) == 168, "the header is 168 bytes");
 _Static_assert(offsetof(struct xct_plan_header, file_bytes) == 48, "hashed from byte 48 on");
 _Static_assert(offsetof(struct xct_plan_header, engine) == 136, "no padding before engine");
@@ -96,6 +106,7 @@ _Static_assert(sizeof(struct xct_plan_tensor) == 64, "a tensor is 64 bytes");
 _Static_assert(offsetof(struct xct_plan_tensor, offset) == 56, "no padding in a tensor");
 _Static_assert(sizeof(struct xct_plan_step) == 32, "a step is 32 bytes");
 _Static_assert(sizeof(struct xct_plan_argument) == 24, "an argument is 24 bytes");
+_Static_assert(sizeof(struct xct_plan_launch) == 32, "a launch is 32 bytes");
 _Static_assert(sizeof(float) == 4, "a scale is 4 bytes");
 
 /* A plan that passed every check: indices, offsets and strings may be used as they are. */
@@ -105,6 +116,7 @@ struct xct_plan {
     const struct xct_plan_tensor *tensors;
     const struct xct_plan_step *steps;
     const struct xct_plan_argument *arguments;
+    const struct xct_plan_launch *launches; /* one for each step of a GPU's plan; none for the CPU */
     const uint32_t *kernels;
     const uint32_t *features;
     const char *strings;
@@ -135,7 +147,21 @@ struct xct_file {
 
 int xct_file_map(struct xct_file *file, const char *path, struct xct_error *error);
 void xct_file_unmap(struct xct_file *file);
+/* directory/name; XCT_MAX_PATH_BYTES are enough for path. */
+int xct_path_join(char *path, const char *directory, const char *name, struct xct_error *error);
+/* Writes a whole file: beside its place and renamed, so that nobody sees half of it. */
+int xct_file_write(const char *path, const void *data, size_t size, struct xct_error *error);
 
+struct xct_sha256 {
+    uint32_t state[8];
+    uint64_t size;
+    uint8_t rest[64]; /* size % 64 bytes that fill no block yet */
+};
+
+void xct_sha256_begin(struct xct_sha256 *hash);
+void xct_sha256_add(struct xct_sha256 *hash, const void *data, size_t size);
+void xct_sha256_end(struct xct_sha256 *hash, uint8_t digest[32]);
+/* All at once. */
 void xct_sha256(const void *data, size_t size, uint8_t digest[32]);
 
 /* ---- the threads of a session ---- */
@@ -161,15 +187,19 @@ uint32_t xct_pool_processors(uint64_t core_mask);
 struct xct_driver_config {
     const struct xct_plan *plan;
     const uint8_t *weights; /* header->weights_bytes of them, aligned to a page */
-    const char *kernels_path;
+    const char *directory;  /* that holds plan.bin and the kernels; the string does not outlive open */
     uint32_t threads;
     uint64_t core_mask;
     uint64_t *step_ns; /* one for each step, or NULL */
 };
 
+#define XCT_MAX_KERNEL_FILES 3
+
 struct xct_driver {
     uint32_t engine;
-    const char *kernels_file; /* its name in the bundle */
+    /* The names in the bundle of the files that kernels_sha256 is of, in its order. If there are several, each may be
+     * missing, but not all. */
+    const char *kernel_files[XCT_MAX_KERNEL_FILES + 1]; /* ends with NULL */
     int (*open)(const struct xct_driver_config *config, void **state, struct xct_error *error);
     /* Runs once; input and output have the plan's sizes. */
     int (*run)(void *state, const void *input, void *output, struct xct_error *error);

@@ -37,10 +37,16 @@ static int bad_header(struct xct_error *error, const char *why)
     return xct_fail(error, XCT_ERROR_FORMAT, "plan.bin is not sound: %s", why);
 }
 
-/* A slice lies in its space: aligned, and neither it nor its end overflows. */
-static bool in_range(uint64_t offset, uint64_t count, uint64_t item_bytes, uint64_t room)
+static bool is_gpu(const struct xct_plan_header *header)
 {
-    return offset % XCT_ALIGNMENT == 0 && offset <= room && count <= (room - offset) / item_bytes;
+    return header->engine != XCT_ENGINE_CPU;
+}
+
+/* A slice lies in its space: aligned, and neither it nor its end overflows. */
+static bool in_range(const struct xct_plan_header *header, uint64_t offset, uint64_t count, uint64_t item_bytes,
+                     uint64_t room)
+{
+    return offset % (is_gpu(header) ? XCT_GPU_ALIGNMENT : XCT_ALIGNMENT) == 0 && offset <= room && count <= (room - offset) / item_bytes;
 }
 
 static bool is_identifier(const char *text)
@@ -69,13 +75,13 @@ static int check_header(const struct xct_plan_header *header, const void *data, 
     xct_sha256((const uint8_t *)data + HASHED_FROM, size - HASHED_FROM, digest);
     if (memcmp(digest, header->plan_sha256, sizeof digest) != 0)
         return bad_header(error, "it is damaged, its SHA-256 differs");
-    if (header->reserved != 0)
-        return bad_header(error, "a reserved field is not zero");
     if (header->arena_bytes == 0 || header->arena_bytes > XCT_MAX_BYTES || header->weights_bytes > XCT_MAX_BYTES)
         return bad_header(error, "the arena or the weights have an impossible size");
-    if (header->engine != XCT_ENGINE_CPU)
-        return xct_fail(error, XCT_ERROR_FORMAT, "plan.bin is for engine %u, which this runtime does not have",
+    if (header->engine < XCT_ENGINE_CPU || header->engine > XCT_ENGINE_CUDA)
+        return xct_fail(error, XCT_ERROR_FORMAT, "plan.bin is for engine %u, which this runtime does not know",
                         header->engine);
+    if (header->launch_count != (is_gpu(header) ? header->step_count : 0))
+        return bad_header(error, "its launches are not as many as its steps");
     return XCT_OK;
 }
 
@@ -86,7 +92,8 @@ static int place_tables(struct xct_plan *plan, size_t size, struct xct_error *er
     uint64_t tensors = sizeof *header;
     uint64_t steps = tensors + (uint64_t)header->tensor_count * sizeof *plan->tensors;
     uint64_t arguments = steps + (uint64_t)header->step_count * sizeof *plan->steps;
-    uint64_t kernels = arguments + (uint64_t)header->argument_count * sizeof *plan->arguments;
+    uint64_t launches = arguments + (uint64_t)header->argument_count * sizeof *plan->arguments;
+    uint64_t kernels = launches + (uint64_t)header->launch_count * sizeof *plan->launches;
     uint64_t features = kernels + (uint64_t)header->kernel_count * sizeof *plan->kernels;
     uint64_t strings = features + (uint64_t)header->feature_count * sizeof *plan->features;
     if (strings + header->strings_bytes != size)
@@ -95,6 +102,7 @@ static int place_tables(struct xct_plan *plan, size_t size, struct xct_error *er
     plan->tensors = (const void *)(data + tensors);
     plan->steps = (const void *)(data + steps);
     plan->arguments = (const void *)(data + arguments);
+    plan->launches = (const void *)(data + launches);
     plan->kernels = (const void *)(data + kernels);
     plan->features = (const void *)(data + features);
     plan->strings = (const char *)(data + strings);
@@ -132,7 +140,7 @@ static int check_tensor(struct xct_plan *plan, uint32_t i, struct xct_error *err
             count *= tensor->dims[k];
         }
     }
-    if (!in_range(tensor->offset, count, dtype->bytes, plan->header->arena_bytes))
+    if (!in_range(plan->header, tensor->offset, count, dtype->bytes, plan->header->arena_bytes))
         return bad(error, "tensor", i, "misaligned or outside the arena");
     if (!isfinite(tensor->scale) || tensor->scale < 0 || tensor->zero_point < -128 || tensor->zero_point > 255)
         return bad(error, "tensor", i, "impossible quantization");
@@ -147,8 +155,30 @@ static int check_argument(const struct xct_plan *plan, uint32_t i, struct xct_er
     if (dtype == NULL || (argument->space != XCT_SPACE_ARENA && argument->space != XCT_SPACE_WEIGHTS))
         return bad(error, "argument", i, "unknown type or space");
     uint64_t room = argument->space == XCT_SPACE_ARENA ? plan->header->arena_bytes : plan->header->weights_bytes;
-    if (argument->count == 0 || !in_range(argument->offset, argument->count, dtype->bytes, room))
+    if (argument->count == 0 || !in_range(plan->header, argument->offset, argument->count, dtype->bytes, room))
         return bad(error, "argument", i, "empty, misaligned or outside its space");
+    return XCT_OK;
+}
+
+/* The bounds are CUDA's (the guide's table of compute capabilities); 227 KB is what sm_90 has. */
+static int check_launch(const struct xct_plan *plan, uint32_t i, struct xct_error *error)
+{
+    static const uint32_t max_groups[3] = {INT32_MAX, 65535, 65535};
+    const struct xct_plan_launch *launch = &plan->launches[i];
+    uint64_t size = 1;
+    for (int k = 0; k < 3; k++) {
+        if (launch->groups[k] < 1 || launch->groups[k] > max_groups[k])
+            return bad(error, "launch", i, "no groups or too many");
+        if (launch->group_size[k] < 1 || launch->group_size[k] > XCT_MAX_GROUP_SIZE)
+            return bad(error, "launch", i, "groups of an impossible size");
+        size *= launch->group_size[k];
+    }
+    if (size > XCT_MAX_GROUP_SIZE)
+        return bad(error, "launch", i, "groups of an impossible size");
+    if (launch->shared_bytes > (plan->header->engine == XCT_ENGINE_CUDA ? 227u << 10 : 0))
+        return bad(error, "launch", i, "too much shared memory");
+    if (launch->reserved != 0)
+        return bad(error, "launch", i, "a reserved field is not zero");
     return XCT_OK;
 }
 
@@ -166,7 +196,7 @@ static int check_steps(const struct xct_plan *plan, struct xct_error *error)
             return bad(error, "step", i, "too few or too many arguments");
         if (step->first_argument != first || step->argument_count > header->argument_count - first)
             return bad(error, "step", i, "its arguments are not where they belong");
-        if (step->tasks < 1 || step->tasks > XCT_MAX_TASKS)
+        if (step->tasks < 1 || step->tasks > (is_gpu(header) ? 1 : XCT_MAX_TASKS))
             return bad(error, "step", i, "no tasks or too many");
         first += step->argument_count;
     }
@@ -199,6 +229,8 @@ static int check(struct xct_plan *plan, size_t size, struct xct_error *error)
         code = check_tensor(plan, i, error);
     for (uint32_t i = 0; code == XCT_OK && i < header->argument_count; i++)
         code = check_argument(plan, i, error);
+    for (uint32_t i = 0; code == XCT_OK && i < header->launch_count; i++)
+        code = check_launch(plan, i, error);
     if (code == XCT_OK)
         code = check_names(plan, plan->kernels, header->kernel_count, "kernel", error);
     if (code == XCT_OK)

@@ -2,19 +2,12 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "internal.h"
-
-#define MAX_PATH_BYTES 4096
 
 struct xct_session {
     pthread_mutex_t lock; /* of everything below that changes after xct_open: error and driver_state */
@@ -26,64 +19,13 @@ struct xct_session {
     uint64_t *step_ns; /* NULL unless asked for */
 };
 
-static const struct xct_driver *const drivers[] = {&xct_cpu_driver};
+static const struct xct_driver *const drivers[] = {
+    &xct_cpu_driver, /* one a line: each driver's file adds its own */
+};
 
-int xct_fail(struct xct_error *error, int code, const char *format, ...)
+static int check_digest(const uint8_t expected[32], const uint8_t digest[32], const char *path, struct xct_error *error)
 {
-    va_list arguments;
-    va_start(arguments, format);
-    if (vsnprintf(error->message, sizeof error->message, format, arguments) < 0)
-        error->message[0] = 0;
-    va_end(arguments);
-    error->code = code;
-    return code;
-}
-
-/* ---- files ---- */
-
-int xct_file_map(struct xct_file *file, const char *path, struct xct_error *error)
-{
-    *file = (struct xct_file){0};
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0)
-        return xct_fail(error, XCT_ERROR_FILE, "cannot open %s: %s", path, strerror(errno));
-    struct stat status;
-    int code = XCT_OK;
-    if (fstat(descriptor, &status) != 0)
-        code = xct_fail(error, XCT_ERROR_FILE, "cannot examine %s: %s", path, strerror(errno));
-    else if (!S_ISREG(status.st_mode) || status.st_size < 0 || (uint64_t)status.st_size > XCT_MAX_BYTES)
-        code = xct_fail(error, XCT_ERROR_FILE, "%s is no regular file", path);
-    else if (status.st_size > 0) { /* mmap refuses to map nothing */
-        void *data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-        if (data == MAP_FAILED)
-            code = xct_fail(error, XCT_ERROR_FILE, "cannot map %s: %s", path, strerror(errno));
-        else
-            *file = (struct xct_file){data, (size_t)status.st_size};
-    }
-    close(descriptor); /* opened for reading: nothing can be lost */
-    return code;
-}
-
-void xct_file_unmap(struct xct_file *file)
-{
-    if (file->data != NULL)
-        munmap((void *)(uintptr_t)file->data, file->size);
-    *file = (struct xct_file){0};
-}
-
-static int join(char path[MAX_PATH_BYTES], const char *directory, const char *name, struct xct_error *error)
-{
-    int length = snprintf(path, MAX_PATH_BYTES, "%s/%s", directory, name);
-    if (length < 0 || length >= MAX_PATH_BYTES)
-        return xct_fail(error, XCT_ERROR_ARGUMENT, "the path of the bundle is too long");
-    return XCT_OK;
-}
-
-static int check_hash(const uint8_t expected[32], const struct xct_file *file, const char *path, struct xct_error *error)
-{
-    uint8_t digest[32];
-    xct_sha256(file->data, file->size, digest);
-    if (memcmp(digest, expected, sizeof digest) != 0)
+    if (memcmp(digest, expected, 32) != 0)
         return xct_fail(error, XCT_ERROR_HASH, "%s is not the file this bundle was made with, or it is damaged "
                         "(its SHA-256 differs from plan.bin's): copy the bundle again", path);
     return XCT_OK;
@@ -92,17 +34,17 @@ static int check_hash(const uint8_t expected[32], const struct xct_file *file, c
 /* ---- opening ---- */
 
 /* The folder that holds plan.bin: the given one or native/ in it. */
-static int find_native(char native[MAX_PATH_BYTES], const char *directory, struct xct_error *error)
+static int find_native(char native[XCT_MAX_PATH_BYTES], const char *directory, struct xct_error *error)
 {
-    char plan[MAX_PATH_BYTES];
-    int code = join(plan, directory, "plan.bin", error);
+    char plan[XCT_MAX_PATH_BYTES];
+    int code = xct_path_join(plan, directory, "plan.bin", error);
     if (code != XCT_OK)
         return code;
     if (access(plan, F_OK) == 0)
-        return join(native, directory, ".", error);
-    code = join(native, directory, "native", error);
+        return xct_path_join(native, directory, ".", error);
+    code = xct_path_join(native, directory, "native", error);
     if (code == XCT_OK)
-        code = join(plan, native, "plan.bin", error);
+        code = xct_path_join(plan, native, "plan.bin", error);
     if (code == XCT_OK && access(plan, F_OK) != 0)
         code = xct_fail(error, XCT_ERROR_FILE, "%s is no bundle: it has neither plan.bin nor native/plan.bin", directory);
     return code;
@@ -110,9 +52,9 @@ static int find_native(char native[MAX_PATH_BYTES], const char *directory, struc
 
 static int read_plan(struct xct_session *session, const char *native)
 {
-    char path[MAX_PATH_BYTES];
+    char path[XCT_MAX_PATH_BYTES];
     struct xct_file file;
-    int code = join(path, native, "plan.bin", &session->error);
+    int code = xct_path_join(path, native, "plan.bin", &session->error);
     if (code == XCT_OK)
         code = xct_file_map(&file, path, &session->error);
     if (code != XCT_OK)
@@ -130,9 +72,9 @@ static int read_plan(struct xct_session *session, const char *native)
 
 static int map_weights(struct xct_session *session, const char *native, bool check)
 {
-    char path[MAX_PATH_BYTES];
+    char path[XCT_MAX_PATH_BYTES];
     const struct xct_plan_header *header = session->plan.header;
-    int code = join(path, native, "weights.bin", &session->error);
+    int code = xct_path_join(path, native, "weights.bin", &session->error);
     if (code == XCT_OK)
         code = xct_file_map(&session->weights, path, &session->error);
     if (code != XCT_OK)
@@ -140,18 +82,37 @@ static int map_weights(struct xct_session *session, const char *native, bool che
     if (session->weights.size != header->weights_bytes)
         return xct_fail(&session->error, XCT_ERROR_HASH, "%s has %zu bytes, the plan wants %llu: is it truncated?", path,
                         session->weights.size, (unsigned long long)header->weights_bytes);
-    return check ? check_hash(header->weights_sha256, &session->weights, path, &session->error) : XCT_OK;
+    if (!check)
+        return XCT_OK;
+    uint8_t digest[32];
+    xct_sha256(session->weights.data, session->weights.size, digest);
+    return check_digest(header->weights_sha256, digest, path, &session->error);
 }
 
-static int check_kernels(struct xct_session *session, const char *path)
+/* The hash of the driver's files, one after the other. */
+static int check_kernels(struct xct_session *session, const char *native)
 {
-    struct xct_file file;
-    int code = xct_file_map(&file, path, &session->error);
-    if (code != XCT_OK)
-        return code;
-    code = check_hash(session->plan.header->kernels_sha256, &file, path, &session->error);
-    xct_file_unmap(&file);
-    return code;
+    const char *const *names = session->driver->kernel_files;
+    char path[XCT_MAX_PATH_BYTES];
+    struct xct_sha256 hash;
+    bool found = false;
+    xct_sha256_begin(&hash);
+    for (size_t i = 0; names[i] != NULL; i++) {
+        struct xct_file file;
+        int code = xct_path_join(path, native, names[i], &session->error);
+        if (code == XCT_OK && (found || names[i + 1] != NULL) && access(path, F_OK) != 0)
+            continue;
+        if (code == XCT_OK)
+            code = xct_file_map(&file, path, &session->error);
+        if (code != XCT_OK)
+            return code;
+        found = true;
+        xct_sha256_add(&hash, file.data, file.size);
+        xct_file_unmap(&file);
+    }
+    uint8_t digest[32];
+    xct_sha256_end(&hash, digest);
+    return check_digest(session->plan.header->kernels_sha256, digest, path, &session->error);
 }
 
 static int start_driver(struct xct_session *session, const char *native, const xct_options *options)
@@ -161,11 +122,9 @@ static int start_driver(struct xct_session *session, const char *native, const x
         if (drivers[i]->engine == header->engine)
             session->driver = drivers[i];
     if (session->driver == NULL)
-        return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "this runtime has no engine %u", header->engine);
-    char path[MAX_PATH_BYTES];
-    int code = join(path, native, session->driver->kernels_file, &session->error);
-    if (code == XCT_OK && (options->flags & XCT_SKIP_HASHES) == 0)
-        code = check_kernels(session, path);
+        return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "the bundle is for engine %u, which this runtime (%s) "
+                        "was built without", header->engine, XCT_VERSION);
+    int code = (options->flags & XCT_SKIP_HASHES) == 0 ? check_kernels(session, native) : XCT_OK;
     if (code != XCT_OK)
         return code;
     if ((options->flags & XCT_TIME_STEPS) != 0) {
@@ -174,7 +133,7 @@ static int start_driver(struct xct_session *session, const char *native, const x
             return xct_fail(&session->error, XCT_ERROR_MEMORY, "no memory for the times of the steps");
     }
     const struct xct_driver_config config = {
-        .plan = &session->plan, .weights = session->weights.data, .kernels_path = path, .threads = options->threads,
+        .plan = &session->plan, .weights = session->weights.data, .directory = native, .threads = options->threads,
         .core_mask = options->core_mask, .step_ns = session->step_ns,
     };
     return session->driver->open(&config, &session->driver_state, &session->error);
@@ -182,7 +141,7 @@ static int start_driver(struct xct_session *session, const char *native, const x
 
 static int open_session(struct xct_session *session, const char *directory, const xct_options *options)
 {
-    char native[MAX_PATH_BYTES];
+    char native[XCT_MAX_PATH_BYTES];
     if (directory == NULL || directory[0] == 0)
         return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "no bundle is named");
     if (options->struct_bytes != sizeof *options || options->reserved != 0

@@ -141,21 +141,53 @@ static void blocks(uint32_t state[8], const uint8_t *data, size_t count)
         blocks_in_c(state, data, count);
 }
 
-void xct_sha256(const void *data, size_t size, uint8_t digest[32])
+void xct_sha256_begin(struct xct_sha256 *hash)
 {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    *hash = (struct xct_sha256){
+        .state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19},
+    };
+}
+
+void xct_sha256_add(struct xct_sha256 *hash, const void *data, size_t size)
+{
     const uint8_t *bytes = data;
-    size_t whole = size / 64, rest = size % 64;
-    blocks(state, bytes, whole);
+    size_t held = hash->size % 64;
+    hash->size += size;
+    if (size == 0) /* data may be NULL */
+        return;
+    if (held > 0) {
+        size_t taken = size < 64 - held ? size : 64 - held;
+        memcpy(hash->rest + held, bytes, taken);
+        if (held + taken < 64)
+            return;
+        blocks(hash->state, hash->rest, 1);
+        bytes += taken;
+        size -= taken;
+    }
+    blocks(hash->state, bytes, size / 64);
+    if (size % 64 > 0)
+        memcpy(hash->rest, bytes + size / 64 * 64, size % 64);
+}
+
+void xct_sha256_end(struct xct_sha256 *hash, uint8_t digest[32])
+{
     uint8_t tail[128] = {0};
-    if (rest > 0)
-        memcpy(tail, bytes + 64 * whole, rest);
+    size_t rest = hash->size % 64;
+    memcpy(tail, hash->rest, rest);
     tail[rest] = 0x80;
     size_t tail_blocks = rest < 56 ? 1 : 2;
-    uint64_t bits = (uint64_t)size * 8;
+    uint64_t bits = hash->size * 8;
     for (size_t i = 0; i < 8; i++)
         tail[64 * tail_blocks - 1 - i] = (uint8_t)(bits >> 8 * i);
-    blocks(state, tail, tail_blocks);
+    blocks(hash->state, tail, tail_blocks);
     for (size_t i = 0; i < 32; i++)
-        digest[i] = (uint8_t)(state[i / 4] >> (24 - 8 * (i % 4)));
+        digest[i] = (uint8_t)(hash->state[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+void xct_sha256(const void *data, size_t size, uint8_t digest[32])
+{
+    struct xct_sha256 hash;
+    xct_sha256_begin(&hash);
+    xct_sha256_add(&hash, data, size);
+    xct_sha256_end(&hash, digest);
 }
