@@ -18,6 +18,7 @@ from ...runtime.plan import ALIGNMENT_BYTES, ITEM_BYTES, Argument, Plan, PlanTen
 from ...targets.spec import TargetSpec
 from ..kernels import arm, x86
 from ..kernels.call import Activation, KernelCall, Weights
+from ..kernels.gpu_call import GpuCall
 from ..memory import Lifetime, plan_offsets
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
@@ -97,7 +98,7 @@ def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -
     return plan, bytes(weights)
 
 
-def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall]) -> list[Lifetime]:
+def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Lifetime]:
     """From the step that first writes a tensor (inputs: before all) to the last that reads it (outputs: after all)."""
     sizes: dict[str, int] = {}
     first: dict[str, int] = {}
