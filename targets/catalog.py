@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from . import arm_cpu, host
+from . import arm_cpu, host, mobile_gpu
 from .spec import TargetSpec
 
-_FIXED = arm_cpu.TARGETS + host.TARGETS
+_FIXED = arm_cpu.TARGETS + mobile_gpu.TARGETS + host.TARGETS
 
 # What a family's bare name means: the row whose bundles run on every member of the family.
-_FAMILIES = {"arm-cpu": "generic/arm64", "x86-cpu": "generic/x86-64-avx2"}
+_FAMILIES = {"arm-cpu": "generic/arm64", "mobile-gpu": "generic/opencl-gpu", "x86-cpu": "generic/x86-64-avx2"}
 
 
 class UnknownTarget(LookupError):

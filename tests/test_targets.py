@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from xceptile.targets import arm_cpu, catalog, host
+from xceptile.targets import arm_cpu, catalog, host, mobile_gpu
 from xceptile.targets.spec import TargetSpec
 
-ROWS = arm_cpu.TARGETS + host.TARGETS
+ROWS = arm_cpu.TARGETS + mobile_gpu.TARGETS + host.TARGETS
 FEATURES = {"aarch64": {"neon", "dotprod", "i8mm"}, "x86_64": {"avx2", "avx512vnni"}}
 
 
@@ -37,6 +37,9 @@ def test_every_name_names_one_row() -> None:
         ("pi5", "raspberrypi/raspberry-pi-5"),
         ("arm-cpu", "generic/arm64"),
         ("x86-cpu", "generic/x86-64-avx2"),
+        ("mobile-gpu", "generic/opencl-gpu"),
+        ("adreno-740", "qualcomm/adreno-740"),
+        ("mali-g710", "arm/mali-g710"),
         ("jetson-orin-cpu", "nvidia/jetson-agx-orin-cpu"),
     ],
 )
@@ -71,7 +74,12 @@ def test_rows_are_sane(row: TargetSpec) -> None:
     assert 1 <= row.cores <= 64
     assert 16 << 10 <= row.l1d_bytes < row.l2_bytes < row.memory_bytes
     assert row.description
-    assert row.engine == "cpu"
+    assert (row.engine == "cpu") == (row.gpu is None)
+    if row.gpu is not None:
+        assert row.engine == {"mobile-gpu": "opencl", "jetson": "cuda"}[row.family]
+        assert all(source.partition(": ")[2].startswith("https://") for source in row.gpu.sources)
+        assert row.gpu.int8_gops >= row.gpu.fp16_gflops / 2 > 0
+        assert 1 << 10 <= row.gpu.local_memory_bytes <= 256 << 10
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.architecture == "aarch64"], ids=row_id)
