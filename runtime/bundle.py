@@ -1,19 +1,23 @@
 """Bundles: one directory holding a compiled network, everything needed to run and to check it, and its history.
 
-``manifest.json`` names every file with its size and sha256; opening a bundle checks them. A bundle is written aside
-and renamed, so that a directory with a manifest is always whole. Nothing in it depends on the time or the place of
-the build: equal inputs give equal bytes.
+``manifest.json`` names every file with its size and sha256, and its own contents' too; opening a bundle checks them. A
+bundle is written aside and renamed, so that a directory with a manifest is always whole. Nothing in it depends on the
+time or the place of the build: equal inputs give equal bytes. ``manifest.sig``, where it is there, signs the manifest.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.preprocess import InputSpec
-from ..targets.spec import GpuSpec, TargetSpec
+from ..targets.spec import TargetSpec
+from .signature import SIGNATURE, SignatureError, check_signature
+from .typed_json import decode
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sha256 of the manifest's own contents
 MANIFEST = "manifest.json"
 
 INT8_GRAPH = "int8.safetensors"
@@ -35,6 +41,7 @@ LITERT_INT8 = "litert/int8.tflite"
 LITERT_FLOAT = "litert/float.tflite"
 NATIVE = "native"
 ROOF = "native/roof"
+_PART = ".part"  # how the name of a directory ends that is being written
 
 
 class BundleError(ValueError):
@@ -140,59 +147,60 @@ def sha256(data: bytes) -> str:
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """Sorted keys, so that equal manifests are equal bytes."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n"
+    """Sorted keys, so that equal manifests are equal bytes; ``sha256`` is of all the rest."""
+    data = dataclasses.asdict(manifest)
+    return json.dumps({**data, "sha256": _contents_sha256(data)}, indent=1, sort_keys=True) + "\n"
 
 
-def _tuples(value: Any) -> Any:
-    """JSON's lists as tuples, so that a manifest read back equals the one written."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _fields(kind: Any, data: Mapping[str, Any]) -> Any:
-    return kind(**{key: _tuples(value) for key, value in data.items()})
+def _contents_sha256(data: Mapping[str, Any]) -> str:
+    """Of a manifest's values, however they are laid out as text."""
+    return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 def manifest_from_json(text: str, path: Path) -> Manifest:
-    """Raises BundleError where the text is no manifest of this format."""
+    """Raises BundleError where the text is no manifest of this format, or damaged."""
     try:
         data = json.loads(text)
         version = data["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"is no bundle manifest ({error}); compile the bundle again", path) from error
     if version != FORMAT_VERSION:
         advice = "upgrade xceptile" if isinstance(version, int) and version > FORMAT_VERSION else "compile it again"
         raise BundleError(f"has bundle format {version}, this xceptile reads format {FORMAT_VERSION}; {advice}", path)
+    if data.pop("sha256", None) != _contents_sha256(data):
+        raise BundleError("is damaged, its contents do not have its sha256; copy or compile the bundle again", path)
     try:
-        gpu = data["target"]["gpu"]
-        data["target"] = _fields(TargetSpec, data["target"] | {"gpu": gpu and _fields(GpuSpec, gpu)})
-        data["input"] = _fields(NetworkTensor, data["input"])
-        data["output"] = _fields(NetworkTensor, data["output"])
-        data["input_spec"] = _fields(InputSpec, data["input_spec"])
-        data["artefacts"] = tuple(_fields(Artefact, item) for item in data["artefacts"])
-        data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
-        data["labels"] = tuple(data["labels"])
-        data["pixel_table"] = _tuples(data["pixel_table"])
-        manifest = Manifest(**data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        manifest: Manifest = decode(Manifest, data)
+    except (TypeError, ValueError, RecursionError) as error:
         raise BundleError(f"is a damaged manifest ({error}); compile the bundle again", path) from error
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"names a file outside the bundle, {name!r}", path)
+    for name in (name for artefact in manifest.artefacts for name in artefact.files):
+        if name not in manifest.files:
+            raise BundleError(f"has an artefact of a file that it does not list, {name!r}", path)
     return manifest
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Opens a bundle and checks every file's size and hash. Raises BundleError."""
+def open_bundle(path: Path, public_key: Path | None = None) -> Bundle:
+    """Opens a bundle and checks every file's size and hash; with a ``public_key`` (PEM), first of all its signature.
+
+    A bundle that must be signed may hold no file beyond those that are. Raises BundleError.
+    """
     if not path.is_dir():
         raise BundleError("no such bundle directory; `xceptile compile ... --output DIR` makes one", path)
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
+        data = (path / MANIFEST).read_bytes()
+        if public_key is not None:
+            _check_signature(path, data, public_key)
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise BundleError(f"holds no {MANIFEST}, so it is no bundle", path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"its {MANIFEST} cannot be read: {error}", path) from error
     manifest = manifest_from_json(text, path / MANIFEST)
+    if public_key is not None:
+        _refuse_unlisted(path, manifest)
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -203,6 +211,39 @@ def open_bundle(path: Path) -> Bundle:
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
                 raise BundleError("its contents do not match the manifest's sha256; copy or compile it again", file)
     return Bundle(path, manifest)
+
+
+def _check_signature(path: Path, manifest: bytes, public_key: Path) -> None:
+    try:
+        signature = (path / SIGNATURE).read_bytes()
+    except FileNotFoundError:
+        raise BundleError("is not signed, and a signature is wanted; `xceptile sign` makes one", path) from None
+    try:
+        check_signature(manifest, signature, public_key)
+    except SignatureError as error:
+        raise BundleError(str(error), path) from error
+
+
+def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
+    """Nothing unsigned may lie where an engine looks for an optional file."""
+    known = {*manifest.files, MANIFEST, SIGNATURE}
+    for folder, folders, names in os.walk(path):
+        for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
+            file = Path(folder, name).relative_to(path)
+            if file.as_posix() not in known:
+                raise BundleError(f"holds a file that is not signed, {file.as_posix()!r}; remove it", path)
+
+
+def sign_bundle(path: Path, sign: Callable[[bytes], bytes]) -> None:
+    """Checks a bundle and writes its signature, by ``signature.load_signer``, into it. Raises BundleError."""
+    bundle = open_bundle(path)
+    aside = bundle.file(f".{SIGNATURE}.part")
+    try:
+        aside.write_bytes(sign(bundle.file(MANIFEST).read_bytes()))
+        os.replace(aside, bundle.file(SIGNATURE))
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise BundleError(f"its signature could not be written: {error.strerror}", path) from error
 
 
 def check_output(path: Path) -> None:
@@ -217,39 +258,110 @@ def check_output(path: Path) -> None:
     parent = path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}."):
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}.", suffix=_PART):
             pass
     except OSError as error:
         raise BundleError(f"cannot be written: {error.strerror}; choose another --output", path) from error
 
 
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+def write_bundle(
+    path: Path, manifest: Manifest, files: Mapping[str, bytes], sign: Callable[[bytes], bytes] | None = None
+) -> Bundle:
     """Writes ``files`` and the manifest (its ``files`` filled in) to ``path``, replacing a bundle that was there.
 
-    Written to a sibling directory first and renamed. Raises BundleError where that fails; nothing is left behind.
+    Written to a sibling directory first and put in its place in one step; where that fails, or the process is killed,
+    what was there stays as it was. ``sign`` makes its signature. Raises BundleError; nothing is left behind.
     """
     check_output(path)
+    _remove_leftovers(path)
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in sorted(files.items())}
     complete = dataclasses.replace(manifest, files=entries)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    text = manifest_to_json(complete).encode()
+    written = {**files, MANIFEST: text} | ({} if sign is None else {SIGNATURE: sign(text)})
     try:
-        aside.chmod(0o755)
-        for name, data in files.items():
-            file = aside / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-            if data[:4] == b"\x7fELF":
-                file.chmod(0o755)
-        (aside / MANIFEST).write_text(manifest_to_json(complete), encoding="utf-8")
-        if path.exists():
-            old = aside.with_name(aside.name + ".old")
-            os.rename(path, old)
-            os.rename(aside, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(aside, path)
+        with _directory_aside(path) as aside:
+            for name, data in written.items():
+                file = aside / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+                if data[:4] == b"\x7fELF":
+                    file.chmod(0o755)
+            _put_in_place(aside, path)
     except OSError as error:
         raise BundleError(f"could not be written: {error.strerror}", path) from error
+    return Bundle(path, complete)
+
+
+@contextmanager
+def _directory_aside(path: Path) -> Iterator[Path]:
+    """A new directory beside ``path``, locked while this process lives, and removed at the end."""
+    aside, descriptor = _locked_directory(path)
+    try:
+        yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Bundle(path, complete)
+        os.close(descriptor)
+
+
+def _locked_directory(path: Path) -> tuple[Path, int]:
+    while True:
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART))
+        try:
+            descriptor = os.open(aside, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a leftover before it was locked
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if aside.exists():
+            aside.chmod(0o755)
+            return aside, descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed while writing ``path`` left: directories that nobody holds locked."""
+    for aside in path.parent.iterdir():
+        if not (aside.name.startswith(f".{path.name}.") and aside.name.endswith(_PART)):
+            continue
+        try:
+            descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(aside, ignore_errors=True)
+        except OSError:  # another process is writing it
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Makes ``aside`` the directory ``path``; another that was there is then ``aside``. Raises OSError."""
+    while True:
+        try:
+            if path.exists():
+                _exchange(aside, path)
+            else:
+                os.rename(aside, path)
+            return
+        except OSError as error:
+            # Another process has put its own there, or taken it away, in between.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not aside.exists():
+                raise
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Exchanges the names of two directories in one step: renameat2(2), Linux 3.15. Raises OSError."""
+    at_fdcwd, rename_exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc from 2.28, musl from 1.2.4 on
+    if renameat2 is not None:
+        if renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):  # what a file system says that cannot do it
+            raise OSError(code, os.strerror(code))
+    # Two steps: a reader, or a process killed just here, may find no bundle; the old one is then under the other name.
+    old = a.with_name(a.name.removesuffix(_PART) + ".old")
+    os.rename(b, old)
+    os.rename(a, b)
+    os.rename(old, a)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,18 +83,85 @@ def test_every_damaged_file_is_refused_by_name(tmp_path: Path, name: str) -> Non
         open_bundle(tmp_path / "b")
 
 
-def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
+def resealed(data: dict[str, Any]) -> str:
+    """A manifest with the right sha256 for its contents, as an attacker can make it."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    return json.dumps({**rest, "sha256": bundles._contents_sha256(rest)})
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(bundles.FORMAT_VERSION + 1, "upgrade xceptile"), (1, "compile it again"), ("3", "compile it again")],
+)
+def test_another_format_says_what_to_do(tmp_path: Path, version: object, advice: str) -> None:
     write_bundle(tmp_path / "b", manifest(), FILES)
     file = tmp_path / "b" / bundles.MANIFEST
     data = json.loads(file.read_text())
-    data["format"] = bundles.FORMAT_VERSION + 1
-    file.write_text(json.dumps(data))
-    with pytest.raises(BundleError, match="upgrade xceptile"):
+    file.write_text(json.dumps({**data, "format": version}))
+    with pytest.raises(BundleError, match=f"has bundle format {version}, .*; {advice}") as caught:
+        open_bundle(tmp_path / "b")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_changed_byte_of_a_manifest_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Harmless: spaces between tokens, and digits of a number beyond what a float64 holds."""
+    whole = write_bundle(tmp_path / "b", manifest(), FILES).manifest
+    data = (tmp_path / "b" / bundles.MANIFEST).read_bytes()
+    harmless = 0
+    for position, byte in enumerate(data):
+        for value in {byte ^ 1, byte ^ 0x80, ord(" ")} - {byte}:
+            (tmp_path / "b" / bundles.MANIFEST).write_bytes(data[:position] + bytes([value]) + data[position + 1 :])
+            try:
+                opened = open_bundle(tmp_path / "b").manifest
+            except BundleError:
+                continue
+            assert opened == whole
+            assert data[position : position + 1].isspace()
+            harmless += 1
+    assert harmless
+
+
+WRONG = (None, True, -1, 1.5, "", "x", [], [[]], {}, {"x": 1})
+
+
+def _paths(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) in a JSON value."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in list(keys):
+        yield value, key
+        yield from _paths(value[key])
+
+
+def test_a_value_of_a_wrong_type_is_refused_whatever_the_hash_says(tmp_path: Path) -> None:
+    """Every value of a manifest in place of every other kind: refused, or a manifest whose every field has its type."""
+    write_bundle(tmp_path / "b", manifest(pixel_table=((1, 2, 3),) * 2), FILES)
+    data = json.loads((tmp_path / "b" / bundles.MANIFEST).read_text())
+    refused = 0
+    for container, key in _paths(data):
+        kept = container[key]
+        if key in ("format", "sha256"):
+            continue
+        for value in WRONG:
+            container[key] = value
+            try:
+                read = bundles.manifest_from_json(resealed(data), tmp_path)
+            except BundleError:
+                refused += 1
+            else:
+                assert json.loads(bundles.manifest_to_json(read)) == json.loads(resealed(data))
+        container[key] = kept
+    assert refused > 300
+
+
+def test_an_artefact_of_files_that_nobody_checked_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", manifest(artefacts=(Artefact("litert", "int8", ("elsewhere",)),)), FILES)
+    with pytest.raises(BundleError, match="does not list, 'elsewhere'"):
         open_bundle(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", '{"format": "1"}', '{"format": 1}', '{"format": 1, "target": 3}']
+    "text",
+    ["", "{", "null", "[]", '{"format": "2"}', '{"format": 2}', '{"format": 2, "target": 3}', "[" * 100_000, "\xff"],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / bundles.MANIFEST).write_text(text)
@@ -103,7 +172,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", manifest(), FILES)
     file = tmp_path / "b" / bundles.MANIFEST
-    file.write_text(file.read_text().replace("litert/int8.tflite", "../int8.tflite"))
+    file.write_text(resealed(json.loads(file.read_text().replace("litert/int8.tflite", "../int8.tflite"))))
     with pytest.raises(BundleError, match="outside the bundle"):
         open_bundle(tmp_path / "b")
 
