@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from .commands import bench, check, doctor, inspect, run, targets, tune, verify
+from .commands import bench, check, doctor, inspect, run, sign, targets, tune, verify
 from .commands import compile as compile_verb
 from .commands.common import err
 
@@ -34,6 +34,7 @@ for _verb in (
     targets.targets,
     tune.tune,
     inspect.inspect,
+    sign.sign,
     doctor.doctor,
 ):
     app.command()(_verb)

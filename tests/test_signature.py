@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from needs import requires
 from test_bundle import FILES, manifest
 
+from xceptile.compile import cli
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime.bundle import BundleError, open_bundle, sign_bundle, write_bundle
 from xceptile.runtime.signature import SIGNATURE, SignatureError, load_signer
@@ -136,6 +137,22 @@ def test_a_private_key_is_no_public_one(signed: Path, keys: tuple[Path, Path], t
         open_bundle(signed, keys[0])
     with pytest.raises(BundleError, match="cannot be read"):
         open_bundle(signed, tmp_path / "none.pem")
+
+
+def test_the_command_line_signs_and_checks(
+    tmp_path: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def xceptile(*arguments: object) -> int:
+        return cli._invoke(cli.app, [str(argument) for argument in arguments])
+
+    plain = write_bundle(tmp_path / "b", manifest(), FILES).path
+    assert xceptile("inspect", plain, "--public-key", keys[1]) == 2
+    assert "is not signed" in capsys.readouterr().err
+    assert xceptile("sign", plain, "--key", keys[0]) == 0
+    assert xceptile("inspect", plain, "--public-key", keys[1]) == 0
+    assert "signed" in capsys.readouterr().out
+    assert xceptile("run", plain, "cat.jpg", "--public-key", keys[0]) == 2
+    assert "no public key" in capsys.readouterr().err
 
 
 @requires("openssl", package="openssl")

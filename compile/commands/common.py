@@ -20,6 +20,9 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="local or qemu; by default local where the target's code runs here, else qemu.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; by default all processors.")]
+PublicKeyOption = Annotated[
+    Path | None, typer.Option(help="Refuse the bundle unless this Ed25519 key (PEM) vouches for it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 DataOption = Annotated[
     str,

@@ -36,17 +36,19 @@ def compile_command(
     images: Annotated[int, typer.Option(min=1, help="Use at most this many calibration images.")] = 512,
     recipe: Annotated[str, typer.Option(help="A preset's name or a recipe file.")] = "default",
     backend: Annotated[list[str] | None, typer.Option(help="tvm or tflite; repeatable; by default both.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="relax-vm: a standard TVM library; repeatable.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="relax-vm (a standard TVM library) or onnx-qdq; repeatable.")] = None,
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,
     tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
     from ...models import zoo
     from ...models.datasets import open_dataset
     from ...runtime.bundle import check_output, write_bundle
+    from ...runtime.signature import load_signer
     from ...targets import catalog
     from ..pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
     from ..tune import load as load_tuning
@@ -57,6 +59,7 @@ def compile_command(
                 raise typer.BadParameter(f"no such choice {name!r}; known: {', '.join(known)}")
     spec = catalog.get(target)
     check_output(output)
+    signer = None if sign is None else load_signer(sign)
     settings = _recipe(recipe)
     measured = None if tuning is None else load_tuning(tuning)
     if measured is not None:
@@ -71,7 +74,7 @@ def compile_command(
         manifest, files = build_bundle_files(
             network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured
         )
-        bundle = write_bundle(output, manifest, files)
+        bundle = write_bundle(output, manifest, files, signer)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
     if as_json:
         print_json({"bundle": str(output), "sha256": bundle.sha256(), "target": spec.name, "size_bytes": sizes})

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from .common import BundleArgument, JsonOption, out
+from .common import BundleArgument, JsonOption, PublicKeyOption, out
 
 
-def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json: JsonOption = False) -> None:
     """Show what a bundle holds and where it comes from."""
     from ...runtime.bundle import manifest_to_json, open_bundle
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     manifest = opened.manifest
     if as_json:
         print(manifest_to_json(manifest), end="")
         return
     about = Table(show_header=False, title=str(bundle), title_justify="left")
     about.add_row("sha256", opened.sha256())
+    if public_key is not None:
+        about.add_row("signed", f"yes, by the private half of {public_key}")
     about.add_row("network", f"{manifest.network}, {len(manifest.labels)} classes")
     about.add_row("target", f"{manifest.target.name} ({', '.join(manifest.target.features)})")
     about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, pixel - 128")

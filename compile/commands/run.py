@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .common import BundleArgument, DeviceOption, JsonOption, ThreadsOption, out, print_json
+from .common import BundleArgument, DeviceOption, JsonOption, PublicKeyOption, ThreadsOption, out, print_json
 
 
 def run(
@@ -19,6 +19,7 @@ def run(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with a bundle."""
@@ -26,7 +27,7 @@ def run(
     from ...runtime.bundle import open_bundle
     from ...runtime.session import open_session
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     pixels = [load_image(path, opened.manifest.input_spec) for path in image]
     with open_session(opened, engine=engine, device=device, threads=threads) as session:
         results = [session.classify(each, top) for each in pixels]
