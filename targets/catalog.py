@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 
-from . import arm_cpu, host, mobile_gpu
+from . import arm_cpu, host, jetson, mobile_gpu
 from .spec import TargetSpec
 
-_FIXED = arm_cpu.TARGETS + mobile_gpu.TARGETS + host.TARGETS
+_FIXED = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS
 
-# What a family's bare name means: the row whose bundles run on every member of the family.
-_FAMILIES = {"arm-cpu": "generic/arm64", "mobile-gpu": "generic/opencl-gpu", "x86-cpu": "generic/x86-64-avx2"}
+# What a family's bare name means: the row whose bundles run on every member of the family; of the Jetsons, whose
+# kernels are each for one architecture, on every Orin.
+_FAMILIES = {
+    "arm-cpu": "generic/arm64",
+    "jetson": "nvidia/jetson-agx-orin",
+    "mobile-gpu": "generic/opencl-gpu",
+    "x86-cpu": "generic/x86-64-avx2",
+}
 
 
 class UnknownTarget(LookupError):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from xceptile.targets import arm_cpu, catalog, host, mobile_gpu
+from xceptile.targets import arm_cpu, catalog, host, jetson, mobile_gpu
 from xceptile.targets.spec import TargetSpec
 
-ROWS = arm_cpu.TARGETS + mobile_gpu.TARGETS + host.TARGETS
+ROWS = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS
 FEATURES = {"aarch64": {"neon", "dotprod", "i8mm"}, "x86_64": {"avx2", "avx512vnni"}}
 
 
@@ -41,6 +41,9 @@ def test_every_name_names_one_row() -> None:
         ("adreno-740", "qualcomm/adreno-740"),
         ("mali-g710", "arm/mali-g710"),
         ("jetson-orin-cpu", "nvidia/jetson-agx-orin-cpu"),
+        ("jetson", "nvidia/jetson-agx-orin"),
+        ("jetson-xavier", "nvidia/jetson-agx-xavier"),
+        ("jetson-thor", "nvidia/jetson-agx-thor"),
     ],
 )
 def test_names_people_type(name: str, expected: str) -> None:
@@ -49,7 +52,7 @@ def test_names_people_type(name: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("raspbery-pi-5", "raspberry-pi-5"), ("pi-5", "raspberry-pi-5"), ("hots", "host"), ("jetson-thor", "jetson-")],
+    [("raspbery-pi-5", "raspberry-pi-5"), ("pi-5", "raspberry-pi-5"), ("hots", "host"), ("jetson-thorr", "jetson-")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(typo: str, meant: str) -> None:
     with pytest.raises(catalog.UnknownTarget, match="did you mean") as caught:
