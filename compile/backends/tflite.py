@@ -10,6 +10,10 @@ TFLite's (NHWC), and every operator has the form that XNNPACK takes over (``ai-e
   does not take (0.62 ms against 0.10 ms on a 74x74x256 map).
 * A global average pool is a MEAN over height and width.
 
+The GPU delegate wants other forms (``for_gpu``): operators of its published list only, so a RELU alone, an
+AVERAGE_POOL_2D with a RESHAPE, STRIDED_SLICE for SLICE; and float16 constants, each behind a DEQUANTIZE, which the
+delegate reads as they are (``half``).
+
 Schema: https://github.com/tensorflow/tensorflow/blob/v2.18.0/tensorflow/compiler/mlir/lite/schema/schema.fbs
 """
 
@@ -31,7 +35,12 @@ SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
 BUFFER_ALIGNMENT = 16  # bytes; XNNPACK reads weights in place only where they are so aligned
 
-_DTYPES = {"float32": tflite.TensorType.FLOAT32, "int8": tflite.TensorType.INT8, "int32": tflite.TensorType.INT32}
+_DTYPES = {
+    "float16": tflite.TensorType.FLOAT16,
+    "float32": tflite.TensorType.FLOAT32,
+    "int8": tflite.TensorType.INT8,
+    "int32": tflite.TensorType.INT32,
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,10 @@ class _Operator:
 class _Program:
     """The tensors and operators of one graph, in the order in which they are written."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, for_gpu: bool, half: bool) -> None:
         self.graph = graph
+        self.for_gpu = for_gpu
+        self.half = half
         self.tensors: list[_Tensor] = []
         self.operators: list[_Operator] = []
         self.index: dict[str, int] = {}
@@ -84,6 +95,19 @@ class _Program:
         zeros = (0,) * len(scales)
         return self._add_tensor(_Tensor(name, tuple(data.shape), str(data.dtype), scales, zeros, axis, data))
 
+    def _float_constant(self, name: str, data: NDArray[np.generic]) -> int:
+        """A float32 tensor: the constant itself, or float16 behind a DEQUANTIZE. Raises GraphError past float16."""
+        if not self.half:
+            return self._constant(name, data)
+        with np.errstate(over="ignore"):  # told of below
+            narrow = data.astype(np.float16)
+        if not np.isfinite(narrow).all():
+            raise ir.GraphError(f"{name}: a value of {np.abs(data).max():g} does not fit float16", name)
+        output = self._add_tensor(_Tensor(f"{name}/float32", tuple(data.shape), "float32"))
+        inputs = (self._constant(name, narrow),)
+        self.operators.append(_Operator("DEQUANTIZE", 3, inputs, output, "DequantizeOptions"))
+        return output
+
     def _weights_and_bias(self, node: ir.Node) -> tuple[int, int]:
         """The constants of a convolution or a fully connected layer.
 
@@ -96,7 +120,7 @@ class _Program:
         if depthwise:
             data = data[np.newaxis]  # (KH, KW, C) -> (1, KH, KW, C)
         if node.type.dtype != "int8":
-            return self._constant(w_name, data), self._constant(b_name, bias.data)
+            return self._float_constant(w_name, data), self._float_constant(b_name, bias.data)
         scales = weights.type.per_axis.scales
         bias_scales = arithmetic.f32_product(
             self.graph.type_of(source).per_tensor.scale, np.asarray(scales, np.float32)
@@ -167,13 +191,45 @@ class _Program:
         name = f"{node.name}/edge{axis}.{position}"
         size = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
         begin = tuple(position if i == axis else 0 for i in range(len(size)))
+        output = self._activation(name, ir.TensorType(size, x.dtype, x.quant))
+        version = 2 if x.dtype == "int8" else 1
+        bounds = (self._constant(f"{name}/begin", np.array(begin, np.int32)),)
+        if self.for_gpu:
+            end = tuple(b + s for b, s in zip(begin, size, strict=True))
+            steps = np.ones(len(size), np.int32)
+            bounds += (
+                self._constant(f"{name}/end", np.array(end, np.int32)),
+                self._constant(f"{name}/strides", steps),
+            )
+            form = ("STRIDED_SLICE", "StridedSliceOptions")
+        else:
+            bounds += (self._constant(f"{name}/size", np.array(size, np.int32)),)
+            form = ("SLICE", "SliceOptions")
+        self.operators.append(_Operator(form[0], version, (index, *bounds), output, form[1]))
+        return output
+
+    def _average_pooled(self, node: ir.Node, index: int) -> int:
+        """The mean over all pixels, (N, 1, 1, C): an AVERAGE_POOL_2D, or in int8 a depthwise convolution with ones.
+
+        An int8 AVERAGE_POOL_2D must keep its input's scale, which the graph's mean does not.
+        """
+        x = self.graph.type_of(node.inputs[0])
+        n, h, w, c = x.shape
+        output = self._activation(f"{node.name}/pooled", ir.TensorType((n, 1, 1, c), x.dtype, node.type.quant))
+        fields = {"Padding": tflite.Padding.VALID, "StrideH": 1, "StrideW": 1}
+        if x.dtype != "int8":
+            fields |= {"FilterHeight": h, "FilterWidth": w}
+            self.operators.append(_Operator("AVERAGE_POOL_2D", 1, (index,), output, "Pool2DOptions", fields))
+            return output
+        scale = float(np.float32(1) / np.float32(h * w))
+        bias_scale = float(np.float32(x.per_tensor.scale) * np.float32(scale))
         inputs = (
             index,
-            self._constant(f"{name}/begin", np.array(begin, np.int32)),
-            self._constant(f"{name}/size", np.array(size, np.int32)),
+            self._constant(f"{node.name}/ones", np.ones((1, h, w, c), np.int8), (scale,) * c, 3),
+            self._constant(f"{node.name}/no bias", np.zeros(c, np.int32), (bias_scale,) * c),
         )
-        output = self._activation(name, ir.TensorType(size, x.dtype, x.quant))
-        self.operators.append(_Operator("SLICE", 2 if x.dtype == "int8" else 1, inputs, output, "SliceOptions"))
+        fields["DepthMultiplier"] = 1
+        self.operators.append(_Operator("DEPTHWISE_CONV_2D", 3, inputs, output, "DepthwiseConv2DOptions", fields))
         return output
 
     def _lower(self, node: ir.Node) -> None:
@@ -213,14 +269,18 @@ class _Program:
                 }
             case ir.Add():
                 form, fields = ("ADD", 2 if int8 else 1, "AddOptions"), relu
+            case ir.GlobalAveragePool() if self.for_gpu:
+                shape = np.array(node.type.shape, np.int32)
+                inputs = (self._average_pooled(node, inputs[0]), self._constant(f"{node.name}/shape", shape))
+                form, fields = ("RESHAPE", 1, ""), {}
             case ir.GlobalAveragePool():
                 inputs = (inputs[0], self._constant(f"{node.name}/axes", np.array([1, 2], np.int32)))
                 form, fields = ("MEAN", 2 if int8 else 1, "ReducerOptions"), {"KeepDims": False}
-            case ir.Relu() if int8:
+            case ir.Relu() if int8 and not self.for_gpu:
                 self._check_relu(node)
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Relu():
-                form, fields = ("RELU", 1, ""), {}
+                form, fields = ("RELU", 2 if int8 else 1, ""), {}
             case ir.Requantize() | ir.Quantize():
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Dequantize():
@@ -313,13 +373,49 @@ def _operator_code(builder: Any, code: str, version: int) -> int:
     return _table(builder, "OperatorCode", fields)
 
 
-def serialize(graph: ir.Graph) -> bytes:
+# What the GPU delegate computes, as published: https://www.tensorflow.org/lite/performance/gpu ("GPU ML operations
+# support"). QUANTIZE, DEQUANTIZE, MEAN and SLICE are not on the list.
+# Of that list, what this file writes:
+GPU_OPERATORS = frozenset(
+    {
+        "ADD",
+        "AVERAGE_POOL_2D",
+        "CONCATENATION",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "MAX_POOL_2D",
+        "PAD",
+        "RELU",
+        "RESHAPE",
+        "STRIDED_SLICE",
+    }
+)
+
+
+def gpu_statement(graph: ir.Graph, *, for_gpu: bool = True, half: bool = False) -> dict[str, str]:
+    """What the GPU delegate does with each kind of operator in the file: ``gpu`` or ``falls back to the CPU``."""
+    program = _Program(graph, for_gpu, half)
+    constants = {i for i, tensor in enumerate(program.tensors) if tensor.data is not None}
+    told = {}
+    for operator in program.operators:
+        if operator.code in GPU_OPERATORS:
+            told[operator.code] = "gpu"
+        elif operator.code == "DEQUANTIZE" and operator.inputs[0] in constants:
+            told["DEQUANTIZE of a constant"] = "gpu: the float16 constant is read as it is"
+        else:
+            told[operator.code] = "falls back to the CPU"
+    return dict(sorted(told.items()))
+
+
+def serialize(graph: ir.Graph, *, for_gpu: bool = False, half: bool = False) -> bytes:
     """Given a float32, int8 or mixed graph without batch normalizations; Result: the bytes of its ``.tflite`` file.
 
-    Equal graphs give equal bytes. Tensors bear the names of the graph's nodes. Raises GraphError for a node that has
-    no TFLite form (an unfolded BatchNorm, an int8 ReLU with parameters of its own).
+    Equal graphs give equal bytes. Tensors bear the names of the graph's nodes. ``for_gpu`` writes the forms that the
+    GPU delegate takes, ``half`` float constants as float16. Raises GraphError for a node that has no TFLite form (an
+    unfolded BatchNorm, an int8 ReLU with parameters of its own), or a constant past float16.
     """
-    program = _Program(graph)
+    program = _Program(graph, for_gpu, half)
     weight_bytes = sum(t.data.nbytes for t in program.tensors if t.data is not None)
     builder = flatbuffers.Builder(weight_bytes + (1 << 20))
     # Buffer 0 is the empty one by convention; every constant has its own.
