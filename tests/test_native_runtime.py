@@ -171,6 +171,7 @@ def test_help_and_version(built: Path) -> None:
         (("--threads=0", "x"), "not a valid value"),
         (("--threads=-1", "x"), "not a valid value"),
         (("--threads=99999999999999999999", "x"), "not a valid value"),
+        (("--require-device=tpu", "x"), "not a valid value"),
         (("--cores=1-", "x"), "not a valid value"),
         (("--cores=64", "x"), "not a valid value"),
         (("--cores=3-1", "x"), "not a valid value"),
@@ -221,6 +222,11 @@ def test_damage_is_found_on_open(built: Path, bundle: Path, name: str, fault: st
     reason = refusal(built, "--self-test", bundle)
     assert name in reason
     assert "SHA-256" in reason or "truncated" in reason or "too short" in reason
+
+
+def test_a_bundle_for_the_processor_is_refused_where_a_gpu_is_required(built: Path, bundle: Path) -> None:
+    assert "a GPU is required" in refusal(built, "--require-device=gpu", "--self-test", bundle)
+    assert run(built, "--require-device=cpu", "--self-test", bundle).returncode == 0
 
 
 def test_golden_files_may_be_missing_or_of_unequal_length(built: Path, bundle: Path) -> None:

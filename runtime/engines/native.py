@@ -23,7 +23,7 @@ class _Options(ctypes.Structure):  # xct_options
         ("threads", ctypes.c_uint32),
         ("core_mask", ctypes.c_uint64),
         ("flags", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
     ]
 
 
@@ -190,7 +190,7 @@ class NativeEngine:
             raise EngineError(f"native: {self._last_error() if self._session else 'the engine is closed'}")
 
     def _last_error(self) -> str:
-        message = ctypes.create_string_buffer(512)
+        message = ctypes.create_string_buffer(2048)
         self._library.xct_last_error(self._session, message, len(message))
         return message.value.decode("utf-8", "replace")
 

@@ -380,11 +380,18 @@ static uint32_t cpu_threads(const void *state)
     return xct_pool_threads(((const struct cpu *)state)->pool);
 }
 
+static const char *cpu_device(const void *state)
+{
+    (void)state;
+    return "cpu";
+}
+
 const struct xct_driver xct_cpu_driver = {
     .engine = XCT_ENGINE_CPU,
     .kernel_files = {KERNELS_FILE},
     .open = cpu_open,
     .run = cpu_run,
     .threads = cpu_threads,
+    .device = cpu_device,
     .close = cpu_close,
 };

@@ -21,7 +21,7 @@
 
 struct xct_error {
     int code;
-    char message[512];
+    char message[2048]; /* one line; a compiler's log follows it on lines of its own */
 };
 
 /* Records an error and returns its code. The first error of a call is the one that counts: callers return it. */
@@ -190,6 +190,7 @@ struct xct_driver_config {
     const char *directory;  /* that holds plan.bin and the kernels; the string does not outlive open */
     uint32_t threads;
     uint64_t core_mask;
+    uint32_t device;   /* XCT_DEVICE_...; a CPU is only asked of the OpenCL driver, a GPU never of the CPU's */
     uint64_t *step_ns; /* one for each step, or NULL */
 };
 
@@ -204,6 +205,8 @@ struct xct_driver {
     /* Runs once; input and output have the plan's sizes. */
     int (*run)(void *state, const void *input, void *output, struct xct_error *error);
     uint32_t (*threads)(const void *state);
+    /* What computes, in printable ASCII. */
+    const char *(*device)(const void *state);
     void (*close)(void *state); /* NULL is allowed */
 };
 

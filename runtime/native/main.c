@@ -25,6 +25,9 @@ static const char usage[] =
     "\n"
     "  --threads N      threads that compute (default: one for each processor)\n"
     "  --cores LIST     processors to run on, such as 4-7 or 0,2,3\n"
+    "  --require-device gpu|cpu\n"
+    "                   gpu: refuse a bundle for the processor; cpu: run a bundle for OpenCL on an OpenCL device that is\n"
+    "                   a processor, to rehearse. Without it a bundle for a GPU runs on a GPU or not at all\n"
     "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte\n"
     "  --repeat N       time N inferences and print every sample as JSON\n"
     "  --warmup N       inferences before those that are timed (default 5)\n"
@@ -40,7 +43,7 @@ struct options {
     const char *bundle, *input, *output;
     uint32_t threads;
     uint64_t core_mask;
-    uint32_t repeat, warmup;
+    uint32_t repeat, warmup, device;
     bool self_test, layers, describe;
 };
 
@@ -54,7 +57,7 @@ static int fail(const char *what, const char *why)
 
 static int fail_session(xct_session *session, const char *what)
 {
-    char message[512];
+    char message[2048];
     xct_last_error(session, message, sizeof message);
     return fail(what, message);
 }
@@ -98,16 +101,23 @@ static bool parse_cores(const char *text, uint64_t *mask)
     }
 }
 
+static bool parse_device(const char *text, uint32_t *device)
+{
+    *device = strcmp(text, "gpu") == 0 ? XCT_DEVICE_GPU : XCT_DEVICE_CPU;
+    return *device == XCT_DEVICE_GPU || strcmp(text, "cpu") == 0;
+}
+
 /* Returns -1 to go on, or the exit status. */
 static int parse(int argc, char **argv, struct options *options)
 {
-    enum { THREADS = 256, CORES, SELF_TEST, REPEAT, WARMUP, LAYERS, DESCRIBE, VERSION, HELP };
+    enum { THREADS = 256, CORES, SELF_TEST, REPEAT, WARMUP, LAYERS, DESCRIBE, REQUIRE_DEVICE, VERSION, HELP };
     static const struct option known[] = {
         {"threads", required_argument, NULL, THREADS}, {"cores", required_argument, NULL, CORES},
         {"self-test", no_argument, NULL, SELF_TEST},   {"repeat", required_argument, NULL, REPEAT},
         {"warmup", required_argument, NULL, WARMUP},   {"layers", no_argument, NULL, LAYERS},
         {"describe", no_argument, NULL, DESCRIBE},     {"version", no_argument, NULL, VERSION},
-        {"help", no_argument, NULL, HELP},             {NULL, 0, NULL, 0},
+        {"help", no_argument, NULL, HELP},             {"require-device", required_argument, NULL, REQUIRE_DEVICE},
+        {NULL, 0, NULL, 0},
     };
     *options = (struct options){.warmup = 5};
     int option;
@@ -118,6 +128,7 @@ static int parse(int argc, char **argv, struct options *options)
         case CORES: good = parse_cores(optarg, &options->core_mask); break;
         case REPEAT: good = parse_number(optarg, 1000000, &options->repeat) && options->repeat > 0; break;
         case WARMUP: good = parse_number(optarg, 1000000, &options->warmup); break;
+        case REQUIRE_DEVICE: good = parse_device(optarg, &options->device); break;
         case SELF_TEST: options->self_test = true; break;
         case LAYERS: options->layers = true; break;
         case DESCRIBE: options->describe = true; break;
@@ -201,8 +212,10 @@ static void print_step(const xct_step_info *step)
 
 static void describe(xct_session *session)
 {
-    printf("{\"version\": \"%s\", \"threads\": %u, \"arena_bytes\": %llu,\n \"inputs\": ", xct_version(),
-           xct_threads(session), (unsigned long long)xct_arena_bytes(session));
+    printf("{\"version\": \"%s\", \"device\": ", xct_version());
+    print_string(xct_device(session));
+    printf(", \"threads\": %u, \"arena_bytes\": %llu,\n \"inputs\": ", xct_threads(session),
+           (unsigned long long)xct_arena_bytes(session));
     print_tensors(session, false);
     printf(",\n \"outputs\": ");
     print_tensors(session, true);
@@ -575,7 +588,7 @@ int main(int argc, char **argv)
         return FAILED;
     const xct_options how = {
         .struct_bytes = sizeof how, .threads = options.threads, .core_mask = options.core_mask,
-        .flags = options.layers ? XCT_TIME_STEPS : 0,
+        .flags = options.layers ? XCT_TIME_STEPS : 0, .device = options.device,
     };
     xct_session *session = NULL;
     status = xct_open(options.bundle, &how, &session) == XCT_OK ? run(session, &options)

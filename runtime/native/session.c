@@ -124,6 +124,11 @@ static int start_driver(struct xct_session *session, const char *native, const x
     if (session->driver == NULL)
         return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "the bundle is for engine %u, which this runtime (%s) "
                         "was built without", header->engine, XCT_VERSION);
+    if (options->device == XCT_DEVICE_GPU && header->engine == XCT_ENGINE_CPU)
+        return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "a GPU is required, but this bundle was compiled for "
+                        "the processor: compile it for a GPU target");
+    if (options->device == XCT_DEVICE_CPU && header->engine == XCT_ENGINE_CUDA)
+        return xct_fail(&session->error, XCT_ERROR_UNSUPPORTED, "this bundle was compiled for CUDA, which has GPUs only");
     int code = (options->flags & XCT_SKIP_HASHES) == 0 ? check_kernels(session, native) : XCT_OK;
     if (code != XCT_OK)
         return code;
@@ -134,7 +139,7 @@ static int start_driver(struct xct_session *session, const char *native, const x
     }
     const struct xct_driver_config config = {
         .plan = &session->plan, .weights = session->weights.data, .directory = native, .threads = options->threads,
-        .core_mask = options->core_mask, .step_ns = session->step_ns,
+        .core_mask = options->core_mask, .device = options->device, .step_ns = session->step_ns,
     };
     return session->driver->open(&config, &session->driver_state, &session->error);
 }
@@ -144,7 +149,7 @@ static int open_session(struct xct_session *session, const char *directory, cons
     char native[XCT_MAX_PATH_BYTES];
     if (directory == NULL || directory[0] == 0)
         return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "no bundle is named");
-    if (options->struct_bytes != sizeof *options || options->reserved != 0
+    if (options->struct_bytes != sizeof *options || options->device > XCT_DEVICE_CPU
         || (options->flags & ~(uint32_t)(XCT_SKIP_HASHES | XCT_TIME_STEPS)) != 0)
         return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_options are not those of this version (%s)", XCT_VERSION);
     int code = find_native(native, directory, &session->error);
@@ -236,6 +241,11 @@ uint64_t xct_arena_bytes(const xct_session *session)
 uint32_t xct_threads(const xct_session *session)
 {
     return is_open(session) ? session->driver->threads(session->driver_state) : 0;
+}
+
+const char *xct_device(const xct_session *session)
+{
+    return is_open(session) ? session->driver->device(session->driver_state) : "";
 }
 
 int xct_tensor(const xct_session *session, uint32_t index, xct_tensor_info *info)

@@ -39,7 +39,15 @@ enum {
     XCT_ERROR_HASH = 5,        /* a file is not the one the plan was made with */
     XCT_ERROR_UNSUPPORTED = 6, /* the bundle was built for another processor or engine */
     XCT_ERROR_KERNEL = 7,      /* the kernels could not be loaded, or one of them failed */
-    XCT_ERROR_THREAD = 8       /* the system refused a thread */
+    XCT_ERROR_THREAD = 8,      /* the system refused a thread */
+    XCT_ERROR_DEVICE = 9       /* there is no such GPU here, or its driver failed: open a new session */
+};
+
+/* What must do the computing. */
+enum {
+    XCT_DEVICE_DEFAULT = 0, /* what the bundle was compiled for: the processor, or a GPU and nothing but a GPU */
+    XCT_DEVICE_GPU = 1,     /* as the default, and a bundle for the processor is refused */
+    XCT_DEVICE_CPU = 2      /* a bundle for OpenCL runs on an OpenCL device that is a processor: a rehearsal */
 };
 
 enum {
@@ -54,7 +62,7 @@ typedef struct {
     uint64_t core_mask;    /* bit i: the session's own threads may run on processor i; 0: as the process. The calling
                               thread is left where it is, and takes part in the work */
     uint32_t flags;
-    uint32_t reserved; /* 0 */
+    uint32_t device; /* XCT_DEVICE_... */
 } xct_options;
 
 typedef struct {
@@ -100,6 +108,8 @@ XCT_API uint64_t xct_input_bytes(const xct_session *session);
 XCT_API uint64_t xct_output_bytes(const xct_session *session);
 XCT_API uint64_t xct_arena_bytes(const xct_session *session);
 XCT_API uint32_t xct_threads(const xct_session *session);
+/* What computes, in printable ASCII: "cpu", or the GPU's name and the version of its driver. Valid until xct_close. */
+XCT_API const char *xct_device(const xct_session *session);
 
 /* One inference. input holds all input tensors one after the other (xct_input_bytes), output receives all output
  * tensors (xct_output_bytes); the sizes must be exactly these. output is not touched if the call fails. */

@@ -45,13 +45,20 @@ int main(int argc, char **argv)
     options = (xct_options){.struct_bytes = sizeof options, .flags = 1u << 31};
     EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_ARGUMENT);
     xct_close(session);
+    options = (xct_options){.struct_bytes = sizeof options, .device = XCT_DEVICE_CPU + 1};
+    EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_ARGUMENT);
+    xct_close(session);
+    options = (xct_options){.struct_bytes = sizeof options, .device = XCT_DEVICE_GPU};
+    EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_UNSUPPORTED);
+    EXPECT(xct_device(session)[0] == 0);
+    xct_close(session);
     options = (xct_options){.struct_bytes = sizeof options, .threads = 65};
     EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_ARGUMENT);
     xct_close(session);
     options = (xct_options){.struct_bytes = sizeof options, .threads = 3, .core_mask = 1, .flags = XCT_SKIP_HASHES};
     EXPECT(xct_open(argv[1], &options, &session) == XCT_OK && xct_threads(session) == 3);
     xct_last_error(session, message, sizeof message);
-    EXPECT(message[0] == 0);
+    EXPECT(message[0] == 0 && strcmp(xct_device(session), "cpu") == 0);
 
     size_t in = xct_input_bytes(session), out = xct_output_bytes(session);
     EXPECT(in > 0 && in < sizeof buffer && out > 0 && out < sizeof buffer);
