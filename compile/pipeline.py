@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from .passes.pipeline import FLOAT_PASSES, run_passes
 from .tune import Tuning
 
 BACKENDS = ("tvm", "tflite")
-ALSO = ("relax-vm",)
+ALSO = ("relax-vm", "onnx-qdq")
 GOLDEN_COUNT = 4
 
 Pixels = NDArray[np.uint8]
@@ -93,6 +93,25 @@ def _tensor(graph: Graph, name: str) -> NetworkTensor:
 
 def _of_tuning(tuning: Tuning | None) -> dict[str, str]:
     return {} if tuning is None else {"sha256 of the tuning": tuning.sha256()}
+
+
+def _onnx_files(
+    network: Quantized, inputs: NDArray[np.int8], outputs: NDArray[np.int8]
+) -> dict[str, tuple[bytes, str]]:
+    """The two ONNX files, each with what is to be known of it. ``inputs`` and ``outputs`` are the golden ones."""
+    from .backends import onnx_qdq
+
+    graph = network.int8_graph
+    told = {
+        symmetric: str(onnx_qdq.departure(graph, inputs, outputs, symmetric=symmetric)) for symmetric in (False, True)
+    }
+    return {
+        "onnx/qdq.onnx": (onnx_qdq.serialize(graph), f"the contract's scales and zero points; {told[False]}"),
+        "onnx/tensorrt.onnx": (
+            onnx_qdq.serialize_symmetric(graph),
+            f"zero point 0 everywhere, as TensorRT demands: not the contract; {told[True]}",
+        ),
+    }
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
@@ -164,5 +183,14 @@ def build_bundle_files(
     outputs = np.concatenate([reference.run(network.int8_graph, image[np.newaxis])[0] for image in golden])
     files[bundles.GOLDEN_INPUT] = golden.tobytes()
     files[bundles.GOLDEN_OUTPUT] = outputs.tobytes()
+    if "onnx-qdq" in also:
+        progress("write ONNX", 0.95)
+        written = _onnx_files(network, golden, outputs)
+        files |= {name: data for name, (data, _) in written.items()}
+        manifest = replace(
+            manifest,
+            artefacts=(*manifest.artefacts, Artefact("onnx-qdq", "int8", tuple(written))),
+            provenance={**manifest.provenance, **_versions(["onnx"]), **{n: told for n, (_, told) in written.items()}},
+        )
     progress("done", 1.0)
     return manifest, files

@@ -41,6 +41,7 @@ LITERT_INT8 = "litert/int8.tflite"
 LITERT_FLOAT = "litert/float.tflite"
 NATIVE = "native"
 ROOF = "native/roof"
+FOR_OTHERS = ("relax-vm", "onnx-qdq")  # engines of artefacts that other runtimes open; nothing here runs them
 _PART = ".part"  # how the name of a directory ends that is being written
 
 

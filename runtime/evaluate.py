@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..models import serialize
 from ..models.preprocess import normalize
 from . import bundle as bundles
-from .bundle import Bundle
+from .bundle import FOR_OTHERS, Bundle
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
@@ -60,7 +60,7 @@ def contenders(
 ) -> list[Contender]:
     """Opens the bundle's int8 engines (all, or those named) on a device. Raises EngineError for one that cannot run."""
     placement = place(bundle.manifest.target, device)
-    names = engines or [a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine != "relax-vm"]
+    names = engines or [a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine not in FOR_OTHERS]
     limit = None if placement.device == LOCAL else rehearsed_images
     opened = []
     for name in names:
@@ -148,7 +148,7 @@ def time_bundle(
     count = threads or default_threads()
     golden, _ = bundle.golden()
     pixels = (golden[: bundle.manifest.input.shape[0]].view(np.uint8)) ^ np.uint8(0x80)
-    timed = [a for a in bundle.manifest.artefacts if a.engine != "relax-vm"]
+    timed = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
     opened = [open_engine(bundle, a.engine, dtype=a.dtype, placement=placement, threads=count) for a in timed]
     inputs: list[Array] = [
         golden[: bundle.manifest.input.shape[0]] if a.dtype == "int8" else float_input(bundle, pixels) for a in timed

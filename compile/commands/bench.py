@@ -21,7 +21,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Latency of int8 against float on the same device, interleaved."""
-    from ...runtime.bundle import open_bundle
+    from ...runtime.bundle import FOR_OTHERS, open_bundle
     from ...runtime.engines.engine import EngineError
     from ...runtime.evaluate import machine, time_bundle
     from ...runtime.measure import MEASURED, median_ratio_interval
@@ -30,7 +30,7 @@ def bench(
     if layers:
         _layers(opened, device, threads, as_json)
         return
-    turns = rounds * sum(a.engine != "relax-vm" for a in opened.manifest.artefacts)
+    turns = rounds * sum(a.engine not in FOR_OTHERS for a in opened.manifest.artefacts)
     with bar() as progress:
         done = [0]
 

@@ -36,7 +36,9 @@ def compile_command(
     images: Annotated[int, typer.Option(min=1, help="Use at most this many calibration images.")] = 512,
     recipe: Annotated[str, typer.Option(help="A preset's name or a recipe file.")] = "default",
     backend: Annotated[list[str] | None, typer.Option(help="tvm or tflite; repeatable; by default both.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="relax-vm (a standard TVM library) or onnx-qdq; repeatable.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="relax-vm (a standard TVM library) or onnx-qdq; repeatable.")
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CPUS = "sys/devices/system/cpu"
-# How GPUs are called in /sys/class/devfreq: Tegra's by their chips (Nano, TX2, Xavier, Orin) or "gpu", Arm's, Qualcomm's.
+# How GPUs are called in /sys/class/devfreq: "gpu", Tegra's by chip (Nano, TX2, Xavier, Orin), Arm's, Qualcomm's.
 _GPU_NAME = re.compile(r"gpu|gm20b|gp10b|gv11b|ga10b|mali|kgsl")
 _KGSL_CLOCK = "sys/class/kgsl/kgsl-3d0/gpuclk"
 # The external memory's clock, for root: Jetson TX2 and later, then Nano.
@@ -39,7 +39,7 @@ class MachineState:
 
 
 def machine_state(root: Path = Path("/")) -> MachineState:
-    """Reads this machine's state, or that of the files below ``root``. Never raises: what cannot be read is left out."""
+    """This machine's state, or that of the files below ``root``. Never raises: what cannot be read is left out."""
     cpus = sorted(root.glob(f"{_CPUS}/cpu[0-9]*/cpufreq"), key=lambda folder: int(folder.parent.name[3:]))
     return MachineState(
         governors={f.parent.name: text for f in cpus if (text := _text(f / "scaling_governor"))},
