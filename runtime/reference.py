@@ -160,7 +160,8 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             return mean_
         case ir.Quantize():
             q = node.type.per_tensor
-            scaled = np.rint(arithmetic.f32_quotient(args[0].astype(np.float32, copy=False), q.scale))
+            # Times the reciprocal, as XNNPACK does: a quotient rounds some ties differently.
+            scaled = np.rint(np.multiply(args[0], arithmetic.f32_quotient(1.0, q.scale), dtype=np.float32))
             return np.clip(scaled + q.zero_point, arithmetic.INT8_MIN, arithmetic.INT8_MAX).astype(np.int8)
     raise ir.GraphError(f"no float meaning for {type(op).__name__}", node.name, node.path)
 

@@ -19,6 +19,7 @@ from ...targets.spec import TargetSpec
 from ..kernels import arm, x86
 from ..kernels.call import Activation, KernelCall, Weights
 from ..kernels.gpu_call import GpuCall
+from ..kernels.mixed import is_mixed, lower_mixed
 from ..memory import Lifetime, plan_offsets
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
@@ -37,14 +38,15 @@ class Compiled:
 def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
     """The network as kernel calls, with measured task sizes where ``choices`` has them (``call.TaskSize``).
 
-    Raises GraphError for what has no kernel, ValueError for an unknown processor or a choice that cannot be.
+    Layers that stay in float run on the float kernels, which are the same for every processor. Raises GraphError for
+    what has no kernel, ValueError for an unknown processor or a choice that cannot be.
     """
     try:
         family = _FAMILIES[target.architecture]
     except KeyError:
         known = ", ".join(_FAMILIES)
         raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
-    return family(graph, target, choices)
+    return lower_mixed(graph, target, choices, family) if is_mixed(graph) else family(graph, target, choices)
 
 
 def llvm_target(target: TargetSpec) -> tvm.target.Target:

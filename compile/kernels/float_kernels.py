@@ -1,0 +1,412 @@
+"""Float32 kernels for the layers of a mixed graph that stay in float: plain NHWC, any processor that LLVM knows.
+
+One set serves x86-64 and AArch64: vectors of 16 floats, which LLVM splits into what the processor has, and fused
+multiply-adds. A block of 6 pixels by 16 channels fills the registers of AVX2 (12 of 16) and of NEON (24 of 32).
+They are meant for the few layers that accuracy control returns to float, not as a float network's fastest build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr: TypeAlias = tirx.Expr
+Buffer: TypeAlias = tirx.Buffer
+Operand: TypeAlias = tuple[str, str, int]  # name, element type, count
+
+LANES = 16
+BLOCK = 6  # pixels multiplied at once
+PIXELS_PER_TASK = 8 * BLOCK
+VECTORS_PER_TASK = 512
+
+
+def lanes_of(channels: int) -> int:
+    """Channels treated at once: 16, or the largest power of two that there are."""
+    return min(LANES, 1 << (channels.bit_length() - 1))
+
+
+def chunk_starts(channels: int) -> NDArray[np.int64]:
+    """Where each vector of channels begins; the last one overlaps its neighbour where 16 do not divide them."""
+    lanes = lanes_of(channels)
+    return np.minimum(np.arange(-(-channels // lanes)) * lanes, channels - lanes)
+
+
+def _start(chunk: Expr, channels: int) -> Expr:
+    lanes = lanes_of(channels)
+    return T.Bind(T.min(chunk * lanes, T.int32(channels - lanes)))
+
+
+def _type(dtype: str, lanes: int) -> str:
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
+
+
+def _load(buffer: Buffer, offset: Expr | int, lanes: int) -> Expr:
+    return buffer.vload([offset], _type(str(buffer.dtype), lanes))
+
+
+def _store(buffer: Buffer, offset: Expr | int, value: Expr, lanes: int) -> None:
+    T.buffer_store(buffer, value, [T.ramp(offset, 1, lanes) if lanes > 1 else offset])
+
+
+def _splat(value: Expr | float, lanes: int) -> Expr:
+    scalar = tirx.const(value, "float32") if isinstance(value, float) else value
+    return T.broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def _fused(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    return T.call_llvm_pure_intrin(_type("float32", lanes), "llvm.fma", a, b, c)
+
+
+def _kernel(symbol: str, operands: Sequence[Operand], body: Callable[..., Callable[[Expr], None]]) -> tirx.PrimFunc:
+    """A PrimFunc over flat buffers and the tasks begin..end; ``body(*buffers)`` returns what emits one task."""
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(symbol)
+            buffers = [T.arg(name, T.buffer((count,), dtype)) for name, dtype, count in operands]
+            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+            task = body(*buffers)
+            # From zero: TVM 0.27 loses the start of a loop inside a loop that itself starts elsewhere.
+            with T.serial(0, end - begin) as t:
+                task(T.Bind(begin + t))
+    return builder.get()
+
+
+@dataclass(frozen=True)
+class FloatWindow:
+    """What a window operator sees. ``padding`` is top and left; what lies below and to the right follows."""
+
+    height: int
+    width: int
+    channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+    out_height: int
+    out_width: int
+
+    @property
+    def symbol(self) -> str:
+        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
+        size = f"{self.height}x{self.width}x{self.channels}_to{self.out_height}x{self.out_width}"
+        return f"{size}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
+
+    @property
+    def in_count(self) -> int:
+        return self.height * self.width * self.channels
+
+    @property
+    def out_pixels(self) -> int:
+        return self.out_height * self.out_width
+
+    @property
+    def reaches_out(self) -> bool:
+        """Whether any window holds padding."""
+        ends = [(o - 1) * s + k - p for o, s, k, p in zip(
+            (self.out_height, self.out_width), self.strides, self.kernel, self.padding, strict=True)]  # fmt: skip
+        return any(self.padding) or ends[0] > self.height or ends[1] > self.width
+
+    def row(self, at: Expr, i: Expr | int) -> tuple[Expr, Expr]:
+        """The input row under position ``i`` of the windows of output row ``at``, moved into the map, and 1.0 where it
+        did not have to be, else 0.0.
+        """
+        return _inside(at * self.strides[0] + (i - self.padding[0]), self.height)
+
+    def column(self, at: Expr, j: Expr | int) -> tuple[Expr, Expr]:
+        """Likewise of a column."""
+        return _inside(at * self.strides[1] + (j - self.padding[1]), self.width)
+
+
+def _inside(index: Expr, size: int) -> tuple[Expr, Expr]:
+    bound = T.Bind(index)
+    moved = T.Bind(T.max(T.min(bound, T.int32(size - 1)), T.int32(0)))
+    one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
+    return moved, T.Bind(tirx.Select(tirx.EQ(bound, moved), one, zero))
+
+
+@dataclass(frozen=True)
+class FloatConv:
+    """A dense convolution; a fully connected layer is one on a single pixel."""
+
+    window: FloatWindow
+    outputs: int
+    relu: bool
+
+    @property
+    def symbol(self) -> str:
+        return f"f32_conv_{self.window.symbol}_n{self.outputs}{'_relu' if self.relu else ''}"
+
+    @property
+    def _chunks(self) -> int:
+        return int(chunk_starts(self.outputs).size)
+
+    @property
+    def _chunks_per_task(self) -> int:
+        return self._chunks if self.window.out_pixels > PIXELS_PER_TASK else -(-self._chunks // 8)
+
+    @property
+    def _chunk_tasks(self) -> int:
+        return -(-self._chunks // self._chunks_per_task)
+
+    @property
+    def tasks(self) -> int:
+        return -(-self.window.out_pixels // PIXELS_PER_TASK) * self._chunk_tasks
+
+    def pack(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(O, KH, KW, I) -> vectors of outputs, each (KH * KW * I, lanes), flat."""
+        rows = weights.reshape(self.outputs, -1)
+        lanes = lanes_of(self.outputs)
+        panels = [rows[start : start + lanes].T for start in chunk_starts(self.outputs)]
+        return np.ascontiguousarray(np.stack(panels)).reshape(-1).astype(np.float32)
+
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, packed weights, bias, y."""
+        w, lanes, pixels = self.window, lanes_of(self.outputs), self.window.out_pixels
+        depth, block = w.kernel[0] * w.kernel[1] * w.channels, min(BLOCK, pixels)
+
+        def body(x: Buffer, weights: Buffer, bias: Buffer, y: Buffer) -> Callable[[Expr], None]:
+            acc = T.alloc_buffer((block,), _type("float32", lanes), scope="global")
+
+            def multiply(first: Expr, chunk: Expr) -> None:
+                """``block`` pixels from ``first`` by one vector of outputs; pixels past the end repeat the last."""
+                start = _start(chunk, self.outputs)
+                numbers = [T.Bind(T.min(first + i, T.int32(pixels - 1))) for i in range(block)]
+                for i in range(block):
+                    T.buffer_store(acc, _load(bias, start, lanes), [i])
+                with T.serial(0, w.kernel[0]) as ky:
+                    with T.serial(0, w.kernel[1]) as kx:
+                        places = []
+                        for number in numbers:
+                            row, row_in = w.row(tirx.truncdiv(number, T.int32(w.out_width)), ky)
+                            column, column_in = w.column(tirx.truncmod(number, T.int32(w.out_width)), kx)
+                            places.append((T.Bind((row * w.width + column) * w.channels), T.Bind(row_in * column_in)))
+                        panel = T.Bind((chunk * depth + (ky * w.kernel[1] + kx) * w.channels) * lanes)
+                        with T.serial(0, w.channels) as k:
+                            row_of_weights = T.Bind(_load(weights, panel + k * lanes, lanes))
+                            for i, (offset, inside) in enumerate(places):
+                                value = x[offset + k] * inside if w.reaches_out else x[offset + k]
+                                T.buffer_store(acc, _fused(row_of_weights, _splat(value, lanes), acc[i], lanes), [i])
+                for i in range(block):
+                    value = T.max(acc[i], _splat(0.0, lanes)) if self.relu else acc[i]
+                    with T.If(first + i < pixels):
+                        with T.Then():
+                            _store(y, (first + i) * self.outputs + start, value, lanes)
+
+            def task(t: Expr) -> None:
+                first_chunk = T.Bind(tirx.truncmod(t, T.int32(self._chunk_tasks)) * self._chunks_per_task)
+                chunks = T.Bind(T.min(self._chunks_per_task, self._chunks - first_chunk))
+                first = T.Bind(tirx.truncdiv(t, T.int32(self._chunk_tasks)) * PIXELS_PER_TASK)
+                blocks = T.Bind(tirx.truncdiv(T.min(PIXELS_PER_TASK, pixels - first) + (block - 1), T.int32(block)))
+                with T.serial(0, chunks) as chunk:
+                    with T.serial(0, blocks) as b:
+                        multiply(T.Bind(first + b * block), T.Bind(first_chunk + chunk))
+
+            return task
+
+        operands = [
+            ("x", "float32", w.in_count),
+            ("w", "float32", self._chunks * depth * lanes),
+            ("b", "float32", self.outputs),
+            ("y", "float32", pixels * self.outputs),
+        ]
+        return _kernel(self.symbol, operands, body)
+
+
+@dataclass(frozen=True)
+class FloatDepthwise:
+    """One filter per channel. A task is a row of outputs."""
+
+    window: FloatWindow
+    relu: bool
+
+    @property
+    def symbol(self) -> str:
+        return f"f32_depthwise_{self.window.symbol}{'_relu' if self.relu else ''}"
+
+    @property
+    def tasks(self) -> int:
+        return self.window.out_height
+
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, weights (KH, KW, C) as they are, bias, y."""
+        w, lanes = self.window, lanes_of(self.window.channels)
+        (kh, kw), channels = w.kernel, w.channels
+
+        def body(x: Buffer, weights: Buffer, bias: Buffer, y: Buffer) -> Callable[[Expr], None]:
+            def task(t: Expr) -> None:
+                rows = [w.row(t, i) for i in range(kh)]
+                with T.serial(0, w.out_width) as at:
+                    columns = [w.column(at, j) for j in range(kw)]
+                    taps = [
+                        (T.Bind((row * w.width + column) * channels), T.Bind(row_in * column_in))
+                        for row, row_in in rows
+                        for column, column_in in columns
+                    ]
+                    with T.serial(0, -(-channels // lanes)) as chunk:
+                        start = _start(chunk, channels)
+                        acc = T.Bind(_load(bias, start, lanes))
+                        for index, (offset, inside) in enumerate(taps):
+                            value = _load(x, offset + start, lanes)
+                            if w.reaches_out:
+                                value = value * _splat(inside, lanes)
+                            acc = T.Bind(_fused(_load(weights, index * channels + start, lanes), value, acc, lanes))
+                        value = T.max(acc, _splat(0.0, lanes)) if self.relu else acc
+                        _store(y, (t * w.out_width + at) * channels + start, value, lanes)
+
+            return task
+
+        operands = [
+            ("x", "float32", w.in_count),
+            ("w", "float32", kh * kw * channels),
+            ("b", "float32", channels),
+            ("y", "float32", w.out_pixels * channels),
+        ]
+        return _kernel(self.symbol, operands, body)
+
+
+@dataclass(frozen=True)
+class FloatMaxPool:
+    """A task is a row of outputs. A position in the padding is moved to a pixel that its window holds anyway."""
+
+    window: FloatWindow
+
+    @property
+    def symbol(self) -> str:
+        return f"f32_maxpool_{self.window.symbol}"
+
+    @property
+    def tasks(self) -> int:
+        return self.window.out_height
+
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, y."""
+        w, lanes = self.window, lanes_of(self.window.channels)
+
+        def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
+            def task(t: Expr) -> None:
+                rows = [w.row(t, i)[0] for i in range(w.kernel[0])]
+                with T.serial(0, w.out_width) as at:
+                    columns = [w.column(at, j)[0] for j in range(w.kernel[1])]
+                    taps = [T.Bind((row * w.width + column) * w.channels) for row in rows for column in columns]
+                    with T.serial(0, -(-w.channels // lanes)) as chunk:
+                        start = _start(chunk, w.channels)
+                        best = T.Bind(_load(x, taps[0] + start, lanes))
+                        for tap in taps[1:]:
+                            best = T.Bind(T.max(best, _load(x, tap + start, lanes)))
+                        _store(y, (t * w.out_width + at) * w.channels + start, best, lanes)
+
+            return task
+
+        operands = [("x", "float32", w.in_count), ("y", "float32", w.out_pixels * w.channels)]
+        return _kernel(self.symbol, operands, body)
+
+
+@dataclass(frozen=True)
+class FloatAverage:
+    """The mean over all pixels. A task is a vector of channels."""
+
+    pixels: int
+    channels: int
+
+    @property
+    def symbol(self) -> str:
+        return f"f32_average_{self.pixels}x{self.channels}"
+
+    @property
+    def tasks(self) -> int:
+        return 1
+
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, y."""
+        lanes = lanes_of(self.channels)
+
+        def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
+            acc = T.alloc_buffer((1,), _type("float32", lanes), scope="global")
+
+            def task(t: Expr) -> None:
+                with T.serial(0, -(-self.channels // lanes)) as chunk:
+                    start = _start(chunk, self.channels)
+                    T.buffer_store(acc, _splat(0.0, lanes), [0])
+                    with T.serial(0, self.pixels) as pixel:
+                        T.buffer_store(acc, acc[0] + _load(x, pixel * self.channels + start, lanes), [0])
+                    _store(y, start, acc[0] * _splat(1.0 / self.pixels, lanes), lanes)
+
+            return task
+
+        operands = [("x", "float32", self.pixels * self.channels), ("y", "float32", self.channels)]
+        return _kernel(self.symbol, operands, body)
+
+
+@dataclass(frozen=True)
+class FloatElementwise:
+    """``add``, ``add_relu``, ``relu``, ``quantize`` or ``dequantize`` over ``count`` elements.
+
+    The last two take two float32 after x: 1 / scale (``dequantize``: the scale) and the zero point.
+    """
+
+    kind: str
+    count: int
+
+    @property
+    def symbol(self) -> str:
+        return f"f32_{self.kind}_{self.count}"
+
+    @property
+    def tasks(self) -> int:
+        return max(1, -(-(self.count // LANES) // VECTORS_PER_TASK))
+
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, [b or parameters], y."""
+        converts = self.kind in ("quantize", "dequantize")
+        source, target = {"quantize": ("float32", "int8"), "dequantize": ("int8", "float32")}.get(
+            self.kind, ("float32", "float32")
+        )
+
+        def body(*buffers: Buffer) -> Callable[[Expr], None]:
+            y = buffers[-1]
+
+            def at(offset: Expr | int, lanes: int) -> None:
+                _store(y, offset, self._value(buffers, offset, lanes), lanes)
+
+            def task(t: Expr) -> None:
+                first = T.Bind(t * VECTORS_PER_TASK)
+                with T.serial(0, T.Bind(T.min(VECTORS_PER_TASK, self.count // LANES - first))) as i:
+                    at(T.Bind((first + i) * LANES), LANES)
+                if self.count % LANES:
+                    with T.If(tirx.EQ(t, T.int32(self.tasks - 1))):
+                        with T.Then():
+                            with T.serial(0, self.count % LANES) as i:
+                                at(T.Bind(self.count // LANES * LANES + i), 1)
+
+            return task
+
+        operands = [("x", source, self.count), ("y", target, self.count)]
+        if converts:
+            operands.insert(1, ("parameters", "float32", 2))
+        elif self.kind.startswith("add"):
+            operands.insert(1, ("b", "float32", self.count))
+        return _kernel(self.symbol, operands, body)
+
+    def _value(self, buffers: Sequence[Buffer], offset: Expr | int, lanes: int) -> Expr:
+        x = _load(buffers[0], offset, lanes)
+        match self.kind:
+            case "quantize":
+                scaled = x * _splat(buffers[1][0], lanes)
+                zero = _splat(buffers[1][1], lanes)
+                # Clamped before the conversion, so that no value is too large for it; exact, as all are integers.
+                steps = T.max(T.min(tirx.nearbyint(scaled) + zero, _splat(127.0, lanes)), _splat(-128.0, lanes))
+                return T.cast(T.cast(steps, _type("int32", lanes)), _type("int8", lanes))
+            case "dequantize":
+                zero, scale = _splat(buffers[1][1], lanes), _splat(buffers[1][0], lanes)
+                return (T.cast(T.cast(x, _type("int32", lanes)), _type("float32", lanes)) - zero) * scale
+            case "relu":
+                return T.max(x, _splat(0.0, lanes))
+        total = x + _load(buffers[1], offset, lanes)
+        return T.max(total, _splat(0.0, lanes)) if self.kind == "add_relu" else total
