@@ -1,0 +1,207 @@
+// What the generated kernels call. No header is included and no library is linked, so that every NVRTC from CUDA 10.2
+// on (JetPack 4) compiles this file as it is. A word holds four int8 or two float16 values, the first in its low bits.
+
+#define XCT static __device__ __forceinline__
+
+#ifndef XCT_ON_CPU  // tests/native/cuda_on_cpu.h defines these by what the PTX ISA says of them
+
+#define XCT_SM(n) (__CUDA_ARCH__ >= (n) * 10)
+
+XCT void xct_sync() { __syncthreads(); }
+
+XCT int xct_perm(int a, int b, int selector) { return __byte_perm(a, b, selector); }
+
+XCT int xct_shuffle(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// c + the sum of the products of four int8. dp4a begins with sm_61; before, bytes are widened and multiplied.
+XCT int xct_dot4(int a, int b, int c) {
+#if XCT_SM(61)
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#else
+    c += (a << 24 >> 24) * (b << 24 >> 24);
+    c += (a << 16 >> 24) * (b << 16 >> 24);
+    c += (a << 8 >> 24) * (b << 8 >> 24);
+    return c + (a >> 24) * (b >> 24);
+#endif
+}
+
+XCT float xct_half_to_float(int half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((short)half));
+    return value;
+}
+
+XCT int xct_float_to_half(float value) {
+    unsigned short half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+}
+
+XCT unsigned xct_shared_address(const void* p) {
+    unsigned address;
+    asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
+    return address;
+}
+
+#if XCT_SM(80)
+// 16 bytes from global to shared memory, zeros where not valid; complete after commit and wait.
+XCT void xct_copy16(void* shared, const void* global, int valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(xct_shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0) : "memory");
+}
+
+XCT void xct_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most 0, 1, 2 of the youngest groups are under way.
+XCT void xct_wait_0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+XCT void xct_wait_1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+XCT void xct_wait_2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
+
+// Four 8 x 16-byte matrices; lane l points at row l % 8 of matrix l / 8.
+XCT void xct_ldmatrix(int* d, const void* shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(xct_shared_address(shared)) : "memory");
+}
+
+XCT void xct_mma_s8(int* c, const int* a, const int* b) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+XCT void xct_mma_f16(float* c, const int* a, const int* b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+#if XCT_SM(72)
+// A fragment's layout is the hardware's own: what is loaded by these can be used by these alone. Strides in elements.
+XCT void xct_wmma_load_a_s8(int* d, const void* shared, int stride) {
+    asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.s8 {%0, %1}, [%2], %3;"
+                 : "=r"(d[0]), "=r"(d[1]) : "r"(xct_shared_address(shared)), "r"(stride) : "memory");
+}
+
+XCT void xct_wmma_load_b_s8(int* d, const void* shared, int stride) {
+    asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.s8 {%0, %1}, [%2], %3;"
+                 : "=r"(d[0]), "=r"(d[1]) : "r"(xct_shared_address(shared)), "r"(stride) : "memory");
+}
+
+XCT void xct_wmma_s8(int* c, const int* a, const int* b) {
+    asm volatile("wmma.mma.sync.aligned.row.col.m16n16k16.s32.s8.s8.s32 {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %11}, {%0, %1, %2, %3, %4, %5, %6, %7};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]), "+r"(c[4]), "+r"(c[5]), "+r"(c[6]), "+r"(c[7])
+                 : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]));
+}
+
+XCT void xct_wmma_store_s32(void* shared, const int* c, int stride) {
+    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.s32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;" ::"r"(
+                     xct_shared_address(shared)),
+                 "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4]), "r"(c[5]), "r"(c[6]), "r"(c[7]), "r"(stride)
+                 : "memory");
+}
+
+XCT void xct_wmma_load_a_f16(int* d, const void* shared, int stride) {
+    asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]), "=r"(d[4]), "=r"(d[5]), "=r"(d[6]), "=r"(d[7])
+                 : "r"(xct_shared_address(shared)), "r"(stride) : "memory");
+}
+
+XCT void xct_wmma_load_b_f16(int* d, const void* shared, int stride) {
+    asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]), "=r"(d[4]), "=r"(d[5]), "=r"(d[6]), "=r"(d[7])
+                 : "r"(xct_shared_address(shared)), "r"(stride) : "memory");
+}
+
+XCT void xct_wmma_f16(float* c, const int* a, const int* b) {
+    asm volatile("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+                 "{%8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19, %20, %21, %22, %23}, "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7]), "r"(b[0]),
+                   "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(b[4]), "r"(b[5]), "r"(b[6]), "r"(b[7]));
+}
+
+XCT void xct_wmma_store_f32(void* shared, const float* c, int stride) {
+    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.f32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;" ::"r"(
+                     xct_shared_address(shared)),
+                 "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]), "f"(c[4]), "f"(c[5]), "f"(c[6]), "f"(c[7]), "r"(stride)
+                 : "memory");
+}
+#endif
+#endif  // XCT_ON_CPU
+
+XCT int xct_load4(const void* p) { return *(const int*)p; }
+
+XCT float xct_load_float(const void* p) { return *(const float*)p; }
+
+XCT void xct_store4(void* p, int value) { *(int*)p = value; }
+
+XCT void xct_load16(int* d, const void* p) {
+    const int4 v = *(const int4*)p;
+    d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
+}
+
+XCT void xct_load16_if(int* d, const void* p, int valid) {
+    int4 v = {0, 0, 0, 0};
+    if (valid) v = *(const int4*)p;
+    d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
+}
+
+XCT void xct_store16(void* p, const int* s) {
+    const int4 v = {s[0], s[1], s[2], s[3]};
+    *(int4*)p = v;
+}
+
+XCT int xct_byte(int word, int i) { return word << (24 - 8 * i) >> 24; }
+
+XCT int xct_pack4(int a, int b, int c, int d) {
+    return xct_perm(xct_perm(a, b, 0x0040), xct_perm(c, d, 0x0040), 0x5410);
+}
+
+// The larger of each pair of int8.
+XCT int xct_max4(int a, int b) {
+    const int c = max(xct_byte(a, 0), xct_byte(b, 0)), d = max(xct_byte(a, 1), xct_byte(b, 1));
+    return xct_pack4(c, d, max(xct_byte(a, 2), xct_byte(b, 2)), max(a >> 24, b >> 24));
+}
+
+XCT void xct_put2_s8(void* p, int a, int b) { *(short*)p = (short)xct_perm(a, b, 0x0040); }
+
+XCT float xct_half(int word, int i) { return xct_half_to_float(i ? (unsigned)word >> 16 : word); }
+
+XCT int xct_pack2(float a, float b) { return xct_float_to_half(a) & 0xffff | xct_float_to_half(b) << 16; }
+
+XCT void xct_put2_f16(void* p, float a, float b) { *(int*)p = xct_pack2(a, b); }
+
+XCT float xct_dot2(int a, int b, float c) {
+    c = __fmaf_rn(xct_half(a, 0), xct_half(b, 0), c);
+    return __fmaf_rn(xct_half(a, 1), xct_half(b, 1), c);
+}
+
+XCT int xct_max2(int a, int b) {
+    return xct_pack2(fmaxf(xct_half(a, 0), xct_half(b, 0)), fmaxf(xct_half(a, 1), xct_half(b, 1)));
+}
+
+// clamp(rint(f32(f32(acc) * m)), low, high) + zero. Both bounds are integers, so clamping first is the same; adding
+// 1.5 * 2^23 then rounds to the nearest even integer, which lies in the low bits of the sum. One rounding each: no
+// contraction to a fused multiply-add may happen here (--fmad=false, and __fmul_rn is never contracted).
+XCT int xct_scale(int acc, float m, int low, int high, int zero) {
+    float y = __fmul_rn(__int2float_rn(acc), m);
+    y = fminf(fmaxf(y, __int2float_rn(low)), __int2float_rn(high));
+    return __float_as_int(__fadd_rn(y, 12582912.0f)) - 0x4b400000 + zero;
+}
+
+XCT float xct_sum_warp_f32(float value) {
+    for (int mask = 16; mask; mask >>= 1) value += __int_as_float(xct_shuffle(__float_as_int(value), mask));
+    return value;
+}
+
+XCT int xct_sum_warp_s32(int value) {
+    for (int mask = 16; mask; mask >>= 1) value += xct_shuffle(value, mask);
+    return value;
+}
