@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from ..models import serialize
 from ..models.preprocess import normalize
 from . import bundle as bundles
-from .bundle import FOR_OTHERS, Bundle
+from .bundle import FOR_OTHERS, Artefact, Bundle
+from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
-from .session import LOCAL, Placement, default_threads, open_engine, place
+from .session import LOCAL, QEMU, Placement, default_threads, open_engine, place
 
 BATCH = 256  # images held in memory at a time
 REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
@@ -50,6 +51,14 @@ def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
         yield group
 
 
+def runnable(bundle: Bundle, placement: Placement) -> list[Artefact]:
+    """The artefacts that are run where the placement says: behind a shell, the native ones."""
+    there = remote.connect(placement.device) is not None
+    return [
+        a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS and (a.engine == "native" or not there)
+    ]
+
+
 def contenders(
     bundle: Bundle,
     *,
@@ -60,8 +69,8 @@ def contenders(
 ) -> list[Contender]:
     """Opens the bundle's int8 engines (all, or those named) on a device. Raises EngineError for one that cannot run."""
     placement = place(bundle.manifest.target, device)
-    names = engines or [a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine not in FOR_OTHERS]
-    limit = None if placement.device == LOCAL else rehearsed_images
+    names = engines or [a.engine for a in runnable(bundle, placement) if a.dtype == "int8"]
+    limit = rehearsed_images if placement.device == QEMU else None
     opened = []
     for name in names:
         engine = open_engine(bundle, name, placement=placement, threads=threads)

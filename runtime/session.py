@@ -16,13 +16,14 @@ from ..models import serialize
 from ..targets import host
 from ..targets.spec import TargetSpec
 from . import bundle as bundles
-from .bundle import Bundle
+from .bundle import Artefact, Bundle
+from .devices import remote
 from .engines.engine import Array, Engine, EngineError
 from .engines.reference import ReferenceEngine
 from .measure import MEASURED, REHEARSED
 
 LOCAL, QEMU = "local", "qemu"
-DEVICES = (LOCAL, QEMU)
+DEVICES = (LOCAL, QEMU, "ssh://[USER@]HOST[:PORT]", "adb:SERIAL")
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,19 @@ class Placement:
     obtained: str
 
 
-def _is_this_machine(target: TargetSpec) -> bool:
-    """Whether this machine is the target's own hardware: the detected host, or the board its firmware names."""
-    here = host.detect()
+def is_hardware_of(target: TargetSpec, here: TargetSpec, model: str) -> bool:
+    """Whether a machine is the target's own hardware: ``here`` is what was detected on it, ``model`` what its firmware
+    calls the board."""
     if target.name == here.name:
         return set(target.features) <= set(here.features) and target.cpu == here.cpu
-    model = Path("/proc/device-tree/model")
-    if not target.device_tree_model or not model.exists():
-        return False
-    return target.device_tree_model in model.read_bytes().decode("utf-8", "replace")
+    return bool(target.device_tree_model) and str(target.device_tree_model) in model
+
+
+def _model_here() -> str:
+    try:
+        return Path("/proc/device-tree/model").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def runs_here(target: TargetSpec) -> bool:
@@ -51,12 +56,28 @@ def runs_here(target: TargetSpec) -> bool:
 
 
 def place(target: TargetSpec, device: str | None) -> Placement:
-    """Chooses ``local`` where the target's code runs here, else ``qemu``; a ``device`` asked for is kept."""
+    """Chooses ``local`` where the target's code runs here, else ``qemu``; a ``device`` asked for is kept.
+
+    Raises EngineError for a device that is unknown, cannot be reached or cannot run the target's code.
+    """
     chosen = device or (LOCAL if runs_here(target) else QEMU)
-    if chosen not in DEVICES:
+    if link := remote.connect(chosen):
+        return _place_there(target, link)
+    if chosen not in DEVICES[:2]:
         raise EngineError(f"no such device {chosen!r}; known devices: {', '.join(DEVICES)}")
-    obtained = MEASURED if chosen == LOCAL and _is_this_machine(target) else REHEARSED
-    return Placement(chosen, obtained)
+    own = chosen == LOCAL and is_hardware_of(target, host.detect(), _model_here())
+    return Placement(chosen, MEASURED if own else REHEARSED)
+
+
+def _place_there(target: TargetSpec, link: remote.Link) -> Placement:
+    facts = remote.facts(link)
+    if facts.architecture not in (target.architecture, {"aarch64": "arm64"}.get(target.architecture)):
+        raise EngineError(
+            f"{link.name} is {facts.architecture}, the bundle's code {target.architecture} for {target.name}; "
+            "compile for a target of the device's kind"
+        )
+    own = is_hardware_of(target, facts.detect(), facts.model)
+    return Placement(link.name, MEASURED if own else REHEARSED)
 
 
 def _emulated_cpu(target: TargetSpec) -> str:
@@ -70,11 +91,17 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def processors(placement: Placement) -> int:
+    """Of the machine where engines run."""
+    link = remote.connect(placement.device)
+    return default_threads() if link is None else remote.facts(link).processors
+
+
 def open_engine(
     bundle: Bundle, engine: str, *, dtype: str = "int8", placement: Placement, threads: int | None = None
 ) -> Engine:
     """Opens one artefact. Raises EngineError where the bundle holds none, or the engine cannot be had here."""
-    count = threads or default_threads()
+    count = threads or processors(placement)
     target = bundle.manifest.target
     if engine == "reference":
         name = bundles.INT8_GRAPH if dtype == "int8" else bundles.FLOAT_GRAPH
@@ -82,6 +109,8 @@ def open_engine(
     artefact = bundle.artefact("litert" if engine == "tflite-runtime" else engine, dtype)
     if artefact is None:
         raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
+    if link := remote.connect(placement.device):
+        return _open_there(bundle, artefact, link, count)
     if engine == "native":
         if placement.device == LOCAL and platform.machine() != target.architecture:
             raise EngineError(
@@ -108,6 +137,12 @@ def open_engine(
     from .engines.litert import LiteRtEngine
 
     return LiteRtEngine(file, threads=count)
+
+
+def _open_there(bundle: Bundle, artefact: Artefact, link: remote.Link, threads: int) -> Engine:
+    if artefact.engine != "native":
+        raise EngineError(f"{link.name}: only a bundle's native artefacts run there, not {artefact.engine}")
+    return remote.RemoteNativeEngine(bundle, artefact, link, threads)
 
 
 @dataclass(frozen=True)
@@ -152,5 +187,6 @@ def open_session(
 ) -> Session:
     """Opens the engine asked for, else native, else LiteRT, whichever the bundle holds first."""
     placement = place(bundle.manifest.target, device)
-    chosen = engine or next(a.engine for a in bundle.manifest.artefacts if a.dtype == "int8")
+    ours = (a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine not in bundles.FOR_OTHERS)
+    chosen = engine or next(ours)
     return Session(bundle, open_engine(bundle, chosen, placement=placement, threads=threads), placement)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
 from needs import HARDWARE
+
+if TYPE_CHECKING:
+    from xceptile.runtime.bundle import Bundle
 
 ON_CI = os.environ.get("CI") == "true"
 
@@ -32,3 +36,11 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not reason.removeprefix("Skipped: ").startswith(HARDWARE):
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid}: skipped on CI, where all that can be installed must be there: {reason}"
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A whole bundle for this machine of a network that compiles in seconds."""
+    from small_bundle import write_small_bundle
+
+    return write_small_bundle(tmp_path_factory.mktemp("small") / "bundle")

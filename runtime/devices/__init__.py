@@ -1,1 +1,1 @@
-"""Where an engine runs: on this machine, or under an emulator."""
+"""Where an engine runs: under an emulator here, or on a device that ssh or adb reaches; a board's state."""

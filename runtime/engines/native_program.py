@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,47 +16,87 @@ from .engine import Array, EngineError
 
 PROGRAM = "xceptile-run"
 
+# Runs the words, with a file of ``images`` as one more word where there are any and, where ``result`` is asked for,
+# one for the file to write; returns how it ended and what that file holds.
+Execute = Callable[[Sequence[str], bytes | None, bool], tuple[subprocess.CompletedProcess[str], bytes]]
+
+
+def execute_here(
+    words: Sequence[str], images: bytes | None, result: bool
+) -> tuple[subprocess.CompletedProcess[str], bytes]:
+    """``Execute`` on this machine. Raises EngineError where the program cannot be started."""
+    with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
+        source, target = Path(name) / "input.bin", Path(name) / "output.bin"
+        words = list(words)
+        if images is not None:
+            source.write_bytes(images)
+            words.append(str(source))
+        if result:
+            words.append(str(target))
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise EngineError(f"native: cannot start {words[0]}: {error}") from error
+        return done, target.read_bytes() if result and done.returncode == 0 else b""
+
 
 class NativeProgramEngine:
-    """Runs ``command`` (a path of xceptile-run, behind an emulator's or a shell's words) on a ``native`` folder.
+    """Runs ``command`` (a path of xceptile-run, behind an emulator's words) on a ``native`` folder.
 
-    The whole batch goes through one process. Raises EngineError with the program's own message where it fails.
+    ``execute`` starts it: here, or on a device, whose paths ``command`` and ``directory`` then are. ``threads`` None:
+    one for each processor there; ``cores`` are those to run on, as ``4-7`` or ``0,2``. The whole batch goes through one
+    process. Raises EngineError with the program's own message where it fails.
     """
 
     name = "native"
 
-    def __init__(self, command: tuple[str, ...], directory: Path, threads: int) -> None:
-        self._command = command
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        directory: PurePath,
+        threads: int | None,
+        *,
+        cores: str | None = None,
+        execute: Execute = execute_here,
+    ) -> None:
+        self._command = (*command, *((f"--threads={threads}",) if threads else ()))
+        self._command += (f"--cores={cores}",) if cores else ()
         self._directory = directory
-        self._threads = threads
-        description = json.loads(self._run("--describe"))
+        self._execute = execute
+        description = self._json(self._run("--describe")[0])
         self._input, self._output = _only(description["inputs"]), _only(description["outputs"])
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, one after the other -> (B, classes)."""
-        with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
-            source, target = Path(name) / "input.bin", Path(name) / "output.bin"
-            source.write_bytes(self._image_bytes(x))
-            self._run(files=(source, target))
-            shape = (len(x), *self._output["shape"][1:])
-            result: Array = np.frombuffer(target.read_bytes(), np.dtype(self._output["dtype"])).reshape(shape)
-            return result
+        _, data = self._run(images=self._image_bytes(x), result=True)
+        dtype, shape = np.dtype(self._output["dtype"]), (len(x), *self._output["shape"][1:])
+        if len(data) != dtype.itemsize * int(np.prod(shape)):
+            raise EngineError(f"native: {PROGRAM} gave {len(data)} bytes, not those of {shape} {dtype}")
+        result: Array = np.frombuffer(data, dtype).reshape(shape)
+        return result
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
         """Wall time of single inferences on the image ``x`` (1, H, W, C), taken by the program itself, in ms.
 
         Under an emulator these are the emulator's times: to be called rehearsed.
         """
-        with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
-            source = Path(name) / "input.bin"
-            source.write_bytes(self._image_bytes(x))
-            timing = (f"--repeat={repeats}", f"--warmup={warmup}")
-            report = json.loads(self._run(*timing, files=(source,)))
+        timing = (f"--repeat={repeats}", f"--warmup={warmup}")
+        report = self._json(self._run(*timing, images=self._image_bytes(x))[0])
         return [float(sample) for sample in report["samples_ms"]]
+
+    def profile(self, repeats: int, warmup: int) -> dict[str, Any]:
+        """What ``--layers`` prints of the first golden input: samples of the whole and of every step, the roof, the
+        memory held at most."""
+        return self._json(self._run(f"--repeat={repeats}", f"--warmup={warmup}", "--layers")[0])
+
+    def peak_rss_bytes(self) -> int | None:
+        """The most memory the program held for one inference; None where it cannot say."""
+        report = self._json(self._run("--repeat=1", "--warmup=1")[0])
+        return int(report.get("peak_rss_bytes", 0)) or None
 
     def self_test(self) -> bool:
         """Whether the golden outputs beside the folder come out, byte for byte."""
-        done = self._start("--self-test")
+        done, _ = self._start("--self-test")
         if done.returncode not in (0, 1):
             raise EngineError(_reason(done))
         return done.returncode == 0
@@ -77,18 +118,23 @@ class NativeProgramEngine:
             raise EngineError(f"native: the network takes {dtype} {shape}, not {x.dtype} {x.shape}")
         return x.tobytes()
 
-    def _run(self, *options: str, files: tuple[Path, ...] = ()) -> str:
-        done = self._start(*options, files=files)
+    def _run(self, *options: str, images: bytes | None = None, result: bool = False) -> tuple[str, bytes]:
+        done, data = self._start(*options, images=images, result=result)
         if done.returncode:
             raise EngineError(_reason(done))
-        return done.stdout
+        return done.stdout, data
 
-    def _start(self, *options: str, files: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
-        words = (*self._command, f"--threads={self._threads}", *options, str(self._directory), *map(str, files))
+    def _start(
+        self, *options: str, images: bytes | None = None, result: bool = False
+    ) -> tuple[subprocess.CompletedProcess[str], bytes]:
+        return self._execute((*self._command, *options, str(self._directory)), images, result)
+
+    def _json(self, text: str) -> dict[str, Any]:
         try:
-            return subprocess.run(words, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise EngineError(f"native: cannot start {self._command[0]}: {error}") from error
+            value: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise EngineError(f"native: {self._command[0]} did not answer in JSON ({error}): {text[:80]!r}") from error
+        return value
 
 
 def _only(tensors: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""``adb:SERIAL``: an Android device behind adb of the platform tools, with the shell's status (Android 7 or later)."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..engines.engine import EngineError
+
+SCHEME = "adb:"
+# The folder from which Android lets the shell's user start programs.
+_ROOT = PurePosixPath("/data/local/tmp/xceptile")
+# Of a USB device, or HOST:PORT of one on the network; never an option.
+_SERIAL = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:%\[\]-]*")
+
+
+@dataclass(frozen=True)
+class AdbLink:
+    """One device, by its serial number as `adb devices` lists it."""
+
+    name: str
+    serial: str
+    root: PurePosixPath = _ROOT
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
+        """Runs the device's shell. Raises EngineError where the device cannot be reached."""
+        # adb joins its words with spaces for the device's shell: one quoted word leaves it nothing to take apart.
+        done = self._run("shell", "-T", "-n", f"sh -c {shlex.quote(script)}")
+        if done.returncode and re.match(rb"(adb: |error: ).*(device|offline|unauthorized)", done.stderr):
+            raise EngineError(f"{self.name}: cannot be reached: {_last_line(done)}")
+        return done
+
+    def send(self, source: Path, target: PurePosixPath) -> None:
+        """Writes the whole file again: adb cannot go on where it was cut off. Raises EngineError."""
+        done = self._run("push", str(source.absolute()), str(target))
+        if done.returncode:
+            raise EngineError(f"{self.name}: cannot write {target}: {_last_line(done)}")
+
+    def fetch(self, source: PurePosixPath, target: Path) -> None:
+        """Raises EngineError where the file cannot be read there."""
+        done = self._run("pull", str(source), str(target.absolute()))
+        if done.returncode:
+            raise EngineError(f"{self.name}: cannot read {source}: {_last_line(done)}")
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run(
+                ["adb", "-s", self.serial, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
+        except OSError as error:
+            raise EngineError(
+                f"{self.name}: needs adb of Android's platform tools (apt install adb): {error.strerror}"
+            ) from error
+
+
+@functools.cache
+def connect(name: str) -> AdbLink:
+    """The link for ``adb:SERIAL``; nothing is sent yet. Raises EngineError for any other form."""
+    serial = name.removeprefix(SCHEME)
+    if not name.startswith(SCHEME) or not _SERIAL.fullmatch(serial):
+        raise EngineError(f"no such device {name!r}; an Android device is adb:SERIAL, as `adb devices` lists it")
+    return AdbLink(name, serial)
+
+
+def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else f"status {done.returncode}, without a message"

@@ -1,0 +1,344 @@
+"""A device behind ssh: a real sshd on the loopback interface, a home folder with a hostile name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from needs import requires
+from ssh_server import ssh_server, sshd
+
+from xceptile.compile import cli
+from xceptile.runtime.bundle import Bundle
+from xceptile.runtime.devices import remote, ssh
+from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.session import open_engine, open_session, place
+from xceptile.targets import catalog
+
+HOSTILE = "a b; $(touch pwned) `touch pwned` 'single' \"double\" \\ \n *"
+
+pytestmark = [
+    requires("ssh", package="openssh-client"),
+    pytest.mark.skipif(sshd() is None, reason="needs sshd (apt install openssh-server)"),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the device's commands start."""
+    return tmp_path_factory.mktemp("ssh") / HOSTILE.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def device(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("sshd")
+    with pytest.MonkeyPatch.context() as patch, ssh_server(folder / "server", home, folder / "programs") as name:
+        patch.setenv("PATH", f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}")
+        yield name
+
+
+@pytest.fixture
+def link(device: str, home: Path) -> Iterator[ssh.SshLink]:
+    """The link, with nothing on the device."""
+    shutil.rmtree(home / ".cache", ignore_errors=True)
+    yield ssh.connect(device)
+    assert list(home.rglob("pwned")) == []
+    assert not Path("pwned").exists()
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were sent, in order."""
+    names: list[str] = []
+    send = ssh.SshLink.send
+
+    def spy(self: ssh.SshLink, source: Path, target: PurePosixPath) -> None:
+        names.append(source.relative_to(source.parents[1]).as_posix() if source.name != "input.bin" else "input")
+        send(self, source, target)
+
+    monkeypatch.setattr(ssh.SshLink, "send", spy)
+    return names
+
+
+def entry(path: Path, data: bytes) -> tuple[Path, str]:
+    path.write_bytes(data)
+    return path, hashlib.sha256(data).hexdigest()
+
+
+def part_of(link: ssh.SshLink, home: Path, digest: str) -> Path:
+    path = home / link.root / "files" / f"{digest}.{remote._this_client()}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_a_session_there_is_bit_exact_and_leaves_only_what_is_kept(
+    link: ssh.SshLink, home: Path, small_bundle: Bundle, sent: list[str]
+) -> None:
+    x, expected = small_bundle.golden()
+    for _ in range(2):
+        with open_session(small_bundle, device=link.name) as session:
+            np.testing.assert_array_equal(session.engine.run(x), expected)
+            np.testing.assert_array_equal(session.engine.run(x[:1]), expected[:1])
+            assert len(session.engine.time_ms(x[:1], 3, 1)) == 3
+            assert session.placement == place(small_bundle.manifest.target, link.name)
+            assert session.engine.self_test()
+            assert session.engine.peak_rss_bytes() > 100_000
+    files = [name for name in sent if name != "input"]
+    assert sorted(files) == sorted(set(files))  # each once
+    assert "native/weights.bin" in files
+    left = [path.name for path in (home / link.root).iterdir() if path.name != "files"]
+    assert len(left) == 1
+    assert not left[0].startswith("run.")
+    assert not list((home / link.root).rglob("*.part"))
+    device_files = {
+        path.relative_to(home / link.root / left[0]).as_posix() for path in (home / link.root).glob("*/*/*")
+    }
+    assert "golden/input.bin" in device_files
+    assert not any("litert" in name or "safetensors" in name for name in device_files)  # only what it needs
+
+
+def test_the_right_hardware_is_measured_another_rehearsed(link: ssh.SshLink) -> None:
+    target = catalog.get("host")
+    assert place(target, link.name).obtained == "measured"
+    board = dataclasses.replace(target, name="some/board", device_tree_model="Some Board")
+    assert place(board, link.name).obtained == "rehearsed"
+    facts = remote.facts(link)
+    assert facts.processors >= 1
+    assert facts.architecture == target.architecture
+    assert facts.detect().features == target.features
+    other = "raspberry-pi-5" if target.architecture == "x86_64" else "avx2"
+    with pytest.raises(EngineError, match="compile for a target of the device's kind"):
+        place(catalog.get(other), link.name)
+
+
+def test_litert_is_refused_by_name(link: ssh.SshLink, small_bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="only a bundle's native artefacts run there"):
+        open_engine(small_bundle, "litert", placement=place(small_bundle.manifest.target, link.name))
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["a good beginning", "a spoilt beginning"])
+def test_a_transfer_that_was_cut_off_goes_on(link: ssh.SshLink, home: Path, tmp_path: Path, good: bool) -> None:
+    data = np.random.default_rng(0).bytes(300_000)
+    file, digest = entry(tmp_path / "weights.bin", data)
+    part_of(link, home, digest).write_bytes(data[:100_000] if good else bytes(100_000))
+    folder = remote.push(link, {"native/weights.bin": (file, digest)})
+    assert (home / folder / "native/weights.bin").read_bytes() == data
+    assert not part_of(link, home, digest).exists()
+
+
+def test_only_the_rest_is_sent(link: ssh.SshLink, home: Path, tmp_path: Path) -> None:
+    file, digest = entry(tmp_path / "f", b"0123456789")
+    part = part_of(link, home, digest)
+    part.write_bytes(b"abcd")
+    link.send(file, link.root / "files" / part.name)
+    assert part.read_bytes() == b"abcd456789"
+
+
+def test_a_link_that_breaks_leaves_nothing_that_looks_whole(
+    link: ssh.SshLink, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ssh that passes the first 1000 bytes of what it is to send, and then fails as ssh does."""
+    data = np.random.default_rng(1).bytes(50_000)
+    file, digest = entry(tmp_path / "weights.bin", data)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    real = shutil.which("ssh")
+    (programs / "ssh").write_text(
+        f'#!/bin/sh\ncase "$*" in *"sh -c "*"cat >"*) head -c 1000 | {real} "$@"; echo "Broken pipe" >&2; exit 255;; '
+        f'esac\nexec {real} "$@"\n'
+    )
+    (programs / "ssh").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+        with pytest.raises(EngineError, match="cannot be reached: Broken pipe"):
+            remote.push(link, {"native/weights.bin": (file, digest)})
+    assert [path.name for path in (home / link.root).rglob("*") if path.is_file()] == [part_of(link, home, digest).name]
+    assert part_of(link, home, digest).stat().st_size == 1000
+    folder = remote.push(link, {"native/weights.bin": (file, digest)})
+    assert (home / folder / "native/weights.bin").read_bytes() == data
+
+
+def test_a_file_spoilt_on_the_device_is_sent_again(
+    link: ssh.SshLink, home: Path, tmp_path: Path, sent: list[str]
+) -> None:
+    file, digest = entry(tmp_path / "weights.bin", b"whole")
+    place_ = home / remote.push(link, {"native/weights.bin": (file, digest)}) / "native/weights.bin"
+    (home / link.root / "files" / digest).write_bytes(b"spoil")
+    remote.push(link, {"native/weights.bin": (file, digest)})
+    assert place_.read_bytes() == b"whole"
+    assert len(sent) == 2
+
+
+def test_contents_unlike_the_manifest_are_refused(link: ssh.SshLink, home: Path, tmp_path: Path) -> None:
+    file, _ = entry(tmp_path / "weights.bin", b"changed since")
+    digest = hashlib.sha256(b"what the manifest says").hexdigest()
+    with pytest.raises(EngineError, match="other contents, twice"):
+        remote.push(link, {"native/weights.bin": (file, digest)})
+    assert [path for path in (home / link.root).rglob("*") if path.is_file()] == []
+    with pytest.raises(EngineError, match="no sha256"):
+        remote.push(link, {"native/weights.bin": (file, "$(touch pwned)")})
+
+
+def test_hostile_names_are_names(link: ssh.SshLink, home: Path, tmp_path: Path) -> None:
+    file, digest = entry(tmp_path / HOSTILE.replace("/", "_"), b"data")
+    folder = remote.push(link, {f"native/{HOSTILE}/-rf": (file, digest)})
+    assert (home / folder / "native" / HOSTILE / "-rf").read_bytes() == b"data"
+    odd = dataclasses.replace(link, root=PurePosixPath("odd") / HOSTILE)
+    folder = remote.push(odd, {"native/x": (file, digest)})
+    assert (home / folder / "native/x").read_bytes() == b"data"
+    target = PurePosixPath("odd") / HOSTILE / "sent"
+    link.send(file, target)
+    link.fetch(target, tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"data"
+    scratch = remote._make_scratch(odd)
+    assert (home / scratch).is_dir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssh://",
+        "ssh://-oProxyCommand=touch pwned",
+        "ssh://-oProxyCommand=x@host",
+        "ssh://user@-host",
+        "ssh://host name",
+        "ssh://host;touch pwned",
+        "ssh://$(touch pwned)",
+        "ssh://host:0",
+        "ssh://host:65536",
+        "ssh://host:22:22",
+        "ssh://host/path",
+        "ssh://host\n",
+        "ssh://a@b@c",
+    ],
+)
+def test_addresses_that_are_none(name: str) -> None:
+    with pytest.raises(EngineError, match="is ssh://"):
+        remote.connect(name)
+
+
+def test_addresses_become_options() -> None:
+    words = ssh.connect("ssh://pi@[fe80::1%eth0]:2222").command
+    assert words[-2:] == ("--", "fe80::1%eth0")
+    assert words[words.index("-l") + 1] == "pi"
+    assert words[words.index("-p") + 1] == "2222"
+    assert ssh.connect("ssh://raspberrypi.local").command[-2:] == ("--", "raspberrypi.local")
+
+
+def test_an_unreachable_device_is_one_line(
+    device: str, small_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"{device.rpartition(':')[0]}:1"
+    assert cli._invoke(cli.app, ["verify", str(small_bundle.path), "--data", "drawn:val:1", "--device", address]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert f"{address}: cannot be reached" in lines[0]
+
+
+def test_without_ssh_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match="apt install openssh-client"):
+        ssh.connect("ssh://nowhere").shell("true")
+
+
+def test_two_sessions_at_once(link: ssh.SshLink, home: Path, small_bundle: Bundle) -> None:
+    x, expected = small_bundle.golden()
+    failures: list[str] = []
+
+    def work(seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(len(x))
+        with open_session(small_bundle, device=link.name, threads=1) as session:
+            for _ in range(3):
+                if not np.array_equal(session.engine.run(x[order]), expected[order]):
+                    failures.append(f"session {seed}")
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+    assert not list((home / link.root).glob("run.*"))
+    assert not list((home / link.root).rglob("*.part"))
+
+
+def test_what_killed_sessions_left_goes_after_a_day(link: ssh.SshLink, home: Path) -> None:
+    for name, days in (("run.old", 3), ("run.new", 0), ("keep", 3)):
+        folder = home / link.root / name
+        folder.mkdir(parents=True)
+        stamp = folder.stat().st_mtime - days * 86400
+        os.utime(folder, (stamp, stamp))
+    made = remote._make_scratch(link)
+    assert {path.name for path in (home / link.root).iterdir()} == {"run.new", "keep", made.name}
+
+
+def test_a_failing_program_says_why(link: ssh.SshLink, small_bundle: Bundle) -> None:
+    with open_session(small_bundle, device=link.name) as session:
+        session.engine._directory = PurePosixPath("/nowhere")
+        with pytest.raises(EngineError, match="/nowhere"):
+            session.engine.self_test()
+        session.engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            session.engine.run(small_bundle.golden()[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Canned:
+    """A device that gives one answer."""
+
+    answer: bytes
+    root: PurePosixPath = PurePosixPath("x")  # noqa: RUF009  # a path cannot change
+    name: str = "ssh://canned"
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(["sh", "-c", script], 0, self.answer, b"")
+
+    def send(self, source: Path, target: PurePosixPath) -> None: ...
+
+    def fetch(self, source: PurePosixPath, target: Path) -> None: ...
+
+
+def test_clocks_and_temperatures_of_a_device(tmp_path: Path) -> None:
+    cpu, zone = "/sys/devices/system/cpu/cpu0/cpufreq", "/sys/class/thermal/thermal_zone0"
+    files = {
+        f"{cpu}/scaling_governor": "performance",
+        f"{cpu}/scaling_cur_freq": "2400000",
+        f"{zone}/type": "cpu-thermal",
+        f"{zone}/temp": "61250",
+        f"/sys/../..{tmp_path}/planted": "outside",  # a device's answer does not choose where files go here
+        str(tmp_path / "planted"): "outside",
+    }
+    answer = "".join(f"{path}\0{text}\0" for path, text in files.items()).encode()
+    state = remote.state(Canned(answer))
+    assert state.governors == {"cpu0": "performance"}
+    assert state.cpu_khz == {"cpu0": 2400000}
+    assert state.temperatures_c == {"cpu-thermal": 61.25}
+    assert not (tmp_path / "planted").exists()
+
+
+def test_the_script_that_reads_clocks_runs(link: ssh.SshLink) -> None:
+    remote.state(link)  # what it finds is the machine's business
+
+
+def test_a_chatty_login_is_explained() -> None:
+    with pytest.raises(EngineError, match="login script"):
+        remote.facts(Canned(b"Welcome!\nx86_64\n2\nLinux\n\ncpu"))
+
+
+def test_verify_and_run_take_the_device(
+    link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", str(small_bundle.path), "--data", "drawn:val:3", "--device", link.name, "--json"]
+    assert cli._invoke(cli.app, arguments) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["engine"], row["device"], row["obtained"]) == ("native", link.name, "measured")
+    assert row["bit_exact"]
