@@ -17,7 +17,7 @@ from ...targets.spec import TargetSpec
 PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
 # The oldest C library that zig links against on both architectures: JetPack 4 has 2.27.
 _GLIBC = "2.17"
-LIBRARY_SOURCES = ("plan.c", "session.c", "error.c", "file.c", "pool.c", "cpu.c", "sha256.c")
+LIBRARY_SOURCES = ("plan.c", "session.c", "error.c", "file.c", "cache.c", "sha256.c", "pool.c", "cpu.c", "opencl.c")
 _SOURCES = {PROGRAM: (*LIBRARY_SOURCES, "main.c"), LIBRARY: LIBRARY_SOURCES}
 _HEADERS = ("xceptile.h", "internal.h")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes")

@@ -480,9 +480,11 @@ static unsigned long long peak_rss_bytes(void)
 static int print_timings(xct_session *session, const struct options *options, const uint64_t *samples,
                           const uint64_t *step_samples)
 {
-    printf("{\"version\": \"%s\", \"threads\": %u, \"warmup\": %u, \"arena_bytes\": %llu, \"peak_rss_bytes\": %llu,\n"
+    printf("{\"version\": \"%s\", \"device\": ", xct_version());
+    print_string(xct_device(session));
+    printf(", \"threads\": %u, \"warmup\": %u, \"arena_bytes\": %llu, \"peak_rss_bytes\": %llu,\n"
            " \"samples_ms\": ",
-           xct_version(), xct_threads(session), options->warmup, (unsigned long long)xct_arena_bytes(session),
+           xct_threads(session), options->warmup, (unsigned long long)xct_arena_bytes(session),
            peak_rss_bytes());
     print_samples(samples, options->repeat, 1);
     if (step_samples != NULL) {
