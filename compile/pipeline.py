@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from ..models.verify import verify
 from ..models.zoo import Model
 from ..runtime import bundle as bundles
 from ..runtime import reference
-from ..runtime.bundle import Artefact, Manifest, NetworkTensor
+from ..runtime.bundle import Manifest, NetworkTensor
 from ..targets.spec import TargetSpec
-from .backends import tflite
+from . import artefacts
+from .artefacts import Made, Progress
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
 from .tune import Tuning
@@ -33,7 +34,6 @@ ALSO = ("relax-vm", "onnx-qdq")
 GOLDEN_COUNT = 4
 
 Pixels = NDArray[np.uint8]
-Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,27 +95,28 @@ def _of_tuning(tuning: Tuning | None) -> dict[str, str]:
     return {} if tuning is None else {"sha256 of the tuning": tuning.sha256()}
 
 
-def _onnx_files(
-    network: Quantized, inputs: NDArray[np.int8], outputs: NDArray[np.int8]
-) -> dict[str, tuple[bytes, str]]:
-    """The two ONNX files, each with what is to be known of it. ``inputs`` and ``outputs`` are the golden ones."""
-    from .backends import onnx_qdq
-
-    graph = network.int8_graph
-    told = {
-        symmetric: str(onnx_qdq.departure(graph, inputs, outputs, symmetric=symmetric)) for symmetric in (False, True)
-    }
-    return {
-        "onnx/qdq.onnx": (onnx_qdq.serialize(graph), f"the contract's scales and zero points; {told[False]}"),
-        "onnx/tensorrt.onnx": (
-            onnx_qdq.serialize_symmetric(graph),
-            f"zero point 0 everywhere, as TensorRT demands: not the contract; {told[True]}",
-        ),
-    }
-
-
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     return {f"version of {name}": importlib.metadata.version(name) for name in packages}
+
+
+def _artefacts(
+    network: Quantized,
+    target: TargetSpec,
+    backends: Sequence[str],
+    also: Sequence[str],
+    progress: Progress,
+    tuning: Tuning | None,
+) -> Iterator[Made]:
+    """What the bundle's engines run, in the order in which a session prefers them."""
+    int8, real = network.int8_graph, network.float_graph
+    if "tvm" in backends:
+        yield artefacts.native_cpu(int8, target, tuning.choices if tuning else None, progress)
+        if "relax-vm" in also:
+            yield artefacts.relax_vm(int8, target, progress)
+    if "tflite" in backends:
+        yield artefacts.litert(int8, real, progress)
+        if target.engine == "opencl":
+            yield artefacts.litert_gpu(int8, real)
 
 
 def build_bundle_files(
@@ -132,35 +133,8 @@ def build_bundle_files(
     """
     if tuning is not None:
         tuning.check_target(target)
-    files: dict[str, bytes] = {
-        bundles.INT8_GRAPH: serialize.dump(network.int8_graph),
-        bundles.FLOAT_GRAPH: serialize.dump(network.float_graph),
-    }
-    artefacts: list[Artefact] = []
-    versions = ["numpy"]
-    if "tvm" in backends:
-        from .backends import native_runtime, relax_vm, roof, tvm
-
-        progress(f"compile kernels for {target.name}", 0.0)
-        native = tvm.build_files(network.int8_graph, target, tuning.choices if tuning else None)
-        progress(f"compile the runtime for {target.name}", 0.6)
-        native |= native_runtime.build(target)
-        native = {f"{bundles.NATIVE}/{name}": data for name, data in native.items()}
-        native |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
-        files |= native
-        artefacts.append(Artefact("native", "int8", tuple(sorted(native))))
-        versions += ["apache-tvm", "ziglang"]
-        if "relax-vm" in also:
-            progress("assemble the Relax module", 0.8)
-            files["relax/network.so"] = relax_vm.build(network.int8_graph, target)
-            artefacts.append(Artefact("relax-vm", "int8", ("relax/network.so",)))
-    if "tflite" in backends:
-        progress("write TFLite", 0.9)
-        files[bundles.LITERT_INT8] = tflite.serialize(network.int8_graph)
-        files[bundles.LITERT_FLOAT] = tflite.serialize(network.float_graph)
-        artefacts.append(Artefact("litert", "int8", (bundles.LITERT_INT8,)))
-        artefacts.append(Artefact("litert", "float32", (bundles.LITERT_FLOAT,)))
-        versions += ["tflite", "flatbuffers"]
+    int8, real = network.int8_graph, network.float_graph
+    made = list(_artefacts(network, target, backends, also, progress, tuning))
     manifest = Manifest(
         format=bundles.FORMAT_VERSION,
         xceptile=__version__,
@@ -172,25 +146,29 @@ def build_bundle_files(
         labels=network.model.labels,
         recipe=network.recipe.to_json(),
         calibration=network.table.to_json(),
-        provenance={**network.model.provenance, **_versions(versions), **_of_tuning(tuning)},
+        provenance=dict(network.model.provenance),
         golden_count=len(network.golden),
-        artefacts=tuple(artefacts),
+        artefacts=(),
         files={},
         pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
     )
     shell = bundles.Bundle(Path(), manifest)
     golden = shell.quantize_pixels(network.golden)
     outputs = np.concatenate([reference.run(network.int8_graph, image[np.newaxis])[0] for image in golden])
-    files[bundles.GOLDEN_INPUT] = golden.tobytes()
-    files[bundles.GOLDEN_OUTPUT] = outputs.tobytes()
     if "onnx-qdq" in also:
         progress("write ONNX", 0.95)
-        written = _onnx_files(network, golden, outputs)
-        files |= {name: data for name, (data, _) in written.items()}
-        manifest = replace(
-            manifest,
-            artefacts=(*manifest.artefacts, Artefact("onnx-qdq", "int8", tuple(written))),
-            provenance={**manifest.provenance, **_versions(["onnx"]), **{n: told for n, (_, told) in written.items()}},
-        )
+        made.append(artefacts.onnx_qdq(int8, golden, outputs))
+    files = {
+        bundles.INT8_GRAPH: serialize.dump(int8),
+        bundles.FLOAT_GRAPH: serialize.dump(real),
+        bundles.GOLDEN_INPUT: golden.tobytes(),
+        bundles.GOLDEN_OUTPUT: outputs.tobytes(),
+    }
+    provenance = dict(manifest.provenance) | _versions(["numpy", *(name for each in made for name in each.packages)])
+    provenance |= _of_tuning(tuning)
+    for each in made:
+        files |= each.files
+        provenance |= each.told
+    manifest = replace(manifest, artefacts=tuple(a for each in made for a in each.artefacts), provenance=provenance)
     progress("done", 1.0)
     return manifest, files

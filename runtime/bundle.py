@@ -39,9 +39,12 @@ GOLDEN_INPUT = "golden/input.bin"
 GOLDEN_OUTPUT = "golden/output.bin"
 LITERT_INT8 = "litert/int8.tflite"
 LITERT_FLOAT = "litert/float.tflite"
+GPU_DELEGATE_FLOAT16 = "litert/gpu_float16.tflite"
+GPU_DELEGATE_INT8 = "litert/gpu_int8.tflite"
 NATIVE = "native"
 ROOF = "native/roof"
-FOR_OTHERS = ("relax-vm", "onnx-qdq")  # engines of artefacts that other runtimes open; nothing here runs them
+# Engines of artefacts that other runtimes open; nothing here runs them.
+FOR_OTHERS = ("relax-vm", "onnx-qdq", "gpu-delegate")
 _PART = ".part"  # how the name of a directory ends that is being written
 
 
@@ -67,8 +70,8 @@ class NetworkTensor:
 class Artefact:
     """One executable form of the network: the engine that runs it, its element type, its files in the bundle."""
 
-    engine: str  # "native" or "litert"
-    dtype: str  # "int8" or "float32"
+    engine: str  # "native", "litert", or one of FOR_OTHERS
+    dtype: str  # "int8", "float16" or "float32"
     files: tuple[str, ...]
 
 

@@ -1,0 +1,94 @@
+"""The executable forms of a network that a bundle holds: each a few files, and what is to be known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.graph import Graph
+from ..runtime import bundle as bundles
+from ..runtime.bundle import Artefact
+from ..targets.spec import TargetSpec
+from .backends import tflite
+
+Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
+
+
+@dataclass(frozen=True)
+class Made:
+    """Artefacts with their files; ``told`` goes into the manifest's provenance; ``packages`` made them."""
+
+    artefacts: tuple[Artefact, ...]
+    files: Mapping[str, bytes] = field(repr=False)
+    told: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+
+
+def native_cpu(int8: Graph, target: TargetSpec, choices: Mapping[str, int] | None, progress: Progress) -> Made:
+    """Kernels for the target's processor, the runtime, and the program that measures the machine's roof."""
+    from .backends import native_runtime, roof, tvm
+
+    progress(f"compile kernels for {target.name}", 0.0)
+    native = tvm.build_files(int8, target, choices)
+    progress(f"compile the runtime for {target.name}", 0.6)
+    files = {f"{bundles.NATIVE}/{name}": data for name, data in (native | native_runtime.build(target)).items()}
+    files |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
+    return Made((Artefact("native", "int8", tuple(sorted(files))),), files, {}, ("apache-tvm", "ziglang"))
+
+
+def relax_vm(int8: Graph, target: TargetSpec, progress: Progress) -> Made:
+    """The same kernels as a library for TVM's own virtual machine."""
+    from .backends import relax_vm as backend
+
+    progress("assemble the Relax module", 0.8)
+    name = "relax/network.so"
+    return Made((Artefact("relax-vm", "int8", (name,)),), {name: backend.build(int8, target)}, {}, ("apache-tvm",))
+
+
+def litert(int8: Graph, real: Graph, progress: Progress) -> Made:
+    """The int8 network for LiteRT with XNNPACK, and the float one as the yardstick."""
+    progress("write TFLite", 0.9)
+    files = {bundles.LITERT_INT8: tflite.serialize(int8), bundles.LITERT_FLOAT: tflite.serialize(real)}
+    artefacts = (
+        Artefact("litert", "int8", (bundles.LITERT_INT8,)),
+        Artefact("litert", "float32", (bundles.LITERT_FLOAT,)),
+    )
+    return Made(artefacts, files, {}, ("tflite", "flatbuffers"))
+
+
+def litert_gpu(int8: Graph, real: Graph) -> Made:
+    """The files for LiteRT's GPU delegate, with what it does with each operator.
+
+    The delegate computes in float: its int8 file saves memory, and is not the integer contract.
+    """
+    files = {
+        bundles.GPU_DELEGATE_FLOAT16: tflite.serialize(real, for_gpu=True, half=True),
+        bundles.GPU_DELEGATE_INT8: tflite.serialize(int8, for_gpu=True),
+    }
+    said = {
+        bundles.GPU_DELEGATE_FLOAT16: tflite.gpu_statement(real, half=True),
+        bundles.GPU_DELEGATE_INT8: tflite.gpu_statement(int8),
+    }
+    told = {f"GPU delegate, {name}": "; ".join(f"{op}: {how}" for op, how in ops.items()) for name, ops in said.items()}
+    artefacts = (
+        Artefact("gpu-delegate", "float16", (bundles.GPU_DELEGATE_FLOAT16,)),
+        Artefact("gpu-delegate", "int8", (bundles.GPU_DELEGATE_INT8,)),
+    )
+    return Made(artefacts, files, told, ("tflite", "flatbuffers"))
+
+
+def onnx_qdq(int8: Graph, inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> Made:
+    """The two ONNX files, each with its distance from the contract on the golden ``inputs`` and ``outputs``."""
+    from .backends import onnx_qdq as backend
+
+    exact, symmetric = "onnx/qdq.onnx", "onnx/tensorrt.onnx"
+    files = {exact: backend.serialize(int8), symmetric: backend.serialize_symmetric(int8)}
+    said = {flag: str(backend.departure(int8, inputs, outputs, symmetric=flag)) for flag in (False, True)}
+    told = {
+        exact: f"the contract's scales and zero points; {said[False]}",
+        symmetric: f"zero point 0 everywhere, as TensorRT demands: not the contract; {said[True]}",
+    }
+    return Made((Artefact("onnx-qdq", "int8", tuple(files)),), files, told, ("onnx",))
