@@ -11,17 +11,18 @@ from rich.table import Table
 
 from ..calibration.recipe import PRESETS
 from ..models import zoo
-from ..models.datasets import open_dataset
+from ..models.datasets import Dataset, open_dataset
 from ..runtime.bundle import Bundle, write_bundle
 from ..runtime.evaluate import contenders, evaluate, machine, time_bundle, versions
 from ..runtime.judge import Report, save_report
-from ..runtime.layers import Profile, time_layers
+from ..runtime.layers import time_layers
 from ..runtime.measure import MEASURED, Accuracy, Labelled, Latency
-from ..runtime.report import write_html
+from ..runtime.report import Run, write_html
 from ..runtime.session import place
 from ..targets import catalog
-from .cli import _bar, out
+from .commands.common import bar, out
 from .pipeline import BACKENDS, build_bundle_files, quantize_model
+from .report_run import assemble, recorded
 
 TARGETS = ("host", "raspberry-pi-5")
 CALIBRATION = "drawn:calibration:256"
@@ -54,10 +55,10 @@ def _compile(output: Path, progress: Any) -> list[Bundle]:
     return bundles
 
 
-def _held_out(bundle: Bundle) -> tuple[Any, int]:
+def _held_out(bundle: Bundle) -> tuple[Dataset, Any]:
     data = open_dataset(HELD_OUT, labels=bundle.manifest.labels)
     spec = bundle.manifest.input_spec
-    return (Labelled(item.name, item.label, data.load(item, spec)) for item in data.items), len(data.items)
+    return data, (Labelled(item.name, item.label, data.load(item, spec)) for item in data.items)
 
 
 def _latency(latencies: tuple[Latency, ...], engine: str, dtype: str) -> Latency | None:
@@ -68,20 +69,21 @@ def _milliseconds(latency: Latency | None) -> str:
     return f"{latency.median_ms:.2f}" if latency else "-"
 
 
-def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Report]]:
+def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Run]]:
     """Runs every artefact; one pass over the held-out images serves all bundles, which hold the same network."""
-    judged = [c for bundle in bundles for c in contenders(bundle, rehearsed_images=REHEARSED_IMAGES)]
-    items, count = _held_out(bundles[0])
+    judged = [c for bundle in bundles for c in recorded(contenders(bundle, rehearsed_images=REHEARSED_IMAGES))]
+    data, images = _held_out(bundles[0])
     accuracies, digest = evaluate(
-        judged, items, progress=lambda done: progress("run 2,000 held-out images", done / count)
+        judged, images, progress=lambda done: progress(f"run {len(data):,} held-out images", done / len(data))
     )
     for contender in judged:
         contender.engine.close()
-    rows, reports = [], []
+    rows, runs = [], []
     for bundle in bundles:
         progress(f"time {bundle.manifest.target.name}", 0.0)
         latencies = time_bundle(bundle, rounds=20, repeats=10)
         mine = [a for a, c in zip(accuracies, judged, strict=True) if c.bundle is bundle]
+        engines = [c for c in judged if c.bundle is bundle]
         sizes = {f"{a.engine}/{a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
         real = _latency(latencies, "litert", "float32")
         for accuracy in mine:
@@ -89,25 +91,21 @@ def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Report]
             size = sizes[f"{accuracy.engine}/int8"]
             backend = {"native": "TVM", "litert": "TFLite"}[accuracy.engine]
             rows.append(Row(bundle.manifest.target.name, backend, accuracy, int8, real, size))
-        reports.append(
-            Report(
-                target=bundle.manifest.target.name,
-                bundle_sha256=bundle.sha256(),
-                data=HELD_OUT,
-                data_sha256=digest,
-                machine=machine(),
-                versions=versions(),
-                sizes_bytes=sizes,
-                accuracies=tuple(mine),
-                latencies=latencies,
-            )
+        report = Report(
+            target=bundle.manifest.target.name,
+            bundle_sha256=bundle.sha256(),
+            data=HELD_OUT,
+            data_sha256=digest,
+            machine=machine(),
+            versions=versions(),
+            sizes_bytes=sizes,
+            accuracies=tuple(mine),
+            latencies=latencies,
         )
-    return rows, reports
-
-
-def _profiles(bundles: list[Bundle]) -> list[Profile]:
-    """Time by layer of the bundles whose target is this machine."""
-    return [time_layers(b) for b in bundles if place(b.manifest.target, None).obtained == MEASURED]
+        # Time by layer is taken where the bundle's target is this machine.
+        profile = time_layers(bundle) if place(bundle.manifest.target, None).obtained == MEASURED else None
+        runs.append(assemble(bundle, report, engines, data, data.items, profile))
+    return rows, runs
 
 
 def _table(rows: list[Row]) -> Table:
@@ -137,13 +135,12 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the bundles and the report go.")] = Path("build/demo"),
 ) -> None:
     """Calibrate, quantize and compile the trained demo network for two targets; run, compare and time everything."""
-    with _bar() as progress:
+    with bar() as progress:
         bundles = _compile(output, progress)
-        rows, reports = _rows(bundles, progress)
-        profiles = _profiles(bundles)
-    for report in reports:
-        save_report(report, output / f"{report.target.replace('/', '-')}.json")
-    write_html("Xceptile demo", reports, output / "report.html", profiles)
+        rows, runs = _rows(bundles, progress)
+    for run in runs:
+        save_report(run.report, output / f"{run.report.target.replace('/', '-')}.json")
+    write_html("Xceptile demo", runs, output / "report.html")
     out.print(_table(rows))
     out.print("int8 and float ms: medians of single inferences, interleaved, on all processors; float is LiteRT's.")
     out.print("rehearsed: on an emulator, on fewer images; its outputs count, its time does not and is not taken.")

@@ -1,28 +1,206 @@
-"""The report: one self-contained HTML file, nothing fetched from anywhere."""
+"""The report: one self-contained HTML file, nothing fetched from anywhere, no script."""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .judge import Report
-from .layers import Profile
+import numpy as np
+from numpy.typing import NDArray
+
+from . import bundle as bundles
+from .bundle import Bundle
+from .charts import arena, histograms, size_text
+from .confusion import Confusion
+from .judge import Report, speedup_over_float
+from .layers import LayerTime, Profile
+from .measure import Accuracy, Flip, Latency
+from .plan import Plan, unpack
 from .roofline import bars, roofline
+from .typed_json import decode
+
+PICTURES = 60  # flipped images shown, the clearest first
+PICTURE_PIXELS = 112
+SLOWEST = 15  # layers shown at once
 
 
-def write_html(title: str, reports: Sequence[Report], path: Path, profiles: Sequence[Profile] = ()) -> None:
-    """Writes the reports' figures, and ``profiles`` of measured targets, to ``path``, aside and renamed.
+class SensitivityError(ValueError):
+    """A file of sensitivities that cannot be used."""
 
-    Raises OSError; needs jinja2.
-    """
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What quantizing one layer alone costs, as ``xceptile sensitivity --json`` writes it: the signal to noise ratio
+    it leaves at the outputs (None: no noise), the images of ``images`` whose class it changes, what its output can
+    represent and the share of values outside."""
+
+    name: str
+    path: str
+    kind: str
+    sqnr_db: float | None
+    flips: int
+    images: int
+    low: float
+    high: float
+    clipped: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One bundle's part of the page; ``pictures`` are data URIs by image name."""
+
+    bundle: Bundle
+    report: Report
+    profile: Profile | None = None
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    confusion: Confusion | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_sensitivity(path: Path) -> tuple[LayerSensitivity, ...]:
+    """The layers of a JSON file, worst first. Raises SensitivityError."""
+    try:
+        rows: tuple[LayerSensitivity, ...] = decode(tuple[LayerSensitivity, ...], json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SensitivityError(f"{path}: is no list of layers' sensitivities ({error})") from error
+    return tuple(sorted(rows, key=_sqnr_db))
+
+
+def _sqnr_db(row: LayerSensitivity) -> float:
+    return math.inf if row.sqnr_db is None else row.sqnr_db
+
+
+def picture_uri(pixels: NDArray[np.uint8]) -> str:
+    """(H, W, 3) -> a small JPEG as a data URI; needs pillow."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def clearest(flips: Iterable[Flip]) -> list[Flip]:
+    """The flips to show: float was surest of its class."""
+    return sorted(flips, key=lambda flip: (-flip.margin, flip.image))[:PICTURES]
+
+
+def write_html(title: str, runs: Sequence[Run], path: Path) -> None:
+    """Writes the page of at least one run to ``path``, aside and renamed. Raises OSError; needs jinja2."""
     import jinja2
 
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
-    pictures = [(profile, roofline(profile), bars(profile)) for profile in profiles]
-    text = page.get_template("report.html.j2").render(title=title, reports=reports, pictures=pictures)
+    page = jinja2.Environment(
+        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {"bytes": size_text, "percent": _percent, "number": "{:.1f}".format}
+    text = page.get_template("report.html.j2").render(title=title, runs=[_view(run) for run in runs])
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return "-" if math.isnan(share) else f"{share * 100:.{digits}f} %"
+
+
+def _view(run: Run) -> dict[str, Any]:
+    """What the template shows of a run, computed."""
+    plan = _plan(run.bundle)
+    profile = run.profile
+    times = {layer.name: layer for layer in profile.layers} if profile else {}
+    return {
+        "run": run,
+        "report": run.report,
+        "manifest": run.bundle.manifest,
+        "signed": run.bundle.file(bundles.SIGNATURE).exists(),
+        "cards": _cards(run.report),
+        "accuracies": [(a, wilson(a.int8_correct, a.labelled)) for a in run.report.accuracies],
+        "latencies": [(x, _ratio(run.report, x)) for x in run.report.latencies],
+        "histograms": histograms(run.report.latencies),
+        "profile": profile,
+        "roofline": roofline(profile) if profile else None,
+        "bars": bars(profile) if profile else (),
+        "slowest": sorted(bars(profile), key=lambda bar: -bar.layer.median_ms)[:SLOWEST] if profile else (),
+        "sensitivity": [(row, _of_total(times.get(row.name), profile)) for row in run.sensitivity],
+        "arena": arena(plan) if plan else None,
+        "flips": [(a, clearest(a.flips)) for a in _distinct(run.report.accuracies)],
+        "calibration": _calibration(run.bundle.manifest.calibration),
+    }
+
+
+def _plan(bundle: Bundle) -> Plan | None:
+    file = bundle.file(f"{bundles.NATIVE}/plan.bin")
+    return unpack(file.read_bytes()) if file.exists() else None
+
+
+def _of_total(layer: LayerTime | None, profile: Profile | None) -> float | None:
+    """A layer's share of the time."""
+    return layer.median_ms / profile.total.median_ms if layer and profile and profile.total.median_ms else None
+
+
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    images = calibration.get("images")
+    if not isinstance(images, Mapping):
+        return str(images)
+    return f"{images.get('count')} images, sha256 {images.get('sha256')}"
+
+
+def _distinct(accuracies: Sequence[Accuracy]) -> list[Accuracy]:
+    """One of the engines that equal the reference, which flip the same images, the one that saw most; all others."""
+    exact = sorted((a for a in accuracies if a.bit_exact), key=lambda a: -a.images)
+    return [*exact[:1], *(a for a in accuracies if not a.bit_exact)]
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a share.
+
+    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209.
+    """
+    if trials == 0:
+        return math.nan, math.nan
+    share, weight = successes / trials, z * z / trials
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _ratio(report: Report, latency: Latency) -> tuple[float, float, float] | None:
+    return speedup_over_float(report, latency.engine) if latency.dtype == "int8" else None
+
+
+def _cards(report: Report) -> list[tuple[str, str, str]]:
+    """The run at a glance: (what, figure, remark)."""
+    cards = []
+    if report.accuracies:
+        best = max(report.accuracies, key=lambda a: a.images)
+        if best.labelled:
+            drop = (best.top1 - best.float_top1) * 100
+            cards.append(("top-1 int8", _percent(best.top1), f"float {_percent(best.float_top1)}, {drop:+.2f} points"))
+        cards.append(("same class as float", _percent(best.agreement), f"{best.images} images"))
+        exact = sum(a.bit_exact for a in report.accuracies)
+        values = sum(a.compared_values for a in report.accuracies)
+        cards.append(("bit-exact", f"{exact} of {len(report.accuracies)} engines", f"{values} values compared"))
+    int8 = [latency for latency in report.latencies if latency.dtype == "int8"]
+    if int8:
+        fastest = min(int8, key=lambda latency: latency.median_ms)
+        ratio = speedup_over_float(report, fastest.engine)
+        remark = f"{fastest.engine}, {fastest.obtained}" + (f"; {ratio[0]:.3f} of float's time" if ratio else "")
+        cards.append(("int8 latency, p50", f"{fastest.median_ms:.2f} ms", remark))
+    sizes = {name: size for name, size in report.sizes_bytes.items() if name.endswith("/int8")}
+    if sizes:
+        name = min(sizes, key=lambda each: sizes[each])
+        cards.append(("int8 size", size_text(sizes[name]), name))
+    return cards

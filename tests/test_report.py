@@ -1,0 +1,241 @@
+"""The report: what it shows, and how it looks in a real browser on a desk and on a phone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import fake_network
+import numpy as np
+import pytest
+from browser import look
+from needs import requires
+from test_bundle import FILES, manifest
+
+from xceptile.runtime import arena as memory
+from xceptile.runtime import plan as plans
+from xceptile.runtime.bundle import Bundle, write_bundle
+from xceptile.runtime.charts import arena, histograms, round_numbers
+from xceptile.runtime.confusion import confusion
+from xceptile.runtime.judge import Report
+from xceptile.runtime.layers import LayerTime, Profile, Roof
+from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Flip, Latency
+from xceptile.runtime.report import (
+    PICTURES,
+    LayerSensitivity,
+    Run,
+    SensitivityError,
+    load_sensitivity,
+    picture_uri,
+    wilson,
+    write_html,
+)
+
+CLASSES = tuple(f"class number {i} with_a_long_name<&>" for i in range(30))
+PHONE, DESK = 360, 1280
+
+
+def accuracy(**changes: object) -> Accuracy:
+    flips = tuple(
+        Flip(f"folder/with/a/long/path/of/photos/image_{i:08}.JPEG", CLASSES[i % 30], CLASSES[0], CLASSES[1], i / 7)
+        for i in range(70)
+    )
+    whole = Accuracy(
+        engine="native", device="local", obtained=MEASURED, images=1000, labelled=1000, int8_correct=899,
+        float_correct=901, int8_correct_top5=990, float_correct_top5=991, int8_only_correct=4, float_only_correct=6,
+        agreeing=930, compared_values=30000, differing_values=0, largest_difference_steps=0, sqnr_db=31.4, flips=flips,
+    )  # fmt: skip
+    return replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
+
+
+def latency(dtype: str, ms: float, seed: int) -> Latency:
+    samples = np.random.default_rng(seed).gamma(20, ms / 20, 300)
+    return Latency("native", dtype, "local", MEASURED, 2, tuple(samples.tolist()))
+
+
+def report(**changes: object) -> Report:
+    whole = Report(
+        "vendor/a-board-with-quite-a-long-name", "0" * 64, "a/folder/of/images", "1" * 64,
+        {"processor": "A Processor of 16 Cores @ 2.4 GHz", "cores": "16"}, {"numpy": "2.3.5"},
+        {"native/int8": 23_000_000, "litert/float32": 91_000_000},
+        (accuracy(), accuracy(engine="tflite-runtime", differing_values=7, labelled=0)),
+        (latency("int8", 4.0, 0), latency("float32", 20.0, 1)),
+    )  # fmt: skip
+    return replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
+
+
+def bundle(folder: Path) -> Bundle:
+    packed = plans.pack(fake_network.plan(), "0" * 64, "0" * 64)
+    return write_bundle(
+        folder, manifest(provenance={"source": "https://example.org/" + "x" * 200}), FILES | {"native/plan.bin": packed}
+    )
+
+
+def sensitivity() -> tuple[LayerSensitivity, ...]:
+    rows = [
+        LayerSensitivity(f"blocks.{i}.pointwise", "p", "Conv2d", 20.0 + i, 9 - i % 9, 64, -3.5, 4.5, 0.001)
+        for i in range(40)
+    ]
+    return (*rows, LayerSensitivity("exact", "p", "Relu", None, 0, 64, 0.0, 1.0, 0.0))
+
+
+def full_run(folder: Path) -> Run:
+    layers = tuple(
+        LayerTime(
+            f"blocks.{i}.sepconvs.1.pointwise", "separable_dw", "p", 10**6 * (i + 1), 10**4 * (40 - i), 0.01 * (i + 1)
+        )
+        for i in range(40)
+    )
+    dice = np.random.default_rng(0)
+    labels = [i % 30 for i in range(1000)]
+    predicted = [label if dice.random() < 0.9 else int(dice.integers(30)) for label in labels]
+    names = [flip.image for flip in accuracy().flips] + [f"other/{i}" for i in range(930)]
+    pixels = dice.integers(0, 256, (80, 80, 3), np.uint8)
+    return Run(
+        bundle(folder),
+        report(),
+        Profile("vendor/board", 2, layers, Roof(900.0, 60.0)),
+        sensitivity(),
+        confusion("native", CLASSES, names, labels, predicted, accuracy().flips),
+        {flip.image: picture_uri(pixels) for flip in accuracy().flips},
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything on it, and a second run with nearly nothing."""
+    folder = tmp_path_factory.mktemp("report")
+    bare = Run(
+        bundle(folder / "c"), report(target="other/board", accuracies=(accuracy(obtained=REHEARSED),), latencies=())
+    )
+    write_html("A title", [full_run(folder / "b"), bare], folder / "report.html")
+    return folder / "report.html"
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:|\#)|@import|url\(|<script|<iframe|<object|\son\w+=""", text)
+    assert "default-src 'none'" in text
+    assert sorted(p.name for p in page.parent.iterdir() if p.is_file()) == ["report.html"]
+
+
+def test_names_are_text_not_markup(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "with_a_long_name<&>" not in text
+    assert "with_a_long_name&lt;&amp;&gt;" in text
+
+
+def test_every_section_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    parts = (
+        "89.90 %", "90.10 %", "-0.20", "NO: 7 of 30000 differ", "rehearsed", "no latency", "0.200", "SQNR", "∞",
+        "One arena of 3.78 kB", "every sample", "roofline", "by int8", "70 of 1000", "not signed", "0" * 64,
+    )  # fmt: skip
+    assert [part for part in parts if part not in text] == []
+    assert text.count("data:image/jpeg") == 2 * PICTURES
+    assert [text.count(f'id="{name}"') for name in re.findall(r'<a href="#(\w+)"', text)] == [1] * 8
+
+
+@requires("chromium", package="chromium")
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_a_browser_shows_it_without_overflow_errors_or_requests(page: Path, width: int) -> None:
+    seen = look(page, width)
+    assert seen.inner_width == width
+    assert seen.scroll_width <= width
+    assert seen.too_wide == ()
+    assert seen.fetched == ()
+    assert seen.console == ()
+    assert seen.broken_pictures == ()
+    assert seen.small_texts == ()
+
+
+@requires("chromium", package="chromium")
+def test_the_browser_finds_planted_faults(tmp_path: Path) -> None:
+    (tmp_path / "fault.html").write_text(
+        '<!doctype html><meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><body>'
+        '<div style="width: 2000px">x</div><img src="missing.png" alt="gone"></body>'
+    )
+    seen = look(tmp_path / "fault.html", PHONE)
+    assert seen.scroll_width == 2008
+    assert len(seen.too_wide) == 1
+    assert seen.console
+    assert seen.broken_pictures == ("gone",)
+
+
+# ---- the figures ----
+
+
+def test_wilson() -> None:
+    assert wilson(0, 0) == pytest.approx((math.nan, math.nan), nan_ok=True)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_confusion_counts_both_networks() -> None:
+    labels = [0, 0, 1, None, 2]
+    flips = (Flip("b", "x", "x", "y", 0.1), Flip("e", "z", "y", "z", 0.2))
+    found = confusion("native", ("x", "y", "z"), "abcde", labels, [0, 1, 1, 2, 2], flips)
+    assert found is not None
+    assert found.matrix == ((1, 1, 0), (0, 1, 0), (0, 0, 1))
+    assert [(m.label, m.predicted, m.int8, m.float32) for m in found.mistakes] == [("x", "y", 1, 0), ("z", "y", 0, 1)]
+    assert confusion("native", ("x",), "a", [None], [0], ()) is None
+    many = confusion("native", tuple(map(str, range(41))), "a", [3], [40], ())
+    assert many is not None
+    assert many.matrix == ()
+    assert len(many.mistakes) == 1
+
+
+def test_residents_of_the_fake_network() -> None:
+    """x -> first -> second (back into x's place) -> third -> last; every tensor dies where it is read last."""
+    count = fake_network.COUNT
+    found = [(r.name, r.offset_bytes, r.size_bytes, r.first, r.last) for r in memory.residents(fake_network.plan())]
+    assert found == [
+        ("input", 0, count, 0, 0), ("first", 1856, count, 0, 1), ("second", 0, count, 1, 2),
+        ("third", 1856, count, 2, 3), ("last", 3712, 10, 3, 3),
+    ]  # fmt: skip
+    assert memory.live_bytes(fake_network.plan()) == (2 * count, 2 * count, 2 * count, count + 10)
+    picture = arena(fake_network.plan())
+    assert (picture.peak_bytes, picture.sum_bytes) == (2 * count, 4 * count + 10)
+
+
+def test_no_two_residents_share_a_byte() -> None:
+    tensors = memory.residents(fake_network.plan())
+    for a in tensors:
+        for b in tensors:
+            together = a.first <= b.last and b.first <= a.last and a is not b
+            # A step may write over what it reads last.
+            assert not (together and a.overlaps(b.offset_bytes, b.size_bytes)) or a.last == b.first or b.last == a.first
+
+
+def test_histograms_hold_every_sample() -> None:
+    picture = histograms([latency("int8", 4.0, 0), latency("float32", 20.0, 1)])
+    assert picture is not None
+    assert all(10 <= mark <= 410 for row in picture.rows for mark in row.marks)
+    assert len(picture.ticks) >= 2
+    assert histograms([replace(latency("int8", 4.0, 0), samples_ms=())]) is None
+    same = histograms([replace(latency("int8", 4.0, 0), samples_ms=(4.0, 4.0))])
+    assert same is not None
+    assert same.rows[0].marks[0] == pytest.approx(210)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.02), (0.3, 700.0), (4.1, 4.9), (1e-4, 1e4), (0.99, 1.01)])
+def test_round_numbers(low: float, high: float) -> None:
+    found = round_numbers(low, high)
+    assert 1 <= len(found) <= 8
+    assert all(low <= each <= high for each in found)
+
+
+def test_sensitivities_are_read_worst_first_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    rows = [row.__dict__ for row in reversed(sensitivity())]
+    file.write_text(json.dumps(rows))
+    assert load_sensitivity(file) == sensitivity()
+    for text in ("", "{}", '[{"name": 1}]', json.dumps([{**rows[0], "extra": 1}])):
+        file.write_text(text)
+        with pytest.raises(SensitivityError, match=r"s\.json"):
+            load_sensitivity(file)
+    with pytest.raises(SensitivityError):
+        load_sensitivity(tmp_path / "none.json")
