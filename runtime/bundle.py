@@ -43,6 +43,7 @@ GPU_DELEGATE_FLOAT16 = "litert/gpu_float16.tflite"
 GPU_DELEGATE_INT8 = "litert/gpu_int8.tflite"
 NATIVE = "native"
 ROOF = "native/roof"
+REHEARSAL = "rehearsal"  # the runtime for the machine that compiled a bundle for a GPU
 # Engines of artefacts that other runtimes open; nothing here runs them.
 FOR_OTHERS = ("relax-vm", "onnx-qdq", "gpu-delegate")
 _PART = ".part"  # how the name of a directory ends that is being written

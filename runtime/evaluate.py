@@ -21,7 +21,7 @@ from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
-from .session import LOCAL, QEMU, Placement, default_threads, open_engine, place
+from .session import LOCAL, QEMU, Placement, default_threads, device_name, open_engine, place
 
 BATCH = 256  # images held in memory at a time
 REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
@@ -54,9 +54,7 @@ def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
 def runnable(bundle: Bundle, placement: Placement) -> list[Artefact]:
     """The artefacts that are run where the placement says: behind a shell, the native ones."""
     there = remote.connect(placement.device) is not None
-    return [
-        a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS and (a.engine == "native" or not there)
-    ]
+    return [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS and (a.engine == "native" or not there)]
 
 
 def contenders(
@@ -131,7 +129,7 @@ def evaluate(
                 scale=output.scale,
                 zero_point=output.zero_point,
                 engine=contender.engine_name,
-                device=contender.placement.device,
+                device=device_name(contender.placement, contender.engine),
                 obtained=contender.placement.obtained,
             )
         )
@@ -160,18 +158,23 @@ def time_bundle(
     timed = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
     opened = [open_engine(bundle, a.engine, dtype=a.dtype, placement=placement, threads=count) for a in timed]
     inputs: list[Array] = [
-        golden[: bundle.manifest.input.shape[0]] if a.dtype == "int8" else float_input(bundle, pixels) for a in timed
+        # Native artefacts take the int8 image, those that compute in float16 as well.
+        golden[: bundle.manifest.input.shape[0]]
+        if a.dtype == "int8" or a.engine == "native"
+        else float_input(bundle, pixels)
+        for a in timed
     ]
     try:
         samples = interleave_ms(
             list(zip(opened, inputs, strict=True)), rounds=rounds, repeats=repeats, progress=progress
         )
+        places = [device_name(placement, engine) for engine in opened]
     finally:
         for engine in opened:
             engine.close()
     return tuple(
-        Latency(a.engine, a.dtype, placement.device, placement.obtained, count, s)
-        for a, s in zip(timed, samples, strict=True)
+        Latency(a.engine, a.dtype, where, placement.obtained, count, s)
+        for a, where, s in zip(timed, places, samples, strict=True)
     )
 
 

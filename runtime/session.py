@@ -50,7 +50,9 @@ def _model_here() -> str:
 
 
 def runs_here(target: TargetSpec) -> bool:
-    """Whether this machine can execute the target's native code."""
+    """Whether this machine can execute the target's native code; that for a GPU rehearses on whatever is here."""
+    if target.engine != "cpu":
+        return True
     here = host.detect()
     return platform.machine() == target.architecture and set(target.features) <= set(here.features)
 
@@ -63,6 +65,8 @@ def place(target: TargetSpec, device: str | None) -> Placement:
     chosen = device or (LOCAL if runs_here(target) else QEMU)
     if link := remote.connect(chosen):
         return _place_there(target, link)
+    if chosen == QEMU and target.engine != "cpu":
+        raise EngineError(f"{target.name}: an emulator has no GPU; --device local rehearses")
     if chosen not in DEVICES[:2]:
         raise EngineError(f"no such device {chosen!r}; known devices: {', '.join(DEVICES)}")
     own = chosen == LOCAL and is_hardware_of(target, host.detect(), _model_here())
@@ -111,6 +115,8 @@ def open_engine(
         raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
     if link := remote.connect(placement.device):
         return _open_there(bundle, artefact, link, count)
+    if engine == "native" and target.engine != "cpu":
+        return _open_gpu(bundle, artefact, placement)
     if engine == "native":
         if placement.device == LOCAL and platform.machine() != target.architecture:
             raise EngineError(
@@ -137,6 +143,25 @@ def open_engine(
     from .engines.litert import LiteRtEngine
 
     return LiteRtEngine(file, threads=count)
+
+
+def _open_gpu(bundle: Bundle, artefact: Artefact, placement: Placement) -> Engine:
+    """On the target's own hardware its GPU and nothing else; elsewhere a rehearsal on any device of the same API."""
+    from .engines.native import LIBRARY, NativeEngine
+
+    plan = next(name for name in artefact.files if name.endswith("/plan.bin"))
+    directory = bundle.file(plan).parent
+    same = platform.machine() == bundle.manifest.target.architecture
+    library = directory / LIBRARY if same else bundle.file(f"{bundles.REHEARSAL}/{LIBRARY}")
+    return NativeEngine(directory, library=library, require_device="gpu" if placement.obtained == MEASURED else "any")
+
+
+def device_name(placement: Placement, engine: Engine) -> str:
+    """The device as a report names it: with the GPU, or what stands in for it, where there is one."""
+    from .engines.native import NativeEngine
+
+    gpu = engine.device if isinstance(engine, NativeEngine) else "cpu"
+    return placement.device if gpu == "cpu" else f"{placement.device}: {gpu}"
 
 
 def _open_there(bundle: Bundle, artefact: Artefact, link: remote.Link, threads: int) -> Engine:

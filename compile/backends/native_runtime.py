@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from ...targets.spec import TargetSpec
 PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
 # The oldest C library that zig links against on both architectures: JetPack 4 has 2.27.
 _GLIBC = "2.17"
-LIBRARY_SOURCES = ("plan.c", "session.c", "error.c", "file.c", "cache.c", "sha256.c", "pool.c", "cpu.c", "opencl.c")
+LIBRARY_SOURCES = (
+    "plan.c", "session.c", "error.c", "file.c", "cache.c", "sha256.c", "pool.c", "cpu.c", "opencl.c", "cuda.c"
+)  # fmt: skip
 _SOURCES = {PROGRAM: (*LIBRARY_SOURCES, "main.c"), LIBRARY: LIBRARY_SOURCES}
 _HEADERS = ("xceptile.h", "internal.h")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes")
@@ -43,7 +46,17 @@ def build(target: TargetSpec) -> dict[str, bytes]:
     the build that rehearses under the emulator; docs/runtime.md says how the NDK builds the one for the phone.
     Results are kept in the user's cache directory under a hash of all that goes in. Raises NativeBuildError.
     """
-    triple = f"{target.architecture}-linux-gnu.{_GLIBC}"
+    return _build(target.architecture)
+
+
+def build_rehearsal() -> dict[str, bytes]:
+    """The same for this machine: a bundle for a GPU takes it along, so that its plan can be run here on another device
+    of the same API (OpenCL on a processor, CUDA on another NVIDIA GPU). Raises NativeBuildError."""
+    return _build(platform.machine())
+
+
+def _build(architecture: str) -> dict[str, bytes]:
+    triple = f"{architecture}-linux-gnu.{_GLIBC}"
     folder = Path(native.__file__).parent
     sources = {name: (folder / name).read_bytes() for name in sorted({*_HEADERS, *_SOURCES[PROGRAM]})}
     cached = _cache_directory() / _key(triple, sources)

@@ -15,6 +15,7 @@ from .engine import Array, EngineError
 
 LIBRARY = "libxceptile.so"
 _TIME_STEPS = 2
+DEVICES = ("default", "gpu", "cpu", "any")  # xceptile.h: XCT_DEVICE_...
 
 
 class _Options(ctypes.Structure):  # xct_options
@@ -85,19 +86,27 @@ class NativeEngine:
     """A bundle's ``native`` folder on this machine, with one input and one output tensor.
 
     ``threads`` compute, the calling one included (None: one for each processor); ``time_steps`` keeps the time of every
-    step. ``library`` is the runtime where the folder holds none. Several threads may call one engine: they wait for
-    each other. Raises EngineError where the folder's code cannot run here or a file is damaged.
+    step. ``library`` is the runtime where the folder holds none. ``require_device``: one of DEVICES; by default a plan
+    for a GPU runs on a GPU or not at all, ``any`` lets one for OpenCL rehearse on a processor. Several threads may call
+    one engine: they wait for each other. Raises EngineError where the folder's code cannot run here or a file is
+    damaged.
     """
 
     name = "native"
 
     def __init__(
-        self, directory: Path, threads: int | None = None, *, time_steps: bool = False, library: Path | None = None
+        self,
+        directory: Path,
+        threads: int | None = None,
+        *,
+        time_steps: bool = False,
+        library: Path | None = None,
+        require_device: str = "default",
     ) -> None:
         self._session = ctypes.c_void_p()
         self._library = _load(library or directory / LIBRARY)
         flags = _TIME_STEPS if time_steps else 0
-        options = _Options(ctypes.sizeof(_Options), threads or 0, 0, flags, 0)
+        options = _Options(ctypes.sizeof(_Options), threads or 0, 0, flags, DEVICES.index(require_device))
         code = self._library.xct_open(bytes(directory), ctypes.byref(options), ctypes.byref(self._session))
         if code != 0:
             message = self._last_error()
@@ -127,6 +136,11 @@ class NativeEngine:
     def threads(self) -> int:
         """How many threads compute."""
         return int(self._library.xct_threads(self._session))
+
+    @property
+    def device(self) -> str:
+        """What computes: ``cpu``, or the GPU's name and the version of its driver."""
+        return str(self._library.xct_device(self._session).decode())
 
     @property
     def arena_bytes(self) -> int:
@@ -210,6 +224,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "xct_tensor": ([session, ctypes.c_uint32, ctypes.POINTER(_TensorInfo)], ctypes.c_int),
         "xct_arena_bytes": ([session], ctypes.c_uint64),
         "xct_threads": ([session], ctypes.c_uint32),
+        "xct_device": ([session], ctypes.c_char_p),
         "xct_run": ([session, ctypes.c_void_p, size, ctypes.c_void_p, size], ctypes.c_int),
         "xct_step_count": ([session], ctypes.c_uint32),
         "xct_step": ([session, ctypes.c_uint32, ctypes.POINTER(_StepInfo)], ctypes.c_int),

@@ -145,6 +145,9 @@ def _only(tensors: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.strip().splitlines()
+    own = [index for index, line in enumerate(lines) if line.startswith(f"{PROGRAM}: ")]
+    if own:  # what follows is a GPU compiler's log
+        return "native: " + "\n".join(lines[own[-1] :])
     if lines:
         return f"native: {lines[-1]}"
     if done.returncode < 0:

@@ -25,9 +25,10 @@ static const char usage[] =
     "\n"
     "  --threads N      threads that compute (default: one for each processor)\n"
     "  --cores LIST     processors to run on, such as 4-7 or 0,2,3\n"
-    "  --require-device gpu|cpu\n"
+    "  --require-device gpu|cpu|any\n"
     "                   gpu: refuse a bundle for the processor; cpu: run a bundle for OpenCL on an OpenCL device that is\n"
-    "                   a processor, to rehearse. Without it a bundle for a GPU runs on a GPU or not at all\n"
+    "                   a processor, to rehearse; any: on such a one where there is no GPU. Without it a bundle for a\n"
+    "                   GPU runs on a GPU or not at all\n"
     "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte\n"
     "  --repeat N       time N inferences and print every sample as JSON\n"
     "  --warmup N       inferences before those that are timed (default 5)\n"
@@ -103,8 +104,11 @@ static bool parse_cores(const char *text, uint64_t *mask)
 
 static bool parse_device(const char *text, uint32_t *device)
 {
-    *device = strcmp(text, "gpu") == 0 ? XCT_DEVICE_GPU : XCT_DEVICE_CPU;
-    return *device == XCT_DEVICE_GPU || strcmp(text, "cpu") == 0;
+    static const char *const names[] = {"gpu", "cpu", "any"}; /* XCT_DEVICE_GPU and what follows it */
+    for (*device = XCT_DEVICE_GPU; *device <= XCT_DEVICE_ANY; ++*device)
+        if (strcmp(text, names[*device - XCT_DEVICE_GPU]) == 0)
+            return true;
+    return false;
 }
 
 /* Returns -1 to go on, or the exit status. */

@@ -405,12 +405,18 @@ static int choose_device(struct opencl *gpu, uint32_t required, struct xct_error
 {
     uint32_t found = 0, others = 0;
     struct xct_error ignored = {0};
-    bool wants_cpu = required == XCT_DEVICE_CPU;
-    int code = choose_of_type(gpu, wants_cpu ? CL_DEVICE_TYPE_CPU : CL_DEVICE_TYPE_GPU, &found, error);
-    if (code == XCT_OK || found > 0)
-        return code;
-    if (wants_cpu)
-        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no OpenCL device here that is a processor", gpu->library_name);
+    if (required != XCT_DEVICE_CPU) {
+        int code = choose_of_type(gpu, CL_DEVICE_TYPE_GPU, &found, error);
+        if (code == XCT_OK || found > 0)
+            return code;
+    }
+    if (required == XCT_DEVICE_CPU || required == XCT_DEVICE_ANY) {
+        int code = choose_of_type(gpu, CL_DEVICE_TYPE_CPU, &found, error);
+        if (code == XCT_OK || found > 0)
+            return code;
+        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no %s here", gpu->library_name,
+                        required == XCT_DEVICE_ANY ? "device" : "OpenCL device that is a processor");
+    }
     bool has_cpu = choose_of_type(gpu, CL_DEVICE_TYPE_CPU, &others, &ignored) == XCT_OK || others > 0;
     gpu->device = NULL;
     return xct_fail(error, XCT_ERROR_DEVICE, "%s has no GPU here%s", gpu->library_name,

@@ -150,7 +150,7 @@ static int open_session(struct xct_session *session, const char *directory, cons
     char native[XCT_MAX_PATH_BYTES];
     if (directory == NULL || directory[0] == 0)
         return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "no bundle is named");
-    if (options->struct_bytes != sizeof *options || options->device > XCT_DEVICE_CPU
+    if (options->struct_bytes != sizeof *options || options->device > XCT_DEVICE_ANY
         || (options->flags & ~(uint32_t)(XCT_SKIP_HASHES | XCT_TIME_STEPS)) != 0)
         return xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_options are not those of this version (%s)", XCT_VERSION);
     int code = find_native(native, directory, &session->error);

@@ -47,7 +47,8 @@ enum {
 enum {
     XCT_DEVICE_DEFAULT = 0, /* what the bundle was compiled for: the processor, or a GPU and nothing but a GPU */
     XCT_DEVICE_GPU = 1,     /* as the default, and a bundle for the processor is refused */
-    XCT_DEVICE_CPU = 2      /* a bundle for OpenCL runs on an OpenCL device that is a processor: a rehearsal */
+    XCT_DEVICE_CPU = 2,     /* a bundle for OpenCL runs on an OpenCL device that is a processor: a rehearsal */
+    XCT_DEVICE_ANY = 3      /* as the default, and where there is no GPU as XCT_DEVICE_CPU */
 };
 
 enum {

@@ -45,7 +45,7 @@ int main(int argc, char **argv)
     options = (xct_options){.struct_bytes = sizeof options, .flags = 1u << 31};
     EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_ARGUMENT);
     xct_close(session);
-    options = (xct_options){.struct_bytes = sizeof options, .device = XCT_DEVICE_CPU + 1};
+    options = (xct_options){.struct_bytes = sizeof options, .device = XCT_DEVICE_ANY + 1};
     EXPECT(xct_open(argv[1], &options, &session) == XCT_ERROR_ARGUMENT);
     xct_close(session);
     options = (xct_options){.struct_bytes = sizeof options, .device = XCT_DEVICE_GPU};
