@@ -24,6 +24,7 @@ from .layers import LayerTime, Profile
 from .measure import Accuracy, Flip, Latency
 from .plan import Plan, unpack
 from .roofline import bars, roofline
+from .signature import SIGNATURE
 from .typed_json import decode
 
 PICTURES = 60  # flipped images shown, the clearest first
@@ -125,7 +126,7 @@ def _view(run: Run) -> dict[str, Any]:
         "run": run,
         "report": run.report,
         "manifest": run.bundle.manifest,
-        "signed": run.bundle.file(bundles.SIGNATURE).exists(),
+        "signed": run.bundle.file(SIGNATURE).exists(),
         "cards": _cards(run.report),
         "accuracies": [(a, wilson(a.int8_correct, a.labelled)) for a in run.report.accuracies],
         "latencies": [(x, _ratio(run.report, x)) for x in run.report.latencies],

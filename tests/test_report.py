@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_network
+import int8_graphs
 import numpy as np
 import pytest
 from browser import look
 from needs import requires
 from test_bundle import FILES, manifest
 
+from xceptile.compile.backends import tvm
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
 from xceptile.runtime.bundle import Bundle, write_bundle
@@ -33,6 +35,7 @@ from xceptile.runtime.report import (
     wilson,
     write_html,
 )
+from xceptile.targets import catalog
 
 CLASSES = tuple(f"class number {i} with_a_long_name<&>" for i in range(30))
 PHONE, DESK = 360, 1280
@@ -208,6 +211,18 @@ def test_no_two_residents_share_a_byte() -> None:
             together = a.first <= b.last and b.first <= a.last and a is not b
             # A step may write over what it reads last.
             assert not (together and a.overlaps(b.offset_bytes, b.size_bytes)) or a.last == b.first or b.last == a.first
+
+
+@pytest.mark.parametrize("name", ["x86-64-avx2", "raspberry-pi-5"])
+def test_residents_are_the_tensors_that_the_compiler_placed(name: str) -> None:
+    """A plan does not say which operand a step writes; the report takes it to be the last."""
+    graph = int8_graphs.random_xception(96, 0.125, 10)
+    target = catalog.get(name)
+    calls = tvm.lower(graph, target)
+    plan, _ = tvm.assemble(graph, calls, target)
+    last = len(calls) - 1
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in tvm.lifetimes(graph, calls))
+    assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
 
 
 def test_histograms_hold_every_sample() -> None:
