@@ -10,7 +10,7 @@ from ..models import graph as ir
 from ..models.preprocess import InputSpec
 from .collect import collect
 from .correct_bias import correct_bias
-from .equalize import channel_magnitudes, equalize
+from .equalize import center, channel_ranges, equalize
 from .images import Pixels
 from .quantize import quantize
 from .recipe import QuantRecipe
@@ -47,10 +47,14 @@ def calibrate(
     """
     stream = iter(images)
     held = list(islice(stream, HELD_IMAGES))
-    if recipe.equalize_groups and held:
+    if held and (recipe.center or recipe.equalize_groups):
         progress("equalize", 0.0)
-        graph = equalize(graph, channel_magnitudes(graph, held, spec))
-    elif recipe.equalize:
+        ranges = channel_ranges(graph, held, spec)
+        if recipe.center:
+            graph, ranges = center(graph, ranges)
+        if recipe.equalize_groups:
+            graph = equalize(graph, ranges)
+    if recipe.equalize and not recipe.equalize_groups:
         graph = equalize(graph)
     total = max(image_count, len(held), 1)
     table = collect(

@@ -7,9 +7,13 @@ differ by orders of magnitude. (The idea: M. Nagel et al., https://arxiv.org/abs
 
 * ``equalize(graph)`` takes the pairs that Xception is full of: a depthwise convolution and the pointwise one that alone
   reads it, with no activation between them.
-* ``equalize(graph, magnitudes)`` goes further: ReLU, max pooling and averages pass a positive factor through, and an
+* ``equalize(graph, ranges)`` goes further: ReLU, max pooling and averages pass a positive factor through, and an
   addition does if both its inputs and its output share it. So a whole residual stream, with all that writes and reads
   it, is equalized as one group.
+* ``center(graph, ranges)`` shifts instead of scaling, where nothing but unpadded convolutions read a tensor: half the
+  spread of what a depthwise convolution makes is that its channels lie to different sides of zero. Its bias takes each
+  channel's middle away, the biases of the readers give it back. (The idea: X. Wei et al., "Outlier Suppression+",
+  https://arxiv.org/abs/2304.09145, section 4.1.)
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from ..runtime import reference
 from .collect import network_input, observed_tensors
 from .images import Pixels
 
-Magnitudes = Mapping[str, NDArray[np.float64]]
+Range = tuple[NDArray[np.float64], NDArray[np.float64]]  # least and largest value of each channel, (C,) both
+Ranges = Mapping[str, Range]
 
 _Weighted = ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected
 _Transparent = ir.Relu | ir.MaxPool2d | ir.GlobalAveragePool | ir.Add
@@ -45,34 +50,62 @@ class Group:
     readers: tuple[ir.Node, ...]
 
 
-def equalize(graph: ir.Graph, magnitudes: Magnitudes | None = None) -> ir.Graph:
+def equalize(graph: ir.Graph, ranges: Ranges | None = None) -> ir.Graph:
     """The same function with its channels equalized.
 
-    Given: a float graph without batch normalization. ``magnitudes`` as ``channel_magnitudes`` measures them; without
-    them only depthwise-pointwise pairs are taken, and the sum of a filter's absolute weights, which bounds its gain,
-    stands for its channel's magnitude.
+    Given: a float graph without batch normalization. ``ranges`` as ``channel_ranges`` measures them; without them only
+    depthwise-pointwise pairs are taken, and the sum of a filter's absolute weights, which bounds its gain, stands for
+    its channel's magnitude.
     """
-    for group in equalizable_groups(graph) if magnitudes is not None else equalizable_pairs(graph):
+    for group in equalizable_groups(graph) if ranges is not None else equalizable_pairs(graph):
         # Weights as the groups before left them.
         readers = [graph.node(node.name) for node in group.readers]
-        known = _filter_sums(graph, group) if magnitudes is None else _relative_magnitudes(group, magnitudes)
+        known = _filter_sums(graph, group) if ranges is None else _relative_magnitudes(group, ranges)
         graph = rescale(graph, group, _factors(known, _column_magnitudes(graph, readers)))
     return graph
 
 
-def channel_magnitudes(graph: ir.Graph, images: Iterable[Pixels], spec: InputSpec | None = None) -> Magnitudes:
-    """Of every activation with a scale of its own: each channel's largest magnitude over all images, (C,).
+def center(graph: ir.Graph, ranges: Ranges) -> tuple[ir.Graph, Ranges]:
+    """The same function, the channels of every tensor that can be shifted centred about zero, and its ranges.
+
+    Given: as for ``equalize``. A reader must not pad: padding contributes zero, not the middle.
+    """
+    moved = dict(ranges)
+    for group in equalizable_groups(graph):
+        (low, high), producer = ranges[group.producers[0].name], graph.node(group.producers[0].name)
+        if len(group.tensors) > 1 or getattr(producer.op, "relu", False) or not all(map(_reads_plainly, group.readers)):
+            continue
+        middle = (low + high) / 2
+        graph = _with_constants(graph, producer.name, {2: _values(graph, producer, 2) - middle})
+        for name in (node.name for node in group.readers):
+            reader = graph.node(name)
+            weights = _values(graph, reader, 1)
+            given_back = weights.reshape(weights.shape[0], -1, weights.shape[-1]).sum(axis=1) @ middle
+            graph = _with_constants(graph, name, {2: _values(graph, reader, 2) + given_back})
+        moved[producer.name] = (low - middle, high - middle)
+    return graph, moved
+
+
+def _reads_plainly(node: ir.Node) -> bool:
+    """Whether a layer sees a constant added to its input as a constant at every output."""
+    return isinstance(node.op, ir.FullyConnected) or (isinstance(node.op, ir.Conv2d) and not any(node.op.padding))
+
+
+def channel_ranges(graph: ir.Graph, images: Iterable[Pixels], spec: InputSpec | None = None) -> Ranges:
+    """Of every activation with a scale of its own: each channel's least and largest value over all images.
 
     ``spec`` as for ``collect``.
     """
-    magnitudes: dict[str, NDArray[np.float64]] = {}
+    ranges: dict[str, Range] = {}
     owner = observed_tensors(graph)
     for image in images:
         for name, value in reference.iterate(graph, {graph.inputs[0].name: network_input(image, spec)}):
             if name in owner:
-                largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0).astype(np.float64)
-                magnitudes[owner[name]] = np.maximum(magnitudes.get(owner[name], 0.0), largest)
-    return magnitudes
+                pixels = value.reshape(-1, value.shape[-1])
+                low, high = pixels.min(axis=0).astype(np.float64), pixels.max(axis=0).astype(np.float64)
+                before = ranges.get(owner[name], (low, high))
+                ranges[owner[name]] = (np.minimum(before[0], low), np.maximum(before[1], high))
+    return ranges
 
 
 def equalizable_pairs(graph: ir.Graph) -> list[Group]:
@@ -115,9 +148,9 @@ def equalizable_groups(graph: ir.Graph) -> list[Group]:
     return groups
 
 
-def _relative_magnitudes(group: Group, magnitudes: Magnitudes) -> NDArray[np.float64]:
+def _relative_magnitudes(group: Group, ranges: Ranges) -> NDArray[np.float64]:
     """Per channel, the largest share that it has of any of the group's tensors, (C,) in 0..1."""
-    known = [magnitudes[name] for name in group.tensors if name in magnitudes]
+    known = [np.maximum(-low, high) for low, high in (ranges[name] for name in group.tensors if name in ranges)]
     shares = np.max([values / max(float(values.max()), 1e-30) for values in known], axis=0)
     return np.where(shares > 0, np.maximum(shares, 1 / MOST_GAIN), 0.0)
 

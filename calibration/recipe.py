@@ -66,12 +66,14 @@ class Rule:
 class QuantRecipe:
     """Rules in order, and the optional stages before and after them, in the order of ``calibrate``.
 
-    ``equalize`` takes depthwise-pointwise pairs, from the weights alone; ``equalize_groups`` takes everything that can
-    be, residual streams included, from images; ``optimize_rounding`` and ``correct_bias`` adjust the int8 graph.
+    ``center`` shifts channels to the middle of a tensor's range where that can be; ``equalize`` takes
+    depthwise-pointwise pairs, from the weights alone; ``equalize_groups`` takes everything that can be, residual
+    streams included, from images; ``optimize_rounding`` and ``correct_bias`` adjust the int8 graph.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
+    center: bool = False
     equalize: bool = True
     equalize_groups: bool = False
     optimize_rounding: bool = False

@@ -8,7 +8,8 @@ from float_graphs import FloatBuilder, drawn_images, random_xception
 
 from xceptile.calibration.collect import collect
 from xceptile.calibration.equalize import (
-    channel_magnitudes,
+    center,
+    channel_ranges,
     equalizable_groups,
     equalizable_pairs,
     equalize,
@@ -99,24 +100,53 @@ def badly_normalized(graph: ir.Graph) -> ir.Graph:
 @pytest.fixture(scope="module")
 def measured(graph):
     bad = badly_normalized(graph)
-    return bad, channel_magnitudes(bad, drawn_images(4, SIZE, 1))
+    return bad, channel_ranges(bad, drawn_images(4, SIZE, 1))
 
 
-def test_magnitudes_are_channel_maxima_over_images(measured):
-    bad, magnitudes = measured
-    seen = [
-        np.abs(dict(reference.iterate(bad, {"input": image.astype(np.float32)[None]}))["blocks.1.add"]).max(
-            axis=(0, 1, 2)
-        )
-        for image in drawn_images(4, SIZE, 1)
-    ]
-    np.testing.assert_allclose(magnitudes["blocks.1.add"], np.max(seen, axis=0), rtol=1e-5)
-    assert "blocks.1.relu0" not in magnitudes  # has its input's scale
+def test_ranges_are_channel_extremes_over_images(measured):
+    bad, ranges = measured
+    seen = np.concatenate(
+        [
+            dict(reference.iterate(bad, {"input": image.astype(np.float32)[None]}))["blocks.1.add"]
+            for image in drawn_images(4, SIZE, 1)
+        ]
+    )
+    np.testing.assert_array_equal(ranges["blocks.1.add"], (seen.min(axis=(0, 1, 2)), seen.max(axis=(0, 1, 2))))
+    assert "blocks.1.relu0" not in ranges  # has its input's scale
+
+
+def test_centring_is_an_identity_that_halves_lopsided_ranges(graph):
+    images = drawn_images(4, SIZE, 1)
+    ranges = channel_ranges(graph, images)
+    centred, moved = center(graph, ranges)
+    verify(centred)
+    for image in drawn_images(3, SIZE):
+        x = image.astype(np.float32)[None]
+        np.testing.assert_allclose(reference.run(centred, x)[0], reference.run(graph, x)[0], rtol=1e-4, atol=1e-5)
+    shifted = [name for name in ranges if not np.array_equal(ranges[name][0], moved[name][0])]
+    assert set(shifted) == {group.tensors[0] for group in equalizable_pairs(graph)}
+    seen = channel_ranges(centred, images)
+    for name in shifted:
+        np.testing.assert_allclose(seen[name][0], moved[name][0], atol=1e-3)
+        np.testing.assert_allclose(moved[name][0], -moved[name][1], atol=1e-6)
+
+
+def test_what_a_padded_convolution_reads_is_not_shifted():
+    builder = FloatBuilder(np.random.default_rng(0).normal(size=(1, 6, 6, 4)))
+    builder.conv("plain", builder.depthwise("a", "input"), 3)
+    builder.conv("padded", builder.depthwise("b", "input"), 3, kernel=3, pad=(1, 1, 1, 1))
+    graph = builder.graph("plain", "padded")
+    x = builder.values["input"].astype(np.float32)
+    values = {name: np.asarray(v) for name, v in reference.iterate(graph, {"input": x})}
+    ranges = {n: (values[n].min(axis=(0, 1, 2)), values[n].max(axis=(0, 1, 2))) for n in ("a", "b")}
+    _, moved = center(graph, ranges)
+    assert not np.array_equal(moved["a"][0], ranges["a"][0])
+    assert np.array_equal(moved["b"][0], ranges["b"][0])
 
 
 def test_whole_residual_streams_are_equalized_as_groups(measured, graph):
-    bad, magnitudes = measured
-    after = equalize(bad, magnitudes)
+    bad, ranges = measured
+    after = equalize(bad, ranges)
     verify(after)
     assert [node.op for node in after.nodes] == [node.op for node in bad.nodes]
     for image in drawn_images(3, SIZE):

@@ -12,7 +12,7 @@ from xceptile.calibration import rounding
 from xceptile.calibration.calibrate import HELD_IMAGES, calibrate
 from xceptile.calibration.collect import collect
 from xceptile.calibration.correct_bias import correct_bias
-from xceptile.calibration.equalize import channel_magnitudes, equalize
+from xceptile.calibration.equalize import channel_ranges, equalize
 from xceptile.calibration.quantize import quantize, round_weights
 from xceptile.calibration.recipe import PRESETS, QuantRecipe, Rule
 from xceptile.calibration.refine import Layer, refine
@@ -205,7 +205,7 @@ def test_the_stages_run_in_their_order(graph, images):
     seen: list[str] = []
     result = calibrate(graph, iter(images), recipe, image_count=12, progress=lambda stage, share: seen.append(stage))
     assert list(dict.fromkeys(seen)) == ["equalize", "calibrate", "quantize", "round", "correct biases"]
-    equalized = equalize(graph, channel_magnitudes(graph, images))
+    equalized = equalize(graph, channel_ranges(graph, images))
     table = collect(equalized, images, recipe)
     assert result.table == table
     expected = correct_bias(equalized, optimize_rounding(equalized, quantize(equalized, table, recipe), images), images)
