@@ -27,8 +27,9 @@ class GpuCall:
     its PrimFunc and is called once per symbol. Its parameters are the flat buffers ``operands``, in this order.
     ``output`` is the operand written (the others are only read); ``name`` is the graph node it completes; ``path`` the
     module path and ``macs`` the multiply-accumulates, for per-layer tables. ``traffic_bytes`` is what the launch moves
-    to and from global memory, counted from its tiling: every load of every work-group that local memory or registers
-    do not serve.
+    to and from global memory, counted from its tiling; each kernel says what it takes a cache to serve.
+    ``requested_bytes`` are all loads and stores of all work-groups that local memory or registers do not serve, as if
+    there were no cache (0: not counted).
     """
 
     symbol: str
@@ -42,3 +43,4 @@ class GpuCall:
     path: str = ""
     macs: int = 0
     shared_bytes: int = 0
+    requested_bytes: int = 0

@@ -52,7 +52,8 @@ class Convolution:
     """Operands: x, weights, start, [sums or nothing], ..., see ``parameters``. ``padding`` is (top, left).
 
     ``plain``: x is the network's input, NHWC int8 of at most four channels. ``residual``: a tensor is added at the
-    end. ``channels_first``: groups that share pixels run one after the other, not those that share weights.
+    end. Groups run in chunks of ``chunk`` tiles of channels: for each chunk, for each tile of pixels, its tiles of
+    channels. So a chunk's weights stay in a cache while all pixels pass.
     """
 
     element: Element
@@ -69,7 +70,7 @@ class Convolution:
     plain: bool
     residual: bool
     tile: Tile
-    channels_first: bool
+    chunk: int = 1
 
     @property
     def symbol(self) -> str:
@@ -78,7 +79,7 @@ class Convolution:
             f"conv{'_plain' if self.plain else ''}{'_add' if self.residual else ''}_{self.element.name}_n{self.batch}"
             f"_{self.height}x{self.width}x{self.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
             f"_to{self.out_height}x{self.out_width}x{self.out_channels}_{self.tile.name}"
-            f"{'_cf' if self.channels_first else ''}"
+            f"c{self.chunk}"
         )
 
     # Sizes.
@@ -163,8 +164,7 @@ class Convolution:
 
     @property
     def groups(self) -> tuple[int, int, int]:
-        tiles = (self.pixel_tiles, self.channel_tiles)
-        return (*(reversed(tiles) if self.channels_first else tiles), self.batch)  # type: ignore[return-value]  # of two
+        return self.pixel_tiles * self.chunk, -(-self.channel_tiles // self.chunk), self.batch
 
     @property
     def group_size(self) -> tuple[int, int, int]:
@@ -186,8 +186,9 @@ class Convolution:
         """Of the input that is read, one image."""
         if self.plain:
             return self.height * self.width * self.in_channels
-        pixels = self.out_pixels if self.flat else self.height * self.width
-        return self.in_blocks * pixels * VECTOR_BYTES
+        # Rows between those of a strided pointwise convolution are not touched; in a row, every cache line is.
+        rows = self.out_height if self.flat else self.height
+        return self.in_blocks * rows * self.width * VECTOR_BYTES
 
     @property
     def _weights_bytes(self) -> int:
@@ -214,19 +215,20 @@ class Convolution:
         return x + weights + self._output_bytes
 
     def traffic_bytes(self, cache_bytes: int) -> int:
-        """What passes between memory and a last-level cache of ``cache_bytes``, groups running in order.
+        """What passes between memory and a last-level cache of ``cache_bytes`` if groups run in order.
 
-        Groups that differ in the first number only run one after the other and sweep one of the two operands, while a
-        tile of the other stays. The operand swept is loaded again with each sweep, unless it fits the cache beside the
-        tile that stays; the tile is loaded once. A patch's border is shared by groups that run within a row of each
-        other and counts once.
+        A chunk's weights are loaded once where they fit the cache beside a tile of pixels, else for each tile of
+        pixels. Pixels are loaded once where all of them fit beside a chunk's weights, else for each chunk. Borders of
+        patches are shared by groups that run within a row of tiles of each other, and count once.
         """
         x, w = self._image_bytes, self._weights_bytes + self._constants_bytes
-        swept, kept, sweeps = (w, x, self.pixel_tiles) if self.channels_first else (x, w, self.channel_tiles)
-        again = swept + kept // max(1, sweeps) > cache_bytes
-        image = kept + swept * (sweeps if again else 1)
-        weights_again = (self.batch - 1) * (0 if x + w <= cache_bytes else w)
-        return self.batch * (image - w) + w + weights_again + self._output_bytes
+        chunks = self.groups[1]
+        chunk_bytes, tile_bytes = w * self.chunk // self.channel_tiles, x // self.pixel_tiles
+        weights = w * (1 if chunk_bytes + tile_bytes <= cache_bytes else self.pixel_tiles)
+        if weights + x > cache_bytes:
+            weights *= self.batch
+        pixels = x * (1 if x + chunk_bytes <= cache_bytes else chunks)
+        return self.batch * pixels + weights + self._output_bytes
 
     # Code.
 
@@ -262,11 +264,13 @@ class _Emitter:
         self.c, self.e, self.tile = shape, shape.element, shape.tile
         self.across, self.down, _ = grid.item
         self.item = g.bind(self.down * self.tile.across + self.across)
-        pixels, channels = (1, 0) if shape.channels_first else (0, 1)
-        self.pixel_tile, self.channel_tile, self.image = grid.group[pixels], grid.group[channels], grid.group[2]
+        x, y, self.image = grid.group
+        self.pixel_tile = g.bind(T.truncdiv(x, shape.chunk))
+        self.channel_tile = g.bind(y * shape.chunk + T.truncmod(x, shape.chunk))
         self.x, self.weights, self.bias = operands[:3]
         rest = list(operands[3:])
-        self.weight_sums, self.multipliers = (rest.pop(0), rest.pop(0)) if self.e.integer else (None, None)
+        self.weight_sums: Buffer | None = rest.pop(0) if self.e.integer else None
+        self.multipliers: Buffer | None = rest.pop(0) if self.e.integer else None
         self.constants = rest.pop(0)
         self.residual = rest.pop(0) if shape.residual else None
         (self.y,) = rest
@@ -401,7 +405,7 @@ class _Emitter:
                 index = r * e.quads + q
                 if c.plain:
                     for x, w in zip(pixels[r], weights, strict=True):
-                        g.store(sums, index, e.sums("dot4", e.quad_type, x, w, sums[index]))
+                        g.store(sums, index, e.sums("dot4x4", e.quad_type, x, w, sums[index]))
                 else:
                     g.store(sums, index, e.sums("dot16", e.quad_type, *pixels[r], *weights, sums[index]))
 

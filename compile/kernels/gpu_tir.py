@@ -1,4 +1,4 @@
-"""What every GPU kernel is written with: a PrimFunc over flat buffers and a grid, and calls of the preamble's functions.
+"""What the GPU kernels are written with: a PrimFunc over flat buffers and a grid, and calls of a preamble's functions.
 
 Activations and packed weights are buffers of 16-byte vectors, ``int32x4``: sixteen int8 or eight float16. Whatever
 looks inside such a vector is a function ``xct_*`` that the engine's preamble defines (``opencl_preamble.cl``), so the
@@ -113,7 +113,8 @@ def kernel(
             T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
             buffers = [T.arg(f"p{i:02d}", T.buffer((p.count,), p.dtype)) for i, p in enumerate(parameters)]
             with ExitStack() as stack:
-                group = [stack.enter_context(T.launch_thread(f"blockIdx.{a}", n)) for a, n in zip("xyz", groups)]
-                item = [stack.enter_context(T.launch_thread(f"threadIdx.{a}", n)) for a, n in zip("xyz", group_size)]
-                body(Grid((group[0], group[1], group[2]), (item[0], item[1], item[2])), *buffers)
+                names = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
+                sizes = (*groups, *group_size)
+                at = [stack.enter_context(T.launch_thread(n, size)) for n, size in zip(names, sizes, strict=True)]
+                body(Grid((at[0], at[1], at[2]), (at[3], at[4], at[5])), *buffers)
     return builder.get()

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and max pooling on a GPU: a work-group brings a tile of one block of channels, with its border,
+"""Depthwise convolutions and max pooling on a GPU: a work-group brings a tile of one block of channels, border and all,
 into local memory; a work-item computes one word of it (four int8 channels or two float16) at a time."""
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Window:
         """x, [weights, biases: depthwise], [multipliers, parameters: int8; parameters: float16 depthwise], y."""
         e, taps = self.element, self.kernel[0] * self.kernel[1]
         x = Parameter(VECTOR, e.count(self.batch, self.height * self.width, self.channels))
-        y = Parameter(VECTOR, e.count(self.batch, self.out_height * self.out_width, self.channels))
+        y = Parameter("int32", e.count(self.batch, self.out_height * self.out_width, self.channels) * WORDS)
         if not self.depthwise:
             return [x, y]
         constants = [Parameter("int32", self.blocks * taps * WORDS), Parameter(e.word_type, self.blocks * WORDS)]

@@ -1,0 +1,74 @@
+"""The OpenCL backend: a graph -> TIR kernels -> OpenCL C, a plan and packed weights."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import tvm
+
+from ...models import graph as ir
+from ...runtime.plan import pack
+from ...targets.spec import TargetSpec
+from ..kernels import opencl
+from ..kernels.gpu_call import GpuCall
+from .gpu_plan import assemble
+
+PREAMBLE = Path(opencl.__file__).with_name("opencl_preamble.cl")
+
+
+def with_pixels(graph: ir.Graph, quant: ir.PerTensor) -> ir.Graph:
+    """Given: a float graph of one input. Result: the same function of int8 values that mean what ``quant`` says.
+
+    The input keeps its name; a ``Dequantize`` behind it makes the real numbers. For a network that takes pixels,
+    ``quant`` is scale 1 and zero point -128, as its int8 graph's input has it.
+    """
+    (source,) = graph.inputs
+    real = f"{source.name}:real"
+    pixels = replace(source, type=ir.TensorType(source.type.shape, "int8", quant))
+    nodes = [pixels, ir.Node(real, ir.Dequantize(), (source.name,), source.type, source.path)]
+    for node in graph.nodes:
+        if node.name != source.name:
+            inputs = tuple(real if name == source.name else name for name in node.inputs)
+            nodes.append(replace(node, inputs=inputs))
+    return graph.with_nodes(tuple(nodes))
+
+
+def generate(calls: Sequence[GpuCall]) -> str:
+    """OpenCL C of every distinct kernel, behind the preamble. A kernel's name is its symbol."""
+    functions = {symbol: build() for symbol, build in {call.symbol: call.build for call in calls}.items()}
+    # The host's code is not used; the kernels do not depend on which Mali or Adreno it is.
+    target = tvm.target.Target({"kind": "opencl"}, host={"kind": "llvm"})
+    executable = tvm.compile(tvm.IRModule(functions), target=target, tir_pipeline="tirx")
+    (module,) = executable.mod.imports
+    source = module.inspect_source()
+    source = re.sub(r"^__kernel void (\w+)_kernel\([^;{]*\);\n", "", source, flags=re.MULTILINE)
+    source = re.sub(r"^(__kernel void \w+)_kernel\(", r"\1(", source, flags=re.MULTILINE)
+    source = re.sub(r"^// Function: .*\n", "", source, flags=re.MULTILINE)
+    for call in calls:
+        _check_parameters(source, call)
+    return PREAMBLE.read_text(encoding="utf-8") + "\n" + source
+
+
+def _check_parameters(source: str, call: GpuCall) -> None:
+    """Raises RuntimeError where the generated kernel does not take the call's operands in order: the code generator
+    sorts parameters by name and drops those that nothing reads."""
+    found = re.search(rf"^__kernel void {call.symbol}\((.*)\) {{$", source, flags=re.MULTILINE)
+    names = re.findall(r"\bp(\d\d)_ptr\b", found.group(1)) if found else []
+    if names != [f"{i:02d}" for i in range(len(call.operands))]:
+        raise RuntimeError(f"{call.symbol}: the code generator made the parameters {names}")
+
+
+def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
+    """The files of a bundle's native folder: plan.bin, weights.bin, kernels.cl.
+
+    ``graph`` is int8, or a float one behind ``with_pixels`` for the float16 build. Raises what ``opencl.lower`` does.
+    """
+    calls = opencl.lower(graph, target)
+    plan, weights = assemble(graph, calls, "opencl")
+    kernels = generate(calls).encode()
+    digests = (hashlib.sha256(data).hexdigest() for data in (weights, kernels))
+    return {"plan.bin": pack(plan, *digests), "weights.bin": weights, "kernels.cl": kernels}
