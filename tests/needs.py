@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,9 @@ def requires_module(module: str, *, package: str) -> pytest.MarkDecorator:
 def requires_hardware(present: bool, what: str) -> pytest.MarkDecorator:
     """The test runs only where this machine has ``what``: a processor feature, a GPU, an older Python."""
     return pytest.mark.skipif(not present, reason=f"{HARDWARE} {what}")
+
+
+def requires_pocl() -> pytest.MarkDecorator:
+    """The test runs OpenCL on the processor."""
+    present = Path("/etc/OpenCL/vendors/pocl.icd").exists()
+    return pytest.mark.skipif(not present, reason="needs PoCL (apt install pocl-opencl-icd ocl-icd-libopencl1)")

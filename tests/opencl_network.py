@@ -12,7 +12,7 @@ from fake_network import CLASSES, COUNT, SHAPE, WEIGHTS, expected, images
 
 from xceptile.runtime.plan import Argument, Launch, Plan, PlanTensor, Step, pack
 
-KERNELS = """
+KERNELS = b"""
 #ifndef XCT_DOT
 #error "the runtime names the dot product"
 #endif
@@ -40,7 +40,7 @@ __kernel void fold(__global const char *x, __global char *logits)
     if (item == 0)
         logits[get_group_id(0)] = (char)sums[0];
 }
-""".encode()
+"""
 
 
 def plan() -> Plan:

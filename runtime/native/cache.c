@@ -52,11 +52,13 @@ static bool beside_bundle(char folder[XCT_MAX_PATH_BYTES], const char *directory
  * where that cannot be had $XDG_CACHE_HOME/xceptile or ~/.cache/xceptile. Returns how many there are. */
 static int find_folders(char folders[2][XCT_MAX_PATH_BYTES], const char *directory)
 {
-    struct xct_error ignored;
     const char *chosen = getenv("XCEPTILE_CACHE"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (chosen != NULL && chosen[0] != 0)
-        return xct_path_join(folders[0], chosen, ".", &ignored) == XCT_OK ? 1 : 0;
-    int count = beside_bundle(folders[0], directory) ? 1 : 0, length = -1;
+    int count = 0, length = -1;
+    if (chosen != NULL && chosen[0] != 0) {
+        length = snprintf(folders[0], XCT_MAX_PATH_BYTES, "%s", chosen);
+        return length > 0 && length < XCT_MAX_PATH_BYTES ? 1 : 0;
+    }
+    count = beside_bundle(folders[0], directory) ? 1 : 0;
     if (cache != NULL && cache[0] == '/')
         length = snprintf(folders[count], XCT_MAX_PATH_BYTES, "%s/xceptile", cache);
     else if (home != NULL && home[0] == '/')

@@ -259,31 +259,42 @@ static int open_library(struct opencl *gpu, struct xct_error *error)
 
 /* ---- the device ---- */
 
-/* A text that the device has of itself, from malloc; NULL if it cannot be had. */
-static char *device_text(const struct opencl *gpu, cl_device device, cl_uint what)
+/* A text that the device has of itself, from malloc; of: "its ...". */
+static int device_text(const struct opencl *gpu, cl_device device, cl_uint what, const char *of, char **text,
+                       struct xct_error *error)
 {
+    char action[64];
     size_t size = 0;
-    if (gpu->cl.clGetDeviceInfo(device, what, 0, NULL, &size) != CL_SUCCESS || size > MAX_TEXT_BYTES)
-        return NULL;
-    char *text = calloc(size + 1, 1);
-    if (text != NULL && size > 0 && gpu->cl.clGetDeviceInfo(device, what, size, text, NULL) != CL_SUCCESS) {
-        free(text);
-        return NULL;
-    }
-    return text;
+    *text = NULL;
+    snprintf(action, sizeof action, "learn %s", of);
+    cl_int status = gpu->cl.clGetDeviceInfo(device, what, 0, NULL, &size);
+    if (status != CL_SUCCESS || size > MAX_TEXT_BYTES)
+        return failed(gpu, status, action, error);
+    char *got = calloc(size + 1, 1);
+    if (got == NULL)
+        return xct_fail(error, XCT_ERROR_MEMORY, "no memory for what a device tells of itself");
+    status = size > 0 ? gpu->cl.clGetDeviceInfo(device, what, size, got, NULL) : CL_SUCCESS;
+    if (status == CL_SUCCESS)
+        *text = got;
+    else
+        free(got);
+    return status == CL_SUCCESS ? XCT_OK : failed(gpu, status, action, error);
 }
 
-/* A number, of 4 or 8 bytes as cl.h has it; 0 if it cannot be had. */
-static uint64_t device_number(const struct opencl *gpu, cl_device device, cl_uint what)
+/* A number, of 4 or 8 bytes as cl.h has it. */
+static int device_number(const struct opencl *gpu, cl_device device, cl_uint what, const char *of, uint64_t *number,
+                         struct xct_error *error)
 {
     union {
         uint32_t word;
         uint64_t number;
     } value = {.number = 0};
+    char action[64];
     size_t size = 0;
-    if (gpu->cl.clGetDeviceInfo(device, what, sizeof value, &value, &size) != CL_SUCCESS)
-        return 0;
-    return size == sizeof value.word ? value.word : size == sizeof value.number ? value.number : 0;
+    snprintf(action, sizeof action, "learn %s", of);
+    cl_int status = gpu->cl.clGetDeviceInfo(device, what, sizeof value, &value, &size);
+    *number = size == sizeof value.word ? value.word : value.number;
+    return status == CL_SUCCESS ? XCT_OK : failed(gpu, status, action, error);
 }
 
 static bool has_word(const char *words, const char *word)
@@ -298,12 +309,14 @@ static bool has_word(const char *words, const char *word)
 /* Sets the device's name, "NAME (PLATFORM), DRIVER". */
 static int name_device(struct opencl *gpu, cl_platform platform, cl_device device, struct xct_error *error)
 {
-    char place[64] = {0};
-    if (gpu->cl.clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL) != CL_SUCCESS)
-        snprintf(place, sizeof place, "unknown platform");
-    char *name = device_text(gpu, device, CL_DEVICE_NAME), *driver = device_text(gpu, device, CL_DRIVER_VERSION);
-    int code = name != NULL && driver != NULL ? XCT_OK : xct_fail(error, XCT_ERROR_DEVICE, "an OpenCL device of %s does "
-                                                                  "not tell its name", gpu->library_name);
+    char place[64] = {0}, *name = NULL, *driver = NULL;
+    cl_int status = gpu->cl.clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL);
+    gpu->name[0] = 0;
+    if (status != CL_SUCCESS)
+        return failed(gpu, status, "learn the platform's name", error);
+    int code = device_text(gpu, device, CL_DEVICE_NAME, "a device's name", &name, error);
+    if (code == XCT_OK)
+        code = device_text(gpu, device, CL_DRIVER_VERSION, "a driver's version", &driver, error);
     if (code == XCT_OK)
         snprintf(gpu->name, sizeof gpu->name, "%.120s (%s), %.60s", name, place, driver);
     free(name);
@@ -330,35 +343,74 @@ static int check_features(const struct opencl *gpu, const char *extensions, stru
     return XCT_OK;
 }
 
+static int check_version(const struct opencl *gpu, cl_device device, struct xct_error *error)
+{
+    char *version = NULL;
+    int major = 0, minor = 0;
+    int code = device_text(gpu, device, CL_DEVICE_VERSION, "its version", &version, error);
+    if (code != XCT_OK)
+        return code;
+    bool known = sscanf(version, "OpenCL %d.%d", &major, &minor) == 2;
+    free(version);
+    return known && (major > 1 || (major == 1 && minor >= 2)) ? XCT_OK : refuse(gpu, error, "its OpenCL is older than 1.2");
+}
+
 /* The contract's requantization is one single-precision multiplication, correctly rounded (to nearest, ties to even):
  * every device of the full profile has it; one of the embedded profile may have rounding to zero only. */
-static int check_device(const struct opencl *gpu, cl_device device, struct xct_error *error)
+static int check_abilities(const struct opencl *gpu, cl_device device, struct xct_error *error)
 {
-    char *version = device_text(gpu, device, CL_DEVICE_VERSION);
-    int major = 0, minor = 0;
-    bool known = version != NULL && sscanf(version, "OpenCL %d.%d", &major, &minor) == 2;
-    free(version);
-    if (!known || major < 1 || (major == 1 && minor < 2))
-        return refuse(gpu, error, "its OpenCL is older than 1.2");
-    if (device_number(gpu, device, CL_DEVICE_AVAILABLE) == 0)
-        return refuse(gpu, error, "it is not available");
-    if (device_number(gpu, device, CL_DEVICE_COMPILER_AVAILABLE) == 0)
-        return refuse(gpu, error, "its driver has no compiler");
-    if (device_number(gpu, device, CL_DEVICE_ENDIAN_LITTLE) == 0)
-        return refuse(gpu, error, "it is big endian");
-    if ((device_number(gpu, device, CL_DEVICE_SINGLE_FP_CONFIG) & CL_FP_ROUND_TO_NEAREST) == 0)
-        return refuse(gpu, error, "it does not round float32 to nearest, and its results would not be the contract's");
-    if (device_number(gpu, device, CL_DEVICE_MEM_BASE_ADDR_ALIGN) > 8 * XCT_GPU_ALIGNMENT)
-        return refuse(gpu, error, "its buffers must begin at larger multiples than the plan's 512 bytes");
+    static const struct {
+        cl_uint what;
+        uint64_t bits; /* of which one must be set */
+        const char *of, *why_not;
+    } needs[] = {
+        {CL_DEVICE_AVAILABLE, UINT64_MAX, "its availability", "it is not available"},
+        {CL_DEVICE_COMPILER_AVAILABLE, UINT64_MAX, "whether it has a compiler", "its driver has no compiler"},
+        {CL_DEVICE_ENDIAN_LITTLE, UINT64_MAX, "its byte order", "it is big endian"},
+        {CL_DEVICE_SINGLE_FP_CONFIG, CL_FP_ROUND_TO_NEAREST, "its float32",
+         "it does not round float32 to nearest, so its results would not be the contract's"},
+    };
+    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
+        uint64_t value = 0;
+        int code = device_number(gpu, device, needs[i].what, needs[i].of, &value, error);
+        if (code != XCT_OK)
+            return code;
+        if ((value & needs[i].bits) == 0)
+            return refuse(gpu, error, needs[i].why_not);
+    }
+    return XCT_OK;
+}
+
+static int check_buffers(const struct opencl *gpu, cl_device device, struct xct_error *error)
+{
     const struct xct_plan_header *header = gpu->plan->header;
-    uint64_t largest = device_number(gpu, device, CL_DEVICE_MAX_MEM_ALLOC_SIZE);
+    uint64_t alignment_bits = 0, largest = 0;
+    int code = device_number(gpu, device, CL_DEVICE_MEM_BASE_ADDR_ALIGN, "its alignment", &alignment_bits, error);
+    if (code == XCT_OK)
+        code = device_number(gpu, device, CL_DEVICE_MAX_MEM_ALLOC_SIZE, "its largest buffer", &largest, error);
+    if (code != XCT_OK)
+        return code;
+    if (alignment_bits > 8 * XCT_GPU_ALIGNMENT)
+        return refuse(gpu, error, "its buffers must begin at larger multiples than the plan's 512 bytes");
     if (header->arena_bytes > largest || header->weights_bytes > largest)
         return xct_fail(error, XCT_ERROR_MEMORY, "%s has buffers of at most %llu bytes, the network needs %llu and %llu",
                         gpu->name, (unsigned long long)largest, (unsigned long long)header->arena_bytes,
                         (unsigned long long)header->weights_bytes);
-    char *extensions = device_text(gpu, device, CL_DEVICE_EXTENSIONS);
-    int code = extensions != NULL ? check_features(gpu, extensions, error) : refuse(gpu, error, "it does not tell its "
-                                                                                    "extensions");
+    return XCT_OK;
+}
+
+static int check_device(const struct opencl *gpu, cl_device device, struct xct_error *error)
+{
+    char *extensions = NULL;
+    int code = check_version(gpu, device, error);
+    if (code == XCT_OK)
+        code = check_abilities(gpu, device, error);
+    if (code == XCT_OK)
+        code = check_buffers(gpu, device, error);
+    if (code == XCT_OK)
+        code = device_text(gpu, device, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
+    if (code == XCT_OK)
+        code = check_features(gpu, extensions, error);
     free(extensions);
     return code;
 }
@@ -429,9 +481,10 @@ static int choose_device(struct opencl *gpu, uint32_t required, struct xct_error
  * Arm's, 3 Qualcomm's extension, 0 plain code. All give the same. */
 static int set_options(struct opencl *gpu, struct xct_error *error)
 {
-    char *extensions = device_text(gpu, gpu->device, CL_DEVICE_EXTENSIONS);
-    if (extensions == NULL)
-        return refuse(gpu, error, "it does not tell its extensions");
+    char *extensions = NULL;
+    int code = device_text(gpu, gpu->device, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
+    if (code != XCT_OK)
+        return code;
     int dot = has_word(extensions, "cl_khr_integer_dot_product") ? 1
               : has_word(extensions, "cl_arm_integer_dot_product_accumulate_int8") ? 2
               : has_word(extensions, "cl_qcom_dot_product8") ? 3 : 0;
@@ -450,9 +503,10 @@ static int cache_key(const struct opencl *gpu, const struct xct_file *source, ui
     xct_sha256_add(&hash, XCT_VERSION, sizeof XCT_VERSION);
     xct_sha256_add(&hash, gpu->options, strlen(gpu->options) + 1);
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        char *text = device_text(gpu, gpu->device, texts[i]);
-        if (text == NULL)
-            return refuse(gpu, error, "it does not tell its driver's version");
+        char *text = NULL;
+        int code = device_text(gpu, gpu->device, texts[i], "its driver's version", &text, error);
+        if (code != XCT_OK)
+            return code;
         xct_sha256_add(&hash, text, strlen(text) + 1);
         free(text);
     }
@@ -544,7 +598,7 @@ static int check_kernel(const struct opencl *gpu, uint32_t index, const char *na
     cl_kernel kernel = gpu->kernels[index];
     cl_uint parameters = 0;
     size_t group_size = 0;
-    cl_ulong local_bytes = 0;
+    uint64_t local_bytes = 0, room = 0;
     cl_int status = gpu->cl.clGetKernelInfo(kernel, CL_KERNEL_NUM_ARGS, sizeof parameters, &parameters, NULL);
     if (status == CL_SUCCESS)
         status = gpu->cl.clGetKernelWorkGroupInfo(kernel, gpu->device, CL_KERNEL_WORK_GROUP_SIZE, sizeof group_size,
@@ -561,7 +615,9 @@ static int check_kernel(const struct opencl *gpu, uint32_t index, const char *na
         return xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s runs the kernel %s in groups of %zu at most, the plan wants "
                         "%llu: compile the bundle for this device's target", gpu->name, name, group_size,
                         (unsigned long long)group_size_of(&gpu->plan->launches[index]));
-    uint64_t room = device_number(gpu, gpu->device, CL_DEVICE_LOCAL_MEM_SIZE);
+    int code = device_number(gpu, gpu->device, CL_DEVICE_LOCAL_MEM_SIZE, "its local memory", &room, error);
+    if (code != XCT_OK)
+        return code;
     if (local_bytes > room)
         return xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s has %llu bytes of local memory, the kernel %s needs %llu: "
                         "compile the bundle for this device's target", gpu->name, (unsigned long long)room, name,
@@ -656,8 +712,11 @@ static int place_buffers(struct opencl *gpu, const uint8_t *weights, struct xct_
     const struct xct_plan_header *header = gpu->plan->header;
     cl_int status = CL_SUCCESS;
     /* Where the device shares the processor's memory, a mapping then copies nothing. */
-    bool unified = device_number(gpu, gpu->device, CL_DEVICE_HOST_UNIFIED_MEMORY) != 0;
-    gpu->arena = gpu->cl.clCreateBuffer(gpu->context, CL_MEM_READ_WRITE | (unified ? CL_MEM_ALLOC_HOST_PTR : 0),
+    uint64_t unified = 0;
+    int code = device_number(gpu, gpu->device, CL_DEVICE_HOST_UNIFIED_MEMORY, "whether it shares memory", &unified, error);
+    if (code != XCT_OK)
+        return code;
+    gpu->arena = gpu->cl.clCreateBuffer(gpu->context, CL_MEM_READ_WRITE | (unified != 0 ? CL_MEM_ALLOC_HOST_PTR : 0),
                                         header->arena_bytes, NULL, &status);
     if (gpu->arena == NULL)
         return failed(gpu, status, "allocate the arena", error);
