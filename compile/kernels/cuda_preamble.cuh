@@ -142,6 +142,8 @@ XCT float xct_load_float(const void* p) { return *(const float*)p; }
 
 XCT void xct_store4(void* p, int value) { *(int*)p = value; }
 
+XCT void xct_store_float(void* p, float value) { *(float*)p = value; }
+
 XCT void xct_load16(int* d, const void* p) {
     const int4 v = *(const int4*)p;
     d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
