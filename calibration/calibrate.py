@@ -9,12 +9,13 @@ from itertools import chain, islice
 from ..models import graph as ir
 from ..models.preprocess import InputSpec
 from .collect import collect
-from .correct_bias import correct_bias
+from .correct_bias import shift_bias
 from .equalize import center, channel_ranges, equalize
 from .images import Pixels
 from .quantize import quantize
 from .recipe import QuantRecipe
-from .rounding import optimize_rounding
+from .refine import refine
+from .rounding import round_layer
 from .table import CalibrationTable
 
 HELD_IMAGES = 64  # the first ones, kept in memory for the stages that look at images more than once
@@ -62,8 +63,9 @@ def calibrate(
     )
     progress("quantize", 0.0)
     int8_graph = quantize(graph, table, recipe)
-    if recipe.optimize_rounding:
-        int8_graph = optimize_rounding(graph, int8_graph, held, spec, lambda share: progress("round", share))
-    if recipe.correct_bias:
-        int8_graph = correct_bias(graph, int8_graph, held, spec, lambda share: progress("correct biases", share))
+    steps = [
+        step for step, wanted in ((round_layer, recipe.optimize_rounding), (shift_bias, recipe.correct_bias)) if wanted
+    ]
+    if steps:
+        int8_graph = refine(graph, int8_graph, held, steps, spec, lambda share: progress("refine", share))
     return Calibrated(graph, int8_graph, table)

@@ -6,32 +6,18 @@ https://arxiv.org/abs/1906.04721, appendix D: on calibration images, layer by la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..models import graph as ir
-from ..models.preprocess import InputSpec
-from .images import Pixels
-from .refine import Array, Layer, as_matrix, real_weights, refine, rounded_bias, taps
+from .refine import Array, Layer, as_matrix, real_weights, rounded_bias, taps
 
 
-def correct_bias(
-    graph: ir.Graph,
-    int8_graph: ir.Graph,
-    images: Sequence[Pixels],
-    spec: InputSpec | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> ir.Graph:
-    """The int8 graph with biases such that every channel's mean before the activation equals the float network's.
-
-    ``graph`` is the float graph that ``int8_graph`` was quantized from; ``images`` are a few tens; ``spec`` as for
-    ``collect``.
+def shift_bias(layer: Layer) -> tuple[ir.Constant, ir.Constant]:
+    """The layer's int8 weights as they are, and the bias with which every channel's mean before the activation equals
+    the float network's: a step of ``refine``.
     """
-    return refine(graph, int8_graph, images, _shift_bias, spec, progress)
-
-
-def _shift_bias(layer: Layer) -> tuple[ir.Constant, ir.Constant]:
     count = range(len(layer.inputs))
     expected = mean_output(layer, layer.weights, [layer.inputs[i] for i in count])
     seen = mean_output(layer, real_weights(layer.int8_weights), [layer.real_inputs(i) for i in count])

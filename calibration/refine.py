@@ -8,7 +8,7 @@ a later layer reads them: give few images (some tens).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,12 @@ def refine(
     graph: ir.Graph,
     int8_graph: ir.Graph,
     images: Sequence[Pixels],
-    adjust: Adjust,
+    steps: Sequence[Adjust],
     spec: InputSpec | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> ir.Graph:
-    """The int8 graph with every int8 layer's weights and bias as ``adjust`` makes them, first to last.
+    """The int8 graph with every int8 layer's weights and bias as the ``steps`` make them one after the other, in one
+    walk from the first layer to the last.
 
     Given: ``int8_graph`` from ``quantize(graph, ...)``; ``spec`` as for ``collect``. ``progress`` is told the share
     of layers done. An adjustment that would break the accumulator's bound is not taken.
@@ -68,7 +69,7 @@ def refine(
         walk.visit_float(node)
         layer = walk.layer(node)
         if layer is not None:
-            walk.replace_constants(layer, *adjust(layer))
+            walk.adjust(layer, steps)
         walk.visit_int8(node, index)
         if progress is not None:
             progress((index + 1) / len(int8_graph.nodes))
@@ -111,10 +112,13 @@ class _Walk:
             self.ints[node.inputs[0]],
         )
 
-    def replace_constants(self, layer: Layer, weights: ir.Constant, bias: ir.Constant) -> None:
-        axis = WEIGHT_AXIS[type(layer.node.op)]
-        if accumulator_bound(weights, bias, axis).max() < ACCUMULATOR_LIMIT:
-            self.constants |= {layer.node.inputs[1]: weights, layer.node.inputs[2]: bias}
+    def adjust(self, layer: Layer, steps: Sequence[Adjust]) -> None:
+        """Takes each step's weights and bias, unless they break the accumulator's bound."""
+        for step in steps:
+            weights, bias = step(layer)
+            if accumulator_bound(weights, bias, WEIGHT_AXIS[type(layer.node.op)]).max() < ACCUMULATOR_LIMIT:
+                self.constants |= {layer.node.inputs[1]: weights, layer.node.inputs[2]: bias}
+                layer = replace(layer, int8_weights=weights, int8_bias=bias)
 
     def visit_int8(self, node: ir.Node, index: int) -> None:
         """Runs the int8 network's node and frees what neither network reads any more."""

@@ -11,37 +11,23 @@ noise, which does not repeat on other images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from ..models import graph as ir
-from ..models.preprocess import InputSpec
 from ..runtime.arithmetic import WEIGHT_MAX
-from .images import Pixels
-from .refine import Array, Layer, as_matrix, refine, rounded_bias, taps
+from .refine import Array, Layer, as_matrix, rounded_bias, taps
 
 DAMPING = 0.01  # of the mean second moment, added to all: GPTQ's "percdamp"
 SWEEPS = 3
 
 
-def optimize_rounding(
-    graph: ir.Graph,
-    int8_graph: ir.Graph,
-    images: Sequence[Pixels],
-    spec: InputSpec | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> ir.Graph:
-    """The int8 graph with weights rounded, and biases set, for least error on ``images`` (some tens).
+def round_layer(layer: Layer) -> tuple[ir.Constant, ir.Constant]:
+    """The layer's weights rounded, and its bias set, for least error on the images: a step of ``refine``.
 
-    ``graph`` is the float graph that ``int8_graph`` was quantized from; ``spec`` as for ``collect``. Scales stay.
+    Scales stay.
     """
-    return refine(graph, int8_graph, images, _round_layer, spec, progress)
-
-
-def _round_layer(layer: Layer) -> tuple[ir.Constant, ir.Constant]:
-    """Weights as rows: (groups, rows, columns), one group for a dense layer, one per channel for a depthwise one."""
     op = layer.node.op
+    # Weights as rows: (groups, rows, columns), one group for a dense layer, one per channel for a depthwise one.
     depthwise = isinstance(op, ir.DepthwiseConv2d)
     matrix = as_matrix(op, layer.weights).astype(np.float64)
     rows = matrix[:, None, :] if depthwise else matrix.reshape(1, matrix.shape[0], -1)

@@ -11,12 +11,12 @@ from float_graphs import FloatBuilder, drawn_images, random_xception
 from xceptile.calibration import rounding
 from xceptile.calibration.calibrate import HELD_IMAGES, calibrate
 from xceptile.calibration.collect import collect
-from xceptile.calibration.correct_bias import correct_bias
-from xceptile.calibration.equalize import channel_ranges, equalize
+from xceptile.calibration.correct_bias import shift_bias
+from xceptile.calibration.equalize import center, channel_ranges, equalize
 from xceptile.calibration.quantize import quantize, round_weights
 from xceptile.calibration.recipe import PRESETS, QuantRecipe, Rule
 from xceptile.calibration.refine import Layer, refine
-from xceptile.calibration.rounding import optimize_rounding
+from xceptile.calibration.rounding import round_layer
 from xceptile.calibration.table import CalibrationError
 from xceptile.compile.passes.fold_input import fold_input
 from xceptile.compile.passes.pipeline import FLOAT_PASSES, run_passes
@@ -43,6 +43,14 @@ def images():
 @pytest.fixture(scope="module")
 def int8(graph, images):
     return quantize(graph, collect(graph, images, RECIPE), RECIPE)
+
+
+def correct_bias(graph: ir.Graph, int8: ir.Graph, images: list[np.ndarray], spec: InputSpec | None = None) -> ir.Graph:
+    return refine(graph, int8, images, [shift_bias], spec)
+
+
+def optimize_rounding(graph: ir.Graph, int8: ir.Graph, images: list[np.ndarray]) -> ir.Graph:
+    return refine(graph, int8, images, [round_layer])
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
@@ -134,9 +142,9 @@ def test_rounding_lowers_the_layer_s_output_error_on_unseen_images(graph, int8, 
     assert np.abs(start.constants[start.node(layer).inputs[1]].data).max() <= 8
 
     def round_it(each: Layer) -> tuple[ir.Constant, ir.Constant]:
-        return rounding._round_layer(each) if each.node.name == layer else (each.int8_weights, each.int8_bias)
+        return round_layer(each) if each.node.name == layer else (each.int8_weights, each.int8_bias)
 
-    refined = refine(graph, start, images, round_it)
+    refined = refine(graph, start, images, [round_it])
     unseen = drawn_images(4, SIZE, 3)
     nearest, optimized = (output_error(graph, g, layer, unseen) for g in (start, refined))
     assert optimized < 0.9 * nearest
@@ -166,7 +174,7 @@ def test_an_adjustment_that_breaks_the_accumulator_is_not_taken(graph, int8, ima
     def overflow(layer: Layer) -> tuple[ir.Constant, ir.Constant]:
         return layer.int8_weights, ir.Constant(layer.int8_bias.type, np.full_like(layer.int8_bias.data, 2**31 - 1))
 
-    refined = refine(graph, int8, images[:1], overflow)
+    refined = refine(graph, int8, images[:1], [overflow])
     assert all(np.array_equal(refined.constants[n].data, c.data) for n, c in int8.constants.items())
 
 
@@ -201,14 +209,14 @@ def test_a_network_with_normalised_input_is_refined_through_its_table(images):
 
 
 def test_the_stages_run_in_their_order(graph, images):
-    recipe = replace(RECIPE, equalize_groups=True, optimize_rounding=True, correct_bias=True)
+    recipe = replace(RECIPE, center=True, equalize_groups=True, optimize_rounding=True, correct_bias=True)
     seen: list[str] = []
     result = calibrate(graph, iter(images), recipe, image_count=12, progress=lambda stage, share: seen.append(stage))
-    assert list(dict.fromkeys(seen)) == ["equalize", "calibrate", "quantize", "round", "correct biases"]
-    equalized = equalize(graph, channel_ranges(graph, images))
+    assert list(dict.fromkeys(seen)) == ["equalize", "calibrate", "quantize", "refine"]
+    equalized = equalize(*center(graph, channel_ranges(graph, images)))
     table = collect(equalized, images, recipe)
     assert result.table == table
-    expected = correct_bias(equalized, optimize_rounding(equalized, quantize(equalized, table, recipe), images), images)
+    expected = refine(equalized, quantize(equalized, table, recipe), images, [round_layer, shift_bias])
     assert result.int8_graph.nodes == expected.nodes
     for name, constant in expected.constants.items():
         assert np.array_equal(result.int8_graph.constants[name].data, constant.data)
