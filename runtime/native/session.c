@@ -22,6 +22,7 @@ struct xct_session {
 static const struct xct_driver *const drivers[] = {
     &xct_cpu_driver,
     &xct_opencl_driver,
+    &xct_cuda_driver,
 };
 
 static int check_digest(const uint8_t expected[32], const uint8_t digest[32], const char *path, struct xct_error *error)

@@ -1,0 +1,325 @@
+"""The native runtime's CUDA driver against a fake of NVIDIA's library: which calls, in which order, with which sizes,
+and what is said when any of them fails. What a GPU would compute is not checked here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from needs import requires
+from test_native_runtime import ADDRESS, LIBRARY, SOURCES, TESTS, compile_program
+
+from xceptile.compile.backends import native_runtime
+from xceptile.runtime.devices.qemu import emulator_command
+from xceptile.runtime.plan import Argument, Launch, Plan, PlanTensor, Step, pack
+from xceptile.targets import catalog
+
+pytestmark = requires("clang", package="clang")
+
+WEIGHTS = bytes(range(200))
+FUNCTIONS = "conv 3\nfold 2\n"
+KERNELS = {"kernels.cubin": "cubin sm_87\n", "kernels.ptx": "ptx\n", "kernels.cu": "// nvrtc: -std=c++17 -w\n"}
+
+
+def plan(shared_bytes: int = 100_000) -> Plan:
+    """Two kernels, the second with an operand inside another tensor's place; shapes that no other size equals."""
+    x, y = Argument("arena", "int8", 0, 600), Argument("arena", "int8", 1024, 700)
+    weights, logits = Argument("weights", "int8", 0, 200), Argument("arena", "int8", 2048, 10)
+    steps = (
+        Step("conv", (x, weights, y), 1, "first", "a.first", 9, Launch((5, 4, 3), (32, 2, 1), shared_bytes)),
+        Step("fold", (y, logits), 1, "second", "", 0, Launch((10, 1, 1), (64, 1, 1))),
+    )
+    tensors = (
+        PlanTensor("image", "input", "int8", (1, 10, 20, 3), 1.0, -128, 0),
+        PlanTensor("logits", "output", "int8", (1, 10), 0.25, 3, 2048),
+    )
+    return Plan("cuda", 2560, 200, tensors, steps)
+
+
+def write_bundle(folder: Path, changed: Plan | None = None, kernels: Mapping[str, str] = KERNELS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: (text + FUNCTIONS).encode() for name, text in kernels.items()}
+    order = ("kernels.cubin", "kernels.ptx", "kernels.cu")
+    hashes = [hashlib.sha256(data).hexdigest() for data in (WEIGHTS, b"".join(files.get(n, b"") for n in order))]
+    files |= {"weights.bin": WEIGHTS, "plan.bin": pack(changed or plan(), *hashes)}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    calls: list[str]
+    error: str
+    output: bytes
+
+
+@dataclass(frozen=True)
+class Fake:
+    """xceptile-run with the fakes of the driver and of NVRTC beside it."""
+
+    folder: Path
+    command: tuple[str, ...]
+
+    def run(self, bundle: Path, *options: str, **environment: str) -> Done:
+        """One inference on 600 bytes; ``environment`` is for the fakes and the runtime."""
+        work = bundle.parent
+        log, source, target = work / "log", work / "in.bin", work / "out.bin"
+        log.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+        source.write_bytes(bytes(600))
+        settings = {
+            "XCEPTILE_CUDA": str(self.folder / "driver.so"),
+            "XCEPTILE_NVRTC": str(self.folder / "nvrtc.so"),
+            "FAKE_LOG": str(log),
+            **environment,
+        }
+        done = subprocess.run(
+            [*self.command, *options, str(bundle), str(source), str(target)],
+            capture_output=True, text=True, check=False, env={**os.environ, **settings},
+        )  # fmt: skip
+        calls = log.read_text().splitlines() if log.exists() else []
+        return Done(done.returncode, calls, done.stderr, target.read_bytes() if target.exists() else b"")
+
+
+FAKES = {"driver": [], "nvrtc": ["-DNVRTC"], "old": ["-DOLD"], "too_old": ["-DTOO_OLD"]}
+
+
+def compile_fakes(folder: Path, names: Iterable[str], *compiler: str) -> None:
+    for name in names:
+        source = str(TESTS / "native" / "fake_cuda.c")
+        options = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden", *FAKES[name]]
+        subprocess.run([*compiler, *options, source, "-o", str(folder / f"{name}.so")], check=True)
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
+    """Built with sanitizers, so that an error path that leaks or frees twice is found."""
+    folder = tmp_path_factory.mktemp("fake")
+    compile_program(folder / "xceptile-run", SOURCES / "main.c", *LIBRARY, flags=ADDRESS)
+    compile_fakes(folder, FAKES, "clang", "-g")
+    return Fake(folder, (str(folder / "xceptile-run"),))
+
+
+OPENING = [
+    "cuInit 0",
+    "cuDriverGetVersion",
+    "cuDeviceGetCount",
+    "cuDeviceGet 0",
+    "cuDeviceGetName 7",
+    "cuDeviceGetAttribute 75 of 7",
+    "cuDeviceGetAttribute 76 of 7",
+    "cuDevicePrimaryCtxRetain 7",
+    "cuCtxPushCurrent",
+    "cuStreamCreate 1",
+    'cuModuleLoadDataEx "cubin sm_87" options 2',
+    "cuModuleGetFunction conv",
+    "cuFuncSetAttribute conv 8 = 100000",
+    "cuModuleGetFunction fold",
+    "cuMemAlloc 2560",
+    "cuMemAlloc 200",
+    "cuMemcpyHtoDAsync 200",
+    "cuStreamSynchronize",
+    "cuDeviceGetAttribute 18 of 7",
+]
+LAUNCHES = [
+    "cuLaunchKernel conv 5,4,3 x 32,2,1 shared 100000: device0+0 device1+0 device0+1024",
+    "cuLaunchKernel fold 10,1,1 x 64,1,1 shared 0: device0+1024 device0+2048",
+]
+CLOSING = ["cuStreamDestroy", "cuMemFreeHost", "cuMemFree", "cuMemFree", "cuModuleUnload", "cuCtxPopCurrent"]
+
+
+def test_a_plan_is_one_graph(fake: Fake, tmp_path: Path) -> None:
+    done = fake.run(write_bundle(tmp_path / "b"))
+    assert (done.status, done.error, done.output) == (0, "", bytes(10))
+    assert done.calls == [
+        *OPENING,
+        "cuMemHostAlloc 1536 flags 0",  # 600 and 10 bytes, each from a multiple of 512 on
+        "cuStreamBeginCapture 1",
+        "cuMemcpyHtoDAsync 600 captured",
+        *LAUNCHES,
+        "cuMemcpyDtoHAsync 10 captured",
+        "cuStreamEndCapture",
+        "cuGraphInstantiate 0",
+        "cuGraphDestroy",
+        "cuCtxPopCurrent",
+        "cuCtxPushCurrent",
+        "cuGraphLaunch 2 kernels 2 copies",
+        "cuStreamSynchronize",
+        "cuCtxPopCurrent",
+        "cuCtxPushCurrent",
+        "cuGraphExecDestroy",
+        *CLOSING,
+        "cuDevicePrimaryCtxRelease 7",
+    ]
+
+
+def test_a_gpu_that_shares_the_memory_copies_nothing(fake: Fake, tmp_path: Path) -> None:
+    done = fake.run(write_bundle(tmp_path / "b"), FAKE_INTEGRATED="1")
+    assert (done.status, done.error) == (0, "")
+    assert "cuMemHostAlloc 1536 flags 2" in done.calls
+    assert not [call for call in done.calls if "captured" in call]
+    launches = [call.partition(": ")[2] for call in done.calls if call.startswith("cuLaunchKernel")]
+    assert launches == ["host2+0 device1+0 device0+1024", "device0+1024 host2+1024"]
+
+
+def test_a_tensor_whose_memory_is_used_again_is_copied(fake: Fake, tmp_path: Path) -> None:
+    """Another kernel's operand reaches over the input's place: it cannot lie elsewhere."""
+    whole = plan()
+    wide = Argument("arena", "int8", 512, 1200)
+    steps = (whole.steps[0], replace(whole.steps[1], arguments=(wide, whole.steps[1].arguments[1])))
+    done = fake.run(write_bundle(tmp_path / "b", replace(whole, steps=steps)), FAKE_INTEGRATED="1")
+    assert done.status == 0
+    assert [call for call in done.calls if "captured" in call] == ["cuMemcpyHtoDAsync 600 captured"]
+
+
+@pytest.mark.parametrize("environment", [{"FAKE_NO_CAPTURE": "1"}, {"XCEPTILE_CUDA": "old.so"}], ids=lambda e: min(e))
+def test_without_graphs_kernels_are_launched_one_by_one(
+    fake: Fake, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    settings = {k: str(fake.folder / v) if v.endswith(".so") else v for k, v in environment.items()}
+    done = fake.run(write_bundle(tmp_path / "b"), **settings)
+    assert (done.status, done.error, done.output) == (0, "", bytes(10))
+    running = done.calls[done.calls.index("cuMemHostAlloc 1536 flags 0") + 1 :]
+    copies = ["cuMemcpyHtoDAsync 600", *LAUNCHES, "cuMemcpyDtoHAsync 10", "cuStreamSynchronize"]
+    around = ["cuCtxPopCurrent", "cuCtxPushCurrent"]
+    begun = ["cuStreamBeginCapture 1"] if environment == {"FAKE_NO_CAPTURE": "1"} else []
+    assert running == [*begun, *around, *copies, *around, *CLOSING, "cuDevicePrimaryCtxRelease 7"]
+
+
+def test_timed_steps_lie_between_events(fake: Fake, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    done = fake.run(bundle, "--repeat=1", "--warmup=0", "--layers")
+    assert (done.status, done.error) == (0, "")
+    assert not [call for call in done.calls if "Graph" in call]
+    first = done.calls.index("cuMemcpyHtoDAsync 600")
+    assert done.calls[first + 1 : first + 6] == [
+        "cuEventRecord", LAUNCHES[0], "cuEventRecord", LAUNCHES[1], "cuEventRecord",
+    ]  # fmt: skip
+    assert done.calls.count("cuEventElapsedTime") == 4  # of two runs
+    assert done.calls.count("cuEventCreate 0") == done.calls.count("cuEventDestroy") == 3
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "loaded"),
+    [
+        ("87", KERNELS, ['"cubin sm_87"']),
+        ("90", KERNELS, ['"cubin sm_87"', '"ptx"']),
+        ("90", {k: v for k, v in KERNELS.items() if k != "kernels.ptx"}, ['"cubin sm_87"', '"ptx"']),
+        ("62", {"kernels.cu": ""}, ['"ptx"']),
+    ],
+    ids=["binary", "ptx", "source", "source alone"],
+)
+def test_the_first_form_of_the_kernels_that_loads(
+    fake: Fake, tmp_path: Path, capability: str, kernels: dict[str, str], loaded: list[str]
+) -> None:
+    done = fake.run(write_bundle(tmp_path / "b", kernels=kernels), FAKE_CAPABILITY=capability)
+    assert (done.status, done.error) == (0, "")
+    assert [call.split(" ", 1)[1].removesuffix(" options 2") for call in done.calls if "ModuleLoad" in call] == loaded
+    compiled = [call for call in done.calls if call.startswith("nvrtcCompileProgram")]
+    words = f"--gpu-architecture=compute_{capability} --include-path=/usr/local/cuda/include"
+    extra = " -std=c++17 -w" if "nvrtc" in kernels.get("kernels.cu", "") else ""
+    assert compiled == ([f"nvrtcCompileProgram {words}{extra}"] if "kernels.ptx" not in kernels else [])
+
+
+def test_why_no_form_of_the_kernels_loads(fake: Fake, tmp_path: Path) -> None:
+    bad = {"kernels.cubin": "cubin sm_53\n", "kernels.ptx": "rubbish\n", "kernels.cu": "#error\n"}
+    done = fake.run(write_bundle(tmp_path / "b", kernels=bad))
+    assert done.status == 2
+    gpu = "Fake GPU?1, compute capability 8.7, driver for CUDA 12.6"
+    said = f"the bundle's kernels do not run on this GPU ({gpu}): compile it for this board's target"
+    assert done.error.splitlines() == [
+        f"xceptile-run: {tmp_path / 'b'}: {said}",
+        "kernels.cubin: CUDA_ERROR_NO_BINARY_FOR_GPU (209), made for another GPU",
+        "kernels.ptx: CUDA_ERROR_INVALID_PTX (218): ptxas fake: what is this",
+        "kernels.cu: NVRTC 12.2: NVRTC_ERROR_COMPILATION: kernels.cu(1): error: #error says the fake",
+    ]
+    assert not [call for call in done.calls if "cuMemAlloc" in call]
+
+
+def test_no_nvrtc(fake: Fake, tmp_path: Path) -> None:
+    done = fake.run(write_bundle(tmp_path / "b", kernels={"kernels.cu": ""}), XCEPTILE_NVRTC="/no/such/library.so")
+    assert done.status == 2
+    assert "kernels.cu: no NVRTC here to compile it (name the library in XCEPTILE_NVRTC)" in done.error
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"XCEPTILE_CUDA": "/no/such/driver.so"}, "no CUDA driver: /no/such/driver.so: cannot open shared object file"),
+        ({"XCEPTILE_CUDA": "too_old.so"}, "too_old.so is too old: it has no cuFuncSetAttribute"),
+        ({"FAKE_NO_DEVICE": "1"}, "the CUDA driver (12.6) finds no GPU"),
+        (
+            {"FAKE_FAIL_AT": "14", "FAKE_FAIL_CODE": "2"},
+            "Fake GPU?1 has no 2560 bytes for activations (1000 of 2000 are free): CUDA_ERROR_OUT_OF_MEMORY",
+        ),
+    ],
+    ids=["no driver", "too old", "no device", "no memory"],
+)
+def test_what_is_missing_is_said(fake: Fake, tmp_path: Path, environment: dict[str, str], said: str) -> None:
+    settings = {k: str(fake.folder / v) if v == "too_old.so" else v for k, v in environment.items()}
+    done = fake.run(write_bundle(tmp_path / "b"), **settings)
+    assert done.status == 2
+    assert said in done.error
+
+
+def test_a_kernel_that_is_not_there(fake: Fake, tmp_path: Path) -> None:
+    whole = plan()
+    other = replace(whole, steps=(whole.steps[0], replace(whole.steps[1], kernel="nothing")))
+    done = fake.run(write_bundle(tmp_path / "b", other))
+    assert (done.status, "the kernels have no nothing" in done.error) == (2, True)
+
+
+RELEASES = ("Destroy", "Free", "Unload", "Release", "PopCurrent", "nvrtcVersion")  # what may fail without harm
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [((), {}), (("--repeat=1", "--warmup=0", "--layers"), {}), ((), {"FAKE_CAPABILITY": "90", "FAKE_INTEGRATED": "1"})],
+    ids=["graph", "timed", "from source, in place"],
+)
+def test_any_call_may_fail(fake: Fake, tmp_path: Path, options: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Each call in turn: nothing leaks or is freed twice, the exit status and the message say that it failed."""
+    form = "kernels.cu" if environment else "kernels.cubin"  # just one, or the next would be tried
+    bundle = write_bundle(tmp_path / "b", kernels={form: KERNELS[form]})
+    calls = fake.run(bundle, *options, **environment).calls
+    assert len(calls) > 35
+    pushes, pushed = calls.count("cuCtxPushCurrent"), 0  # the last one is for closing
+    numbers = {"FAKE_FAIL_AT": 0, "FAKE_NVRTC_FAIL_AT": 0}
+    for call in calls:
+        which = "FAKE_NVRTC_FAIL_AT" if call.startswith("nvrtc") else "FAKE_FAIL_AT"
+        done = fake.run(bundle, *options, **environment, **{which: str(numbers[which])})
+        numbers[which] += 1
+        assert "Sanitizer" not in done.error, f"{call}: {done.error}"
+        pushed += call == "cuCtxPushCurrent"
+        may_fail = any(word in call for word in RELEASES) or (pushed == pushes and "Push" in call)
+        assert (done.status, bool(done.error)) == ((0, False) if may_fail else (2, True)), f"{call}: {done.error}"
+        if not may_fail:
+            assert re.search(r"CUDA_ERROR_FAKE \(999\)|NVRTC_ERROR_FAKE", done.error), f"{call}: {done.error}"
+            assert options or done.output == b"", "a failed run writes no output"
+
+
+@requires("qemu-aarch64", package="qemu-user")
+def test_the_shipped_program_on_an_emulated_arm(fake: Fake, tmp_path: Path) -> None:
+    """The same calls from the AArch64 program that a Jetson gets."""
+    target = catalog.get("raspberry-pi-5")
+    program = tmp_path / "xceptile-run"
+    program.write_bytes(native_runtime.build(target)["xceptile-run"])
+    program.chmod(0o755)
+    zig = (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.17")
+    compile_fakes(tmp_path, ("driver",), *zig)
+    there = Fake(tmp_path, (*emulator_command(target), str(program)))
+    bundle = write_bundle(tmp_path / "b")
+    for environment in ({}, {"FAKE_INTEGRATED": "1"}, {"FAKE_CAPABILITY": "90"}):
+        expected, got = fake.run(bundle, **environment), there.run(bundle, **environment)
+        assert (got.status, got.calls, got.output) == (expected.status, expected.calls, expected.output)
+        assert got.error == expected.error
