@@ -43,6 +43,8 @@ GPU_DELEGATE_FLOAT16 = "litert/gpu_float16.tflite"
 GPU_DELEGATE_INT8 = "litert/gpu_int8.tflite"
 NATIVE = "native"
 ROOF = "native/roof"
+GOLDEN_TOLERANCE = "golden/tolerance"  # of a mixed network: how many steps the self-test allows, as text
+MIXED_STEPS = 2  # what float layers may move a mixed network's int8 outputs by (docs/accuracy.md)
 REHEARSAL = "rehearsal"  # the runtime for the machine that compiled a bundle for a GPU
 # Engines of artefacts that other runtimes open; nothing here runs them.
 FOR_OTHERS = ("relax-vm", "onnx-qdq", "gpu-delegate")
@@ -87,7 +89,8 @@ class FileEntry:
 @dataclass(frozen=True)
 class Manifest:
     """What a bundle says of itself. ``pixel_table`` maps pixel values to int8 per channel, (256, 3), where
-    preprocessing could not be folded into the network; else pixels enter as p - 128.
+    preprocessing could not be folded into the network; else pixels enter as p - 128. ``float_layers`` are the module
+    paths of what accuracy control, or the recipe, left in float.
     """
 
     format: int
@@ -105,6 +108,12 @@ class Manifest:
     artefacts: tuple[Artefact, ...]
     files: Mapping[str, FileEntry]
     pixel_table: tuple[tuple[int, ...], ...] | None = None
+    float_layers: tuple[str, ...] = ()
+
+    @property
+    def allowed_steps(self) -> int:
+        """By how much an engine's outputs may differ from the reference's: 0, or ``MIXED_STEPS`` of a mixed network."""
+        return MIXED_STEPS if self.float_layers else 0
 
 
 @dataclass(frozen=True)
