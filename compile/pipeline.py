@@ -16,7 +16,7 @@ from ..calibration.quantize import pixel_table
 from ..calibration.recipe import QuantRecipe
 from ..calibration.table import CalibrationTable
 from ..models import serialize
-from ..models.graph import Graph
+from ..models.graph import Dequantize, Graph
 from ..models.verify import verify
 from ..models.zoo import Model
 from ..runtime import bundle as bundles
@@ -91,6 +91,12 @@ def _tensor(graph: Graph, name: str) -> NetworkTensor:
     return NetworkTensor(name, kind.shape, kind.per_tensor.scale, kind.per_tensor.zero_point)
 
 
+def float_layers(graph: Graph) -> tuple[str, ...]:
+    """The module paths of a quantized graph's layers that compute in float, in graph order."""
+    floats = (n for n in graph.nodes if n.type.dtype == "float32" and not isinstance(n.op, Dequantize))
+    return tuple(dict.fromkeys(node.path or node.name for node in floats))
+
+
 def _of_tuning(tuning: Tuning | None) -> dict[str, str]:
     return {} if tuning is None else {"sha256 of the tuning": tuning.sha256()}
 
@@ -151,6 +157,7 @@ def build_bundle_files(
         artefacts=(),
         files={},
         pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
+        float_layers=float_layers(int8),
     )
     shell = bundles.Bundle(Path(), manifest)
     golden = shell.quantize_pixels(network.golden)
@@ -164,6 +171,8 @@ def build_bundle_files(
         bundles.GOLDEN_INPUT: golden.tobytes(),
         bundles.GOLDEN_OUTPUT: outputs.tobytes(),
     }
+    if manifest.allowed_steps:
+        files[bundles.GOLDEN_TOLERANCE] = f"{manifest.allowed_steps}\n".encode()
     provenance = dict(manifest.provenance) | _versions(["numpy", *(name for each in made for name in each.packages)])
     provenance |= _of_tuning(tuning)
     for each in made:
