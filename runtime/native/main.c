@@ -29,7 +29,8 @@ static const char usage[] =
     "                   gpu: refuse a bundle for the processor; cpu: run a bundle for OpenCL on an OpenCL device that is\n"
     "                   a processor, to rehearse; any: on such a one where there is no GPU. Without it a bundle for a\n"
     "                   GPU runs on a GPU or not at all\n"
-    "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte\n"
+    "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte (a network\n"
+    "                   with layers in float: within the steps that golden/tolerance allows)\n"
     "  --repeat N       time N inferences and print every sample as JSON\n"
     "  --warmup N       inferences before those that are timed (default 5)\n"
     "  --layers         with --repeat: the samples of every step, too, and the machine's roof\n"
@@ -345,9 +346,24 @@ static FILE *open_golden(const struct options *options, const char *name)
     return NULL;
 }
 
+/* By how many steps an int8 output may differ: of a network with float layers, golden/tolerance says. -1: damaged. */
+static int golden_tolerance(const struct options *options)
+{
+    FILE *file = open_golden(options, "tolerance");
+    if (file == NULL)
+        return 0;
+    char text[8] = {0};
+    size_t length = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    return length == 2 && text[0] >= '0' && text[0] <= '9' && text[1] == '\n' ? text[0] - '0' : -1;
+}
+
 static int compare(xct_session *session, struct buffers *buffers, FILE *input, FILE *expected,
                    const struct options *options)
 {
+    int tolerance = golden_tolerance(options);
+    if (tolerance < 0)
+        return fail(options->bundle, "its golden/tolerance is damaged");
     unsigned long long images = 0, different = 0, bytes = 0;
     int got, want;
     for (;;) {
@@ -359,7 +375,7 @@ static int compare(xct_session *session, struct buffers *buffers, FILE *input, F
             return fail_session(session, options->bundle);
         unsigned long long wrong = 0;
         for (size_t i = 0; i < buffers->output_bytes; i++)
-            wrong += buffers->output[i] != buffers->expected[i];
+            wrong += abs((int8_t)buffers->output[i] - (int8_t)buffers->expected[i]) > tolerance;
         images++;
         different += wrong > 0;
         bytes += wrong;
@@ -371,7 +387,10 @@ static int compare(xct_session *session, struct buffers *buffers, FILE *input, F
                 bytes);
         return DIFFERENT;
     }
-    fprintf(stderr, "self-test passed: %llu outputs, bit for bit\n", images);
+    if (tolerance > 0)
+        fprintf(stderr, "self-test passed: %llu outputs, within %d steps: some layers are in float\n", images, tolerance);
+    else
+        fprintf(stderr, "self-test passed: %llu outputs, bit for bit\n", images);
     return OK;
 }
 
