@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration.table import CalibrationTable
 from ..models.graph import Graph
 from ..runtime import bundle as bundles
 from ..runtime.bundle import Artefact
 from ..targets.spec import TargetSpec
+from . import gpu_cost
 from .backends import tflite
+from .float16_range import Float16RangeError, check_float16_range
 
 Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
 
@@ -37,6 +40,42 @@ def native_cpu(int8: Graph, target: TargetSpec, choices: Mapping[str, int] | Non
     files = {f"{bundles.NATIVE}/{name}": data for name, data in (native | native_runtime.build(target)).items()}
     files |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
     return Made((Artefact("native", "int8", tuple(sorted(files))),), files, {}, ("apache-tvm", "ziglang"))
+
+
+def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationTable, progress: Progress) -> Made:
+    """Kernels for the target's GPU in int8 and, as the rival, in float16; the runtime; an estimate of each latency.
+
+    Where calibration saw values past float16's range, there is no float16 build, and the manifest says why.
+    """
+    from .backends import cuda, native_runtime, opencl
+    from .kernels import cuda as cuda_kernels
+    from .kernels import opencl as opencl_kernels
+
+    assert target.gpu is not None
+    backend, lower = {"opencl": (opencl, opencl_kernels.lower), "cuda": (cuda, cuda_kernels.lower)}[target.engine]
+    runtime = native_runtime.build(target)
+    rehearsal = {f"{bundles.REHEARSAL}/{name}": data for name, data in native_runtime.build_rehearsal().items()}
+    told = {"model of the estimates": gpu_cost.MODEL}
+    if target.engine == "cuda":
+        told |= {f"needed by {name}": need for name, need in cuda.requirements(target).items()}
+    graphs = {"int8": int8}
+    try:
+        check_float16_range(real, table)
+        pixels = int8.inputs[0].type.per_tensor
+        graphs["float16"] = real if target.engine == "cuda" else opencl.with_pixels(real, pixels)
+    except Float16RangeError as error:
+        told["no float16 build"] = str(error)
+    artefacts, files = [], {}
+    for dtype, graph in graphs.items():
+        progress(f"compile {dtype} kernels for {target.name}", 0.0)
+        made = backend.build_files(graph, target)
+        estimated = gpu_cost.estimate(lower(graph, target), target.gpu, dtype)
+        made["estimate.json"] = gpu_cost.estimate_to_json(estimated)
+        folder = bundles.NATIVE if dtype == "int8" else bundles.NATIVE_FLOAT16
+        own = {f"{folder}/{name}": data for name, data in (made | runtime).items()}
+        artefacts.append(Artefact("native", dtype, tuple(sorted(own | rehearsal))))
+        files |= own
+    return Made(tuple(artefacts), files | rehearsal, told, ("apache-tvm", "ziglang"))
 
 
 def relax_vm(int8: Graph, target: TargetSpec, progress: Progress) -> Made:

@@ -116,7 +116,10 @@ def _artefacts(
     """What the bundle's engines run, in the order in which a session prefers them."""
     int8, real = network.int8_graph, network.float_graph
     if "tvm" in backends:
-        yield artefacts.native_cpu(int8, target, tuning.choices if tuning else None, progress)
+        if target.engine == "cpu":
+            yield artefacts.native_cpu(int8, target, tuning.choices if tuning else None, progress)
+        else:
+            yield artefacts.native_gpu(int8, real, target, network.table, progress)
         if "relax-vm" in also:
             yield artefacts.relax_vm(int8, target, progress)
     if "tflite" in backends:
