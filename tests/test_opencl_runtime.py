@@ -216,24 +216,50 @@ def test_every_device_type_that_may_be_asked_for(checked: Path, fake: Path, bund
 
 
 @pytest.mark.parametrize(
-    ("extensions", "options"),
+    ("version", "extensions", "options"),
     [
-        ("cl_khr_fp16 cl_khr_integer_dot_product", "-DXCT_DOT=1 -DXCT_FP16"),
-        ("cl_arm_integer_dot_product_accumulate_int8 cl_arm_x", "-DXCT_DOT=2"),
-        ("cl_qcom_dot_product8", "-DXCT_DOT=3"),
-        ("cl_arm_integer_dot_product_accumulate_int8 cl_khr_integer_dot_product", "-DXCT_DOT=1"),
-        ("cl_khr_integer_dot_product_2 not_cl_khr_fp16", "-DXCT_DOT=0"),
-        ("", "-DXCT_DOT=0"),
+        ("1.2", "cl_khr_fp16 cl_khr_integer_dot_product", "-DXCT_DOT=1 -DXCT_FP16=1"),
+        ("3.0", "cl_khr_fp16 cl_khr_integer_dot_product", "-DXCT_DOT=1 -DXCT_FP16=1 -cl-std=CL3.0"),
+        ("3.0", "cl_arm_integer_dot_product_accumulate_int8 cl_arm_x", "-DXCT_DOT=2"),
+        ("1.2", "cl_qcom_dot_product8", "-DXCT_DOT=3"),
+        ("2.0", "cl_qcom_dot_product8", "-DXCT_DOT=3 -cl-std=CL2.0"),
+        ("1.2", "cl_arm_integer_dot_product_accumulate_int8 cl_khr_integer_dot_product", "-DXCT_DOT=1"),
+        ("3.0", "cl_khr_integer_dot_product_2 not_cl_khr_fp16", "-DXCT_DOT=0"),
+        ("1.2", "", "-DXCT_DOT=0"),
     ],
 )
 def test_the_kernels_are_told_what_the_device_has(
-    checked: Path, fake: Path, bundle: Path, extensions: str, options: str
+    checked: Path, fake: Path, bundle: Path, tmp_path: Path, version: str, extensions: str, options: str
 ) -> None:
-    """The fake's compiler refuses all options but its own, so its refusal shows them."""
-    says = f"1030={extensions}"
-    done = run(checked, "--self-test", bundle, XCEPTILE_OPENCL=fake, FAKE_OPENCL_DEVICE=says)
-    assert f"refuses kernels.cl with {options}: CL_BUILD_PROGRAM_FAILURE" in done.stderr.splitlines()[0]
-    assert done.stderr.splitlines()[1:] == ["line 1: the fake's compiler", "line 2: is not content"]
+    says, builds = f"102F=OpenCL {version} fake;1030={extensions}", tmp_path / "builds"
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, FAKE_OPENCL_DEVICE=says, FAKE_OPENCL_BUILDS=builds)
+    assert builds.read_text().splitlines() == [options]
+
+
+def test_a_compiler_that_lacks_what_its_device_announces(
+    checked: Path, fake: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """The next variant is built, down to the plain one; the next start takes that from the cache at once."""
+    builds = tmp_path / "builds"
+    device = {
+        "XCEPTILE_OPENCL": fake,
+        "FAKE_OPENCL_DEVICE": "102F=OpenCL 3.0 fake;1030=cl_khr_integer_dot_product",
+        "FAKE_OPENCL_BUILDS": builds,
+    }
+    passes(checked, bundle, **device, FAKE_OPENCL_REFUSES="CL3.0", XCEPTILE_CACHE=tmp_path / "a")
+    passes(checked, bundle, **device, FAKE_OPENCL_REFUSES="DOT=1", XCEPTILE_CACHE=tmp_path / "b")
+    variants = ["-DXCT_DOT=1 -cl-std=CL3.0", "-DXCT_DOT=1", "-DXCT_DOT=0"]
+    assert builds.read_text().splitlines() == variants[:2] + variants
+    builds.unlink()
+    passes(checked, bundle, **device, FAKE_OPENCL_REFUSES="DOT=1", XCEPTILE_CACHE=tmp_path / "b")
+    assert builds.read_text().splitlines() == variants[2:]
+    builds.unlink()
+    done = run(checked, "--self-test", bundle, **device, FAKE_OPENCL_REFUSES="DOT", XCEPTILE_CACHE="/dev/null/none")
+    assert done.returncode == 2
+    assert builds.read_text().splitlines() == variants
+    lines = done.stderr.splitlines()
+    assert "refuses kernels.cl with -DXCT_DOT=0: CL_BUILD_PROGRAM_FAILURE (-11); it says:" in lines[0]
+    assert lines[1:] == ["line 1: the fake's compiler", "line 2: is not content"]
 
 
 def changed_plan(tmp_path: Path, **fields: object) -> Path:
@@ -434,6 +460,13 @@ def test_every_failure_is_told_and_leaves_nothing_behind(
                 assert (
                     when == "open" or "input" in message or "output" in message or "step" in message or "run" in message
                 )
+
+
+def test_a_failure_on_the_way_to_another_variant_leaves_nothing_behind(faults: Path, fake: Path, bundle: Path) -> None:
+    says = "102F=OpenCL 3.0 fake;1030=cl_khr_integer_dot_product"
+    places = {"XCEPTILE_OPENCL": fake, "XCEPTILE_CACHE": "/dev/null/none"}
+    done = run(faults, bundle, **places, FAKE_OPENCL_DEVICE=says, FAKE_OPENCL_REFUSES="CL3.0")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

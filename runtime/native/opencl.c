@@ -15,6 +15,7 @@
 #define MAX_PLATFORMS 16
 #define MAX_DEVICES 16
 #define MAX_TEXT_BYTES (1u << 20)
+#define MAX_VARIANTS 3
 
 /* ---- OpenCL ---- */
 
@@ -141,7 +142,9 @@ struct opencl {
     uint64_t *step_ns;   /* NULL unless timed */
     uint8_t *output;     /* gathers the output: the caller's is not touched by a run that fails */
     char name[256];      /* of the device, its platform, and its driver's version */
-    char options[64];    /* for the device's compiler */
+    int version;         /* of its OpenCL: 12 is 1.2 */
+    char options[MAX_VARIANTS][64]; /* for its compiler, of each variant of the kernels, the best first */
+    int variants;
 };
 
 /* ---- errors ---- */
@@ -343,7 +346,7 @@ static int check_features(const struct opencl *gpu, const char *extensions, stru
     return XCT_OK;
 }
 
-static int check_version(const struct opencl *gpu, cl_device device, struct xct_error *error)
+static int check_version(struct opencl *gpu, cl_device device, struct xct_error *error)
 {
     char *version = NULL;
     int major = 0, minor = 0;
@@ -352,7 +355,8 @@ static int check_version(const struct opencl *gpu, cl_device device, struct xct_
         return code;
     bool known = sscanf(version, "OpenCL %d.%d", &major, &minor) == 2;
     free(version);
-    return known && (major > 1 || (major == 1 && minor >= 2)) ? XCT_OK : refuse(gpu, error, "its OpenCL is older than 1.2");
+    gpu->version = known && major >= 0 && major < 100 && minor >= 0 && minor < 10 ? 10 * major + minor : 0;
+    return gpu->version >= 12 ? XCT_OK : refuse(gpu, error, "its OpenCL is older than 1.2");
 }
 
 /* The contract's requantization is one single-precision multiplication, correctly rounded (to nearest, ties to even):
@@ -399,7 +403,7 @@ static int check_buffers(const struct opencl *gpu, cl_device device, struct xct_
     return XCT_OK;
 }
 
-static int check_device(const struct opencl *gpu, cl_device device, struct xct_error *error)
+static int check_device(struct opencl *gpu, cl_device device, struct xct_error *error)
 {
     char *extensions = NULL;
     int code = check_version(gpu, device, error);
@@ -477,31 +481,51 @@ static int choose_device(struct opencl *gpu, uint32_t required, struct xct_error
 
 /* ---- the program ---- */
 
-/* What the kernels may use: -DXCT_DOT=n names the instruction for four int8 products and their sum, 1 Khronos's, 2
- * Arm's, 3 Qualcomm's extension, 0 plain code. All give the same. */
-static int set_options(struct opencl *gpu, struct xct_error *error)
+static void add_variant(struct opencl *gpu, int dot, bool half, const char *standard)
 {
+    snprintf(gpu->options[gpu->variants++], sizeof gpu->options[0], "-DXCT_DOT=%d%s%s", dot, half ? " -DXCT_FP16=1" : "",
+             standard);
+}
+
+/* -DXCT_DOT=n names the instruction for four int8 products and their sum: 1 Khronos's, 2 Arm's, 3 Qualcomm's extension,
+ * 0 plain code. All give the same. A compiler may want a later standard than its default for them, or not have what
+ * its device announces: then the next variant is tried, down to the plain one. */
+static int choose_variants(struct opencl *gpu, struct xct_error *error)
+{
+    static const struct {
+        const char *extension, *standard;
+        int dot, since;
+    } known[] = {
+        {"cl_khr_integer_dot_product", " -cl-std=CL3.0", 1, 30},
+        {"cl_arm_integer_dot_product_accumulate_int8", "", 2, 0},
+        {"cl_qcom_dot_product8", " -cl-std=CL2.0", 3, 20},
+    };
     char *extensions = NULL;
     int code = device_text(gpu, gpu->device, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
     if (code != XCT_OK)
         return code;
-    int dot = has_word(extensions, "cl_khr_integer_dot_product") ? 1
-              : has_word(extensions, "cl_arm_integer_dot_product_accumulate_int8") ? 2
-              : has_word(extensions, "cl_qcom_dot_product8") ? 3 : 0;
-    snprintf(gpu->options, sizeof gpu->options, "-DXCT_DOT=%d%s", dot,
-             has_word(extensions, "cl_khr_fp16") ? " -DXCT_FP16" : "");
+    bool half = has_word(extensions, "cl_khr_fp16");
+    for (size_t i = 0; i < sizeof known / sizeof known[0] && gpu->variants == 0; i++) {
+        if (!has_word(extensions, known[i].extension))
+            continue;
+        if (known[i].standard[0] != 0 && gpu->version >= known[i].since)
+            add_variant(gpu, known[i].dot, half, known[i].standard);
+        add_variant(gpu, known[i].dot, half, "");
+    }
+    add_variant(gpu, 0, half, "");
     free(extensions);
     return XCT_OK;
 }
 
 /* All that a compiled program depends on. */
-static int cache_key(const struct opencl *gpu, const struct xct_file *source, uint8_t key[32], struct xct_error *error)
+static int cache_key(const struct opencl *gpu, const struct xct_file *source, const char *options, uint8_t key[32],
+                     struct xct_error *error)
 {
     static const cl_uint texts[] = {CL_DEVICE_NAME, CL_DEVICE_VENDOR, CL_DEVICE_VERSION, CL_DRIVER_VERSION};
     struct xct_sha256 hash;
     xct_sha256_begin(&hash);
     xct_sha256_add(&hash, XCT_VERSION, sizeof XCT_VERSION);
-    xct_sha256_add(&hash, gpu->options, strlen(gpu->options) + 1);
+    xct_sha256_add(&hash, options, strlen(options) + 1);
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         char *text = NULL;
         int code = device_text(gpu, gpu->device, texts[i], "its driver's version", &text, error);
@@ -522,7 +546,7 @@ static int cache_key(const struct opencl *gpu, const struct xct_file *source, ui
 }
 
 /* The compiler's log goes behind the message's first line. */
-static int build_failed(const struct opencl *gpu, cl_int status, struct xct_error *error)
+static int build_failed(const struct opencl *gpu, cl_int status, const char *options, struct xct_error *error)
 {
     size_t size = 0;
     char *log = NULL;
@@ -536,7 +560,7 @@ static int build_failed(const struct opencl *gpu, cl_int status, struct xct_erro
         for (size_t end = strlen(log); end > 0 && (log[end - 1] == '\n' || log[end - 1] == ' '); end--)
             log[end - 1] = 0;
     int code = xct_fail(error, status == CL_OUT_OF_HOST_MEMORY ? XCT_ERROR_MEMORY : XCT_ERROR_KERNEL,
-                        "%s: its compiler refuses " KERNELS_FILE " with %s: %s (%d)%s%s", gpu->name, gpu->options,
+                        "%s: its compiler refuses " KERNELS_FILE " with %s: %s (%d)%s%s", gpu->name, options,
                         status_name(status), (int)status, log != NULL && log[0] != 0 ? "; it says:\n" : "",
                         log != NULL ? log : "");
     free(log);
@@ -555,23 +579,23 @@ static void release_program(struct opencl *gpu)
     gpu->program = NULL;
 }
 
-static int build_source(struct opencl *gpu, const struct xct_file *source, struct xct_error *error)
+static int build_source(struct opencl *gpu, const struct xct_file *source, const char *options, struct xct_error *error)
 {
     cl_int status = CL_SUCCESS;
     const char *text = (const char *)source->data;
     gpu->program = gpu->cl.clCreateProgramWithSource(gpu->context, 1, &text, &source->size, &status);
     if (gpu->program == NULL)
         return failed(gpu, status, "create the program", error);
-    status = gpu->cl.clBuildProgram(gpu->program, 1, &gpu->device, gpu->options, NULL, NULL);
-    return status == CL_SUCCESS ? XCT_OK : build_failed(gpu, status, error);
+    status = gpu->cl.clBuildProgram(gpu->program, 1, &gpu->device, options, NULL, NULL);
+    return status == CL_SUCCESS ? XCT_OK : build_failed(gpu, status, options, error);
 }
 
-static bool build_binary(struct opencl *gpu, const unsigned char *binary, size_t size)
+static bool build_binary(struct opencl *gpu, const unsigned char *binary, size_t size, const char *options)
 {
     cl_int status = CL_SUCCESS, verdict = CL_SUCCESS;
     gpu->program = gpu->cl.clCreateProgramWithBinary(gpu->context, 1, &gpu->device, &size, &binary, &verdict, &status);
     return gpu->program != NULL && verdict == CL_SUCCESS
-           && gpu->cl.clBuildProgram(gpu->program, 1, &gpu->device, gpu->options, NULL, NULL) == CL_SUCCESS;
+           && gpu->cl.clBuildProgram(gpu->program, 1, &gpu->device, options, NULL, NULL) == CL_SUCCESS;
 }
 
 static void save_binary(const struct opencl *gpu, const char *directory, const uint8_t key[32])
@@ -650,26 +674,42 @@ static int make_kernels(struct opencl *gpu, struct xct_error *error)
     return XCT_OK;
 }
 
-/* From the cache if it has a program that works, else compiled, and then kept. */
-static int load_program(struct opencl *gpu, const struct xct_file *source, const char *directory, struct xct_error *error)
+static bool load_cached(struct opencl *gpu, const char *directory, const uint8_t key[32], const char *options)
 {
-    uint8_t key[32];
     struct xct_error ignored = {0};
     size_t size = 0;
-    int code = cache_key(gpu, source, key, error);
-    if (code != XCT_OK)
-        return code;
     void *binary = xct_cache_read(directory, key, &size);
-    bool loaded = binary != NULL && build_binary(gpu, binary, size) && make_kernels(gpu, &ignored) == XCT_OK;
+    bool loaded = binary != NULL && build_binary(gpu, binary, size, options) && make_kernels(gpu, &ignored) == XCT_OK;
     free(binary);
-    if (loaded)
-        return XCT_OK;
-    release_program(gpu);
-    code = build_source(gpu, source, error);
-    if (code == XCT_OK)
-        code = make_kernels(gpu, error);
-    if (code == XCT_OK)
-        save_binary(gpu, directory, key);
+    if (!loaded)
+        release_program(gpu);
+    return loaded;
+}
+
+/* From the cache if it has a program that works, else compiled, and then kept: the first variant that can be. */
+static int load_program(struct opencl *gpu, const struct xct_file *source, const char *directory, struct xct_error *error)
+{
+    uint8_t keys[MAX_VARIANTS][32];
+    int code = XCT_OK;
+    for (int i = 0; i < gpu->variants; i++) {
+        code = cache_key(gpu, source, gpu->options[i], keys[i], error);
+        if (code != XCT_OK)
+            return code;
+    }
+    for (int i = 0; i < gpu->variants; i++)
+        if (load_cached(gpu, directory, keys[i], gpu->options[i]))
+            return XCT_OK;
+    for (int i = 0; i < gpu->variants; i++) {
+        code = build_source(gpu, source, gpu->options[i], error);
+        if (code == XCT_OK)
+            code = make_kernels(gpu, error);
+        if (code == XCT_OK) {
+            save_binary(gpu, directory, keys[i]);
+            return XCT_OK;
+        }
+        if (i + 1 < gpu->variants)
+            release_program(gpu);
+    }
     return code;
 }
 
@@ -804,7 +844,7 @@ static int start(struct opencl *gpu, const struct xct_driver_config *config, str
     if (code == XCT_OK)
         code = check_launches(gpu, error);
     if (code == XCT_OK)
-        code = set_options(gpu, error);
+        code = choose_variants(gpu, error);
     if (code == XCT_OK)
         code = open_queue(gpu, config->step_ns != NULL, error);
     if (code == XCT_OK)

@@ -3,7 +3,8 @@
  * It fails where it is told to and counts its objects, so that a test sees what was not released.
  *
  * FAKE_OPENCL_DEVICE changes what the device says of itself: "CODE=VALUE;..." with hexadecimal codes of
- * clGetDeviceInfo and clGetKernelWorkGroupInfo. */
+ * clGetDeviceInfo and clGetKernelWorkGroupInfo. FAKE_OPENCL_BUILDS names a file that gets the options of every build;
+ * options that contain FAKE_OPENCL_REFUSES are refused. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -306,7 +307,13 @@ API int clBuildProgram(struct object *program, uint32_t count, void *const *devi
     (void)count, (void)devices, (void)notify, (void)data;
     check(program, PROGRAM);
     MAYBE_FAIL();
-    return strcmp(options, "-DXCT_DOT=0 -DXCT_FP16") == 0 ? SUCCESS : BUILD_FAILURE;
+    const char *list = getenv("FAKE_OPENCL_BUILDS"), *refused = getenv("FAKE_OPENCL_REFUSES");
+    FILE *file = list != NULL ? fopen(list, "a") : NULL;
+    if (file != NULL) {
+        fprintf(file, "%s\n", options);
+        fclose(file);
+    }
+    return refused != NULL && strstr(options, refused) != NULL ? BUILD_FAILURE : SUCCESS;
 }
 
 API int clGetProgramInfo(struct object *program, uint32_t what, size_t room, void *out, size_t *size)
