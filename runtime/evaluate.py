@@ -8,7 +8,6 @@ import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
-from .session import LOCAL, QEMU, Placement, default_threads, device_name, open_engine, place
+from .session import LOCAL, QEMU, Placement, device_name, open_engine, open_program, pinned, place, processors
 
 BATCH = 256  # images held in memory at a time
 REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
@@ -52,9 +51,12 @@ def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
 
 
 def runnable(bundle: Bundle, placement: Placement) -> list[Artefact]:
-    """The artefacts that are run where the placement says: behind a shell, the native ones."""
-    there = remote.connect(placement.device) is not None
-    return [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS and (a.engine == "native" or not there)]
+    """The artefacts that can be run where the placement says: on a device elsewhere, LiteRT's where it is installed."""
+    ours = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
+    link = remote.connect(placement.device)
+    if link is None or all(a.engine == "native" for a in ours) or remote.has_litert(link):
+        return ours
+    return [a for a in ours if a.engine == "native"]
 
 
 def contenders(
@@ -141,60 +143,85 @@ def time_bundle(
     *,
     device: str | None = None,
     threads: int | None = None,
+    cores: str | None = None,
     rounds: int = 10,
     repeats: int = 10,
-    progress: Callable[[], None] = lambda: None,
+    warmup: int = 5,
+    min_duration_s: float = 0.0,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Latency, ...]:
-    """Times every artefact of the bundle in turns, int8 and float, on its first golden input.
+    """Times every artefact of the bundle in turns, int8 and float, on its first golden input (``interleave_ms``).
 
-    Empty on an emulator: its outputs count, its time says nothing of the target's.
+    ``cores`` are the processors to run on, as ``4-7`` or ``0,2``; ``threads`` is by default one for each of them. Empty
+    on an emulator: its outputs count, its time says nothing of the target's.
     """
     placement = place(bundle.manifest.target, device)
-    if placement.device != LOCAL:
+    if placement.device == QEMU:
         return ()
-    count = threads or default_threads()
-    golden, _ = bundle.golden()
-    pixels = (golden[: bundle.manifest.input.shape[0]].view(np.uint8)) ^ np.uint8(0x80)
-    timed = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
-    opened = [open_engine(bundle, a.engine, dtype=a.dtype, placement=placement, threads=count) for a in timed]
-    inputs: list[Array] = [
-        # Native artefacts take the int8 image, those that compute in float16 as well.
-        golden[: bundle.manifest.input.shape[0]]
-        if a.dtype == "int8" or a.engine == "native"
-        else float_input(bundle, pixels)
-        for a in timed
-    ]
-    try:
-        samples = interleave_ms(
-            list(zip(opened, inputs, strict=True)), rounds=rounds, repeats=repeats, progress=progress
-        )
-        places = [device_name(placement, engine) for engine in opened]
-    finally:
-        for engine in opened:
-            engine.close()
+    with pinned(placement, cores):
+        count = threads or processors(placement, cores)
+        timed = runnable(bundle, placement)
+        opened: list[Engine] = []
+        try:
+            for a in timed:
+                opened.append(
+                    open_engine(bundle, a.engine, dtype=a.dtype, placement=placement, threads=count, cores=cores)
+                )
+            samples = interleave_ms(
+                [(engine, golden_input(bundle, a)) for engine, a in zip(opened, timed, strict=True)],
+                rounds=rounds,
+                repeats=repeats,
+                warmup=warmup,
+                min_duration_s=min_duration_s,
+                progress=progress,
+            )
+            places = [device_name(placement, engine) for engine in opened]
+        finally:
+            for engine in opened:
+                engine.close()
     return tuple(
-        Latency(a.engine, a.dtype, where, placement.obtained, count, s)
-        for a, where, s in zip(timed, places, samples, strict=True)
+        Latency(a.engine, a.dtype, where, placement.obtained, count, tuple(itertools.chain(*turns)), len(turns))
+        for a, where, turns in zip(timed, places, samples, strict=True)
     )
 
 
-def machine() -> dict[str, str]:
-    """What a figure was obtained on: processor, cores, kernel."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return {
-        "processor": model,
-        "architecture": platform.machine(),
-        "cores": str(default_threads()),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+def golden_input(bundle: Bundle, artefact: Artefact) -> Array:
+    """The bundle's first golden input in the form that an artefact takes."""
+    golden, _ = bundle.golden()
+    first = golden[: bundle.manifest.input.shape[0]]
+    if artefact.dtype == "int8" or artefact.engine == "native":  # every plan takes the int8 pixels
+        return first
+    return float_input(bundle, first.view(np.uint8) ^ np.uint8(0x80))
+
+
+def peak_rss_bytes(bundle: Bundle, *, device: str | None = None, threads: int | None = None) -> dict[str, int | None]:
+    """The most memory that xceptile-run held for one inference, by engine/dtype of the native artefacts.
+
+    None where it does not say: a runtime older than this version. Empty where there is no native artefact, and on an
+    emulator, whose memory is not the target's.
+    """
+    placement = place(bundle.manifest.target, device)
+    foreign = placement.device == LOCAL and bundle.manifest.target.architecture != platform.machine()
+    found = {}
+    for a in () if placement.device == QEMU or foreign else bundle.manifest.artefacts:
+        if a.engine == "native":
+            with open_program(bundle, a, placement, threads or processors(placement)) as program:
+                found[f"{a.engine}/{a.dtype}"] = program.peak_rss_bytes()
+    return found
+
+
+def machine(device: str | None = None) -> dict[str, str]:
+    """What a figure was obtained on: processor, cores, kernel; where the firmware names it, the board."""
+    link = remote.connect(device or LOCAL)
+    facts = remote.facts_here() if link is None else remote.facts(link)
+    models = (line.partition(":")[2].strip() for line in facts.cpuinfo.splitlines() if line.startswith("model name"))
+    about = {
+        "processor": next(models, platform.processor() if link is None else "") or facts.architecture,
+        "architecture": facts.architecture,
+        "cores": str(facts.processors),
+        "system": facts.system,
     }
+    return about | ({"board": facts.model} if facts.model else {}) | {"python": platform.python_version()}
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .engines.engine import Array, Engine
 
 MEASURED, REHEARSED, ESTIMATED = "measured", "rehearsed", "estimated"
+PILOT = 3  # inferences that say how fast an engine is
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Accuracy:
 
     The counts are of images; ``top1``-like shares are properties so that nothing is rounded away in a report.
     ``labelled`` is 0 where the images bear no labels. ``differing_values`` counts outputs unlike the reference's, of
-    ``compared_values``.
+    ``compared_values``. ``correct`` has a character for each labelled image, in order: 1 where int8 was right, else 0;
+    with it two runs over the same images are compared image by image.
     """
 
     engine: str
@@ -56,6 +58,7 @@ class Accuracy:
     largest_difference_steps: int
     sqnr_db: float
     flips: tuple[Flip, ...]
+    correct: str = ""
 
     @property
     def bit_exact(self) -> bool:
@@ -76,7 +79,11 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Latency:
-    """Raw wall times of single inferences, in order. ``clock`` names what timed them."""
+    """Raw wall times of single inferences, in order.
+
+    They were taken in ``turns`` of equally many (0: not in turns). What disturbs a machine lasts longer than an
+    inference, so it is turns that are independent of each other, not samples.
+    """
 
     engine: str
     dtype: str
@@ -84,6 +91,21 @@ class Latency:
     obtained: str
     threads: int
     samples_ms: tuple[float, ...]
+    turns: int = 0
+
+    @property
+    def turn_medians_ms(self) -> NDArray[np.float64]:
+        """The median of each turn, in order; the samples themselves where there were no turns."""
+        samples = np.asarray(self.samples_ms)
+        if self.turns < 1 or len(samples) % self.turns:
+            return samples
+        medians: NDArray[np.float64] = np.median(samples.reshape(self.turns, -1), axis=1)
+        return medians
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is of a float build, which int8 is held against."""
+        return self.dtype.startswith("float")
 
     @property
     def median_ms(self) -> float:
@@ -168,6 +190,7 @@ def compare(
         largest_difference_steps=int(difference.max(initial=0)),
         sqnr_db=sqnr_db(float_logits, real),
         flips=tuple(flips),
+        correct="".join("1" if i in int8_right else "0" for i in known),
     )
 
 
@@ -177,22 +200,52 @@ def interleave_ms(
     rounds: int,
     repeats: int,
     warmup: int = 3,
-    progress: Callable[[], None] = lambda: None,
-) -> list[tuple[float, ...]]:
+    min_duration_s: float = 0.0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[list[list[float]]]:
     """Times engines in turns (A B A B ...), so that a drift of the machine's speed touches all alike.
 
-    Each round takes ``repeats`` inferences of every engine. Returns each engine's samples in milliseconds, in order.
+    Each engine first runs ``warmup`` inferences and a few that say how fast it is; none of these count. Then come at
+    least ``rounds`` turns of each of at least ``repeats`` inferences, of more where that takes for the samples of each
+    engine to last ``min_duration_s`` together. Returns for each engine the samples of each of its turns, in
+    milliseconds, in order, all of them: what lies far out is what a user would have met.
     """
-    samples: list[list[float]] = [[] for _ in engines]
-    for number in range(rounds):
-        for (engine, x), kept in zip(engines, samples, strict=True):
-            kept.extend(engine.time_ms(x, repeats, warmup if number == 0 else 1))
-            progress()
-    return [tuple(kept) for kept in samples]
+    counts = []
+    for engine, x in engines:
+        pilot_ms = float(np.median(engine.time_ms(x, PILOT, warmup)))
+        counts.append(max(repeats, math.ceil(min_duration_s * 1e3 / rounds / max(pilot_ms, 1e-4))))
+    turns: list[list[list[float]]] = [[] for _ in engines]
+    lasted_ms = [0.0] * len(engines)
+    share, number = 0.0, 0
+    while share < 1 and engines:
+        for index, (engine, x) in enumerate(engines):
+            turns[index].append(engine.time_ms(x, counts[index], 1))
+            lasted_ms[index] += sum(turns[index][-1])
+            progress(share)
+        number += 1
+        share = min(1.0, number / rounds, min(lasted_ms) / 1e3 / min_duration_s if min_duration_s > 0 else 1.0)
+        progress(share)
+    return turns
+
+
+def interleaved_ratio(a: Latency, b: Latency) -> tuple[float, float, float]:
+    """The ratio a / b of two latencies that were taken in turns in one run, with its 95 % interval: (ratio, low, high).
+
+    The median over the rounds of the ratio of the two turns' medians; its interval by resampling rounds. Where they
+    were not taken in the same number of turns: the ratio of the medians.
+    """
+    if a.turns != b.turns or len(a.turn_medians_ms) != a.turns:
+        return median_ratio_interval(a.samples_ms, b.samples_ms)
+    return _median_interval(a.turn_medians_ms / b.turn_medians_ms)
+
+
+def _median_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    medians = bootstrap_medians(values, np.random.default_rng(0))
+    return float(np.median(values)), float(np.percentile(medians, 2.5)), float(np.percentile(medians, 97.5))
 
 
 def median_ratio_interval(
-    a_ms: Sequence[float], b_ms: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000
+    a_ms: Sequence[float], b_ms: Sequence[float], *, confidence: float = 0.95
 ) -> tuple[float, float, float]:
     """The ratio of medians a / b and its percentile bootstrap interval: (ratio, low, high).
 
@@ -200,12 +253,26 @@ def median_ratio_interval(
     """
     a, b = np.asarray(a_ms), np.asarray(b_ms)
     rng = np.random.default_rng(0)
-    ratios = np.median(rng.choice(a, (resamples, a.size)), axis=1) / np.median(
-        rng.choice(b, (resamples, b.size)), axis=1
-    )
+    ratios = bootstrap_medians(a, rng) / bootstrap_medians(b, rng)
     tail = (1 - confidence) / 2 * 100
     return (
         float(np.median(a) / np.median(b)),
         float(np.percentile(ratios, tail)),
         float(np.percentile(ratios, 100 - tail)),
     )
+
+
+def bootstrap_medians(values: NDArray[np.float64], rng: np.random.Generator, count: int = 2000) -> NDArray[np.float64]:
+    """The medians of ``count`` resamples of ``values`` (n,), with replacement, without drawing each of n values.
+
+    The k-th smallest of a resample is the value of rank floor(n U), U the k-th smallest of n uniform numbers, which is
+    of the distribution Beta(k, n + 1 - k); given it, the next one is U + (1 - U) V, V of Beta(1, n - k).
+    Source: David and Nagaraja, Order Statistics (2003), sections 2.1 and 2.5.
+    """
+    ordered, n = np.sort(np.asarray(values, np.float64)), len(values)
+    k = (n + 1) // 2
+    low = rng.beta(k, n + 1 - k, count)
+    high = low if n % 2 else low + (1 - low) * rng.beta(1, n - k, count)
+    ranks = np.minimum((np.stack([low, high]) * n).astype(np.int64), n - 1)
+    medians: NDArray[np.float64] = ordered[ranks].mean(axis=0)
+    return medians

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +21,7 @@ from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .devices import remote
 from .engines.engine import Array, Engine, EngineError
+from .engines.native_program import PROGRAM, NativeProgramEngine
 from .engines.reference import ReferenceEngine
 from .measure import MEASURED, REHEARSED
 
@@ -35,18 +38,10 @@ class Placement:
 
 
 def is_hardware_of(target: TargetSpec, here: TargetSpec, model: str) -> bool:
-    """Whether a machine is the target's own hardware: ``here`` is what was detected on it, ``model`` what its firmware
-    calls the board."""
+    """Whether a machine is the target's own hardware: ``here`` was detected on it, its firmware calls it ``model``."""
     if target.name == here.name:
         return set(target.features) <= set(here.features) and target.cpu == here.cpu
     return bool(target.device_tree_model) and str(target.device_tree_model) in model
-
-
-def _model_here() -> str:
-    try:
-        return Path("/proc/device-tree/model").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def runs_here(target: TargetSpec) -> bool:
@@ -69,7 +64,7 @@ def place(target: TargetSpec, device: str | None) -> Placement:
         raise EngineError(f"{target.name}: an emulator has no GPU; --device local rehearses")
     if chosen not in DEVICES[:2]:
         raise EngineError(f"no such device {chosen!r}; known devices: {', '.join(DEVICES)}")
-    own = chosen == LOCAL and is_hardware_of(target, host.detect(), _model_here())
+    own = chosen == LOCAL and is_hardware_of(target, host.detect(), remote.facts_here().model)
     return Placement(chosen, MEASURED if own else REHEARSED)
 
 
@@ -95,17 +90,61 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def processors(placement: Placement) -> int:
-    """Of the machine where engines run."""
+def parse_cores(text: str) -> frozenset[int]:
+    """``0,2,4-7`` -> {0, 2, 4, 5, 6, 7}, processors below 64, as xceptile-run has them. Raises EngineError."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise EngineError(f"{text!r} names no processors; give them as 4-7 or 0,2,3")
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+        if int(last or first) < int(first) or int(last or first) > 63:
+            raise EngineError(f"{text!r}: {part} is no range of processors from 0 to 63")
+    return frozenset(found)
+
+
+def processors(placement: Placement, cores: str | None = None) -> int:
+    """How many there are of the machine where engines run, of those that ``cores`` names."""
+    if cores:
+        return len(parse_cores(cores))
     link = remote.connect(placement.device)
     return default_threads() if link is None else remote.facts(link).processors
 
 
+@contextmanager
+def pinned(placement: Placement, cores: str | None) -> Iterator[None]:
+    """Within it, engines opened here compute on ``cores`` only; those elsewhere are told so when they are opened.
+
+    Raises EngineError where this machine has no such processor.
+    """
+    if cores is None or placement.device != LOCAL:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, parse_cores(cores))
+    except OSError as error:
+        raise EngineError(f"this machine cannot run on processors {cores}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def open_engine(
-    bundle: Bundle, engine: str, *, dtype: str = "int8", placement: Placement, threads: int | None = None
+    bundle: Bundle,
+    engine: str,
+    *,
+    dtype: str = "int8",
+    placement: Placement,
+    threads: int | None = None,
+    cores: str | None = None,
 ) -> Engine:
-    """Opens one artefact. Raises EngineError where the bundle holds none, or the engine cannot be had here."""
-    count = threads or processors(placement)
+    """Opens one artefact. ``cores`` are for a device elsewhere; for here, see ``pinned``.
+
+    Raises EngineError where the bundle holds none, or the engine cannot be had there.
+    """
+    count = threads or processors(placement, cores)
     target = bundle.manifest.target
     if engine == "reference":
         name = bundles.INT8_GRAPH if dtype == "int8" else bundles.FLOAT_GRAPH
@@ -114,7 +153,9 @@ def open_engine(
     if artefact is None:
         raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
     if link := remote.connect(placement.device):
-        return _open_there(bundle, artefact, link, count)
+        if artefact.engine == "native":
+            return _open_program_there(bundle, artefact, placement, link, count, cores)
+        return remote.RemoteLiteRtEngine(bundle, artefact, link, count, cores)
     if engine == "native" and target.engine != "cpu":
         return _open_gpu(bundle, artefact, placement)
     if engine == "native":
@@ -164,10 +205,25 @@ def device_name(placement: Placement, engine: Engine) -> str:
     return placement.device if gpu == "cpu" else f"{placement.device}: {gpu}"
 
 
-def _open_there(bundle: Bundle, artefact: Artefact, link: remote.Link, threads: int) -> Engine:
-    if artefact.engine != "native":
-        raise EngineError(f"{link.name}: only a bundle's native artefacts run there, not {artefact.engine}")
-    return remote.RemoteNativeEngine(bundle, artefact, link, threads)
+def _open_program_there(
+    bundle: Bundle, artefact: Artefact, placement: Placement, link: remote.Link, threads: int, cores: str | None
+) -> remote.RemoteNativeEngine:
+    options: tuple[str, ...] = ()
+    if bundle.manifest.target.engine != "cpu":
+        options = (f"--require-device={'gpu' if placement.obtained == MEASURED else 'any'}",)
+    return remote.RemoteNativeEngine(bundle, artefact, link, threads, cores, options)
+
+
+def open_program(bundle: Bundle, artefact: Artefact, placement: Placement, threads: int) -> NativeProgramEngine:
+    """A native artefact as the program that devices run, here too. Raises EngineError."""
+    if link := remote.connect(placement.device):
+        return _open_program_there(bundle, artefact, placement, link, threads, None)
+    program = bundle.file(next(name for name in sorted(artefact.files) if name.endswith(f"/{PROGRAM}")))
+    if placement.device == QEMU:
+        from .devices.qemu import QemuNativeEngine
+
+        return QemuNativeEngine(program.parent, bundle.manifest.target, threads)
+    return NativeProgramEngine((str(program),), program.parent, threads)
 
 
 @dataclass(frozen=True)

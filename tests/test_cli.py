@@ -138,13 +138,14 @@ def test_relax_vm_travels_in_the_bundle(home: Path, tmp_path: Path) -> None:
 
 
 def test_bench_times_int8_and_float(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert xceptile("bench", compiled, "--rounds", 2, "--repeats", 2, "--json") == 0
+    assert xceptile("bench", compiled, "--rounds", 2, "--repeats", 2, "--duration", "0.001s", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["latencies"]
-    assert [(row["engine"], row["dtype"], len(row["samples_ms"])) for row in rows] == [
-        ("native", "int8", 4),
-        ("litert", "int8", 4),
-        ("litert", "float32", 4),
+    assert [(row["engine"], row["dtype"]) for row in rows] == [
+        ("native", "int8"),
+        ("litert", "int8"),
+        ("litert", "float32"),
     ]
+    assert all(len(row["samples_ms"]) >= 4 for row in rows)
     assert all(row["obtained"] == "measured" for row in rows)
     assert xceptile("bench", compiled, "--layers", "--json") == 0
     profile = json.loads(capsys.readouterr().out)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,10 +22,12 @@ from xceptile.compile import cli
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.evaluate import runnable
 from xceptile.runtime.session import open_engine, open_session, place
 from xceptile.targets import catalog
 
 HOSTILE = "a b; $(touch pwned) `touch pwned` 'single' \"double\" \\ \n *"
+CORE = str(min(os.sched_getaffinity(0)))
 
 pytestmark = [
     requires("ssh", package="openssh-client"),
@@ -120,9 +123,23 @@ def test_the_right_hardware_is_measured_another_rehearsed(link: ssh.SshLink) -> 
         place(catalog.get(other), link.name)
 
 
-def test_litert_is_refused_by_name(link: ssh.SshLink, small_bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="only a bundle's native artefacts run there"):
-        open_engine(small_bundle, "litert", placement=place(small_bundle.manifest.target, link.name))
+def test_litert_runs_where_the_device_has_it(
+    link: ssh.SshLink, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement = place(small_bundle.manifest.target, link.name)
+    monkeypatch.setattr(remote, "has_litert", lambda _: False)
+    with pytest.raises(EngineError, match="install them there"):
+        open_engine(small_bundle, "litert", placement=placement)
+    assert [a.engine for a in runnable(small_bundle, placement)] == ["native"]
+    monkeypatch.setattr(remote, "has_litert", lambda _: True)
+    assert len(runnable(small_bundle, placement)) == 3
+    x, expected = small_bundle.golden()
+    int8 = open_engine(small_bundle, "litert", placement=placement, threads=1, cores=CORE)
+    # The device's python3 is this one, which has LiteRT.
+    monkeypatch.setattr(int8, "_start", (*int8._start[:-1], sys.executable))
+    np.testing.assert_array_equal(int8.run(x), expected)
+    assert len(int8.time_ms(x[:1], 3, 1)) == 3
+    int8.close()
 
 
 @pytest.mark.parametrize("good", [True, False], ids=["a good beginning", "a spoilt beginning"])
@@ -199,8 +216,8 @@ def test_hostile_names_are_names(link: ssh.SshLink, home: Path, tmp_path: Path) 
     link.send(file, target)
     link.fetch(target, tmp_path / "fetched")
     assert (tmp_path / "fetched").read_bytes() == b"data"
-    scratch = remote._make_scratch(odd)
-    assert (home / scratch).is_dir()
+    scratch = remote.Scratch(odd)
+    assert (home / scratch.folder).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +294,7 @@ def test_what_killed_sessions_left_goes_after_a_day(link: ssh.SshLink, home: Pat
         folder.mkdir(parents=True)
         stamp = folder.stat().st_mtime - days * 86400
         os.utime(folder, (stamp, stamp))
-    made = remote._make_scratch(link)
+    made = remote.Scratch(link).folder
     assert {path.name for path in (home / link.root).iterdir()} == {"run.new", "keep", made.name}
 
 

@@ -11,55 +11,129 @@ from rich.table import Column, Table
 from .common import BundleArgument, DeviceOption, JsonOption, ThreadsOption, bar, out, print_json
 
 
+def _duration_s(text: str) -> float:
+    from ...runtime.bench import parse_duration_s
+
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def bench(
     bundle: BundleArgument,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="Inferences a turn.")] = 10,
+    cores: Annotated[str | None, typer.Option(help="Processors to run on, such as 4-7 or 0,2.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes, at least.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Inferences a turn, at least.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Inferences before the first turn.")] = 5,
+    duration: Annotated[
+        str, typer.Option(help="How long each artefact runs at least, such as 3s.", metavar="TIME")
+    ] = "3s",
+    sustained: Annotated[
+        str | None, typer.Option(help="Run int8 alone for so long, such as 10m: does it throttle?", metavar="TIME")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="With --sustained: native or litert.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, from the native runtime's timers.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of int8 against float on the same device, interleaved."""
-    from ...runtime.bundle import FOR_OTHERS, open_bundle
-    from ...runtime.engines.engine import EngineError
-    from ...runtime.evaluate import machine, time_bundle
-    from ...runtime.measure import MEASURED, median_ratio_interval
+    """Latency of int8 against float on the same device, in turns; over minutes; or layer by layer."""
+    from ...runtime.bench import bench as measure
+    from ...runtime.bench import sustain
+    from ...runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
     if layers:
         _layers(opened, device, threads, as_json)
         return
-    turns = rounds * sum(a.engine not in FOR_OTHERS for a in opened.manifest.artefacts)
-    with bar() as progress:
-        done = [0]
-
-        def step() -> None:
-            done[0] += 1
-            progress("bench", done[0] / turns)
-
-        latencies = time_bundle(opened, device=device, threads=threads, rounds=rounds, repeats=repeats, progress=step)
-    if not latencies:
-        raise EngineError(
-            f"{opened.manifest.target.name} is only emulated here, and an emulator's time says nothing of the "
-            "target's; run `xceptile bench` on the device"
-        )
-    if as_json:
-        print_json({"machine": machine(), "latencies": [asdict(latency) for latency in latencies]})
+    if sustained:
+        with bar() as progress:
+            found = sustain(
+                opened,
+                _duration_s(sustained),
+                engine=engine,
+                device=device,
+                threads=threads,
+                cores=cores,
+                warmup=warmup,
+                progress=lambda share: progress("bench", share),
+            )
+        _print_sustained(found, device, as_json)
         return
-    floats = [latency for latency in latencies if latency.dtype == "float32"]
-    best = min(floats, key=lambda latency: latency.median_ms) if floats else None
-    table = Table("engine", "type", "p50 ms", "p90 ms", "p99 ms", "of float's time", "threads", "device", "how")
-    for x in latencies:
-        share = "-"
-        if best is not None and x is not best:
-            ratio, low, high = median_ratio_interval(x.samples_ms, best.samples_ms)
-            share = f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
-        times = (f"{x.percentile_ms(p):.2f}" for p in (50, 90, 99))
-        table.add_row(x.engine, x.dtype, *times, share, str(x.threads), x.device, x.obtained)
+    with bar() as progress:
+        seen = measure(
+            opened,
+            device=device,
+            threads=threads,
+            cores=cores,
+            rounds=rounds,
+            repeats=repeats,
+            warmup=warmup,
+            min_duration_s=_duration_s(duration),
+            progress=lambda share: progress("bench", share),
+        )
+    _print_bench(seen, device, as_json)
+
+
+def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
+    from ...runtime.evaluate import machine
+    from ...runtime.measure import MEASURED
+
+    if as_json:
+        rows = [asdict(x) | {"of_float": seen.of_float(x)} for x in seen.latencies]
+        print_json({"machine": machine(device), "latencies": rows, "moments": [asdict(m) for m in seen.moments]})
+        return
+    first = seen.latencies[0]
+    title = f"{first.device}, {first.threads} threads, {first.obtained}"
+    table = Table("artefact", "p50 ms", "p90 ms", "p99 ms", "samples", "of float's time", title=title)
+    for x in seen.latencies:
+        ratio = seen.of_float(x)
+        share = "-" if ratio is None else f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
+        times = (f"{x.percentile_ms(p):.4g}" for p in (50, 90, 99))
+        table.add_row(f"{x.engine} {x.dtype}", *times, str(len(x.samples_ms)), share)
     out.print(table)
-    if any(latency.obtained != MEASURED for latency in latencies):
-        out.print("rehearsed: an emulator's or another device's time, which says nothing of the target's.")
+    if seen.float_build is None:
+        out.print("No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that.")
+    _print_moments(seen.moments)
+    if any(latency.obtained != MEASURED for latency in seen.latencies):
+        out.print("rehearsed: another device's time, which says nothing of the target's.")
+
+
+def _print_sustained(found: Any, device: str | None, as_json: bool) -> None:
+    from ...runtime.evaluate import machine
+
+    if as_json:
+        print_json({"machine": machine(device), **asdict(found), "slowdown": found.slowdown})
+        return
+    title = f"{found.engine} {found.dtype} on {found.device}, {found.threads} threads, {found.obtained}"
+    table = Table("from s", "samples", "p50 ms", "p90 ms", "p99 ms", "clocks MHz", "hottest C", title=title)
+    for window in found.windows:
+        times = (f"{window.percentile_ms(p):.4g}" for p in (50, 90, 99))
+        table.add_row(f"{window.start_s:.3g}", str(len(window.samples_ms)), *times, *_clocks_and_heat(window.state))
+    out.print(table)
+    out.print(f"The last median is {found.slowdown:.3f} times the fastest.")
+    _print_moments(found.moments)
+
+
+def _clocks_and_heat(state: Any) -> tuple[str, str]:
+    clocks = sorted({khz // 1000 for khz in state.cpu_khz.values()})
+    heat = max(state.temperatures_c.values(), default=None)
+    span = "-" if not clocks else str(clocks[0]) if len(clocks) == 1 else f"{clocks[0]}-{clocks[-1]}"
+    return span, "-" if heat is None else f"{heat:.1f}"
+
+
+def _print_moments(moments: Any) -> None:
+    """The machine before and after, and the hottest it was in between; nothing where it shows none of that."""
+    for moment in (moments[0], moments[-1]):
+        state = moment.state
+        clocks, heat = _clocks_and_heat(state)
+        parts = [f"governor {' '.join(sorted(set(state.governors.values())))}"] if state.governors else []
+        parts += [f"clocks {clocks} MHz"] if state.cpu_khz else []
+        parts += [f"GPU {state.gpu_hz / 1e6:.0f} MHz"] if state.gpu_hz else []
+        parts += [f"hottest {heat} C"] if state.temperatures_c else []
+        parts += [f"power mode {state.power_mode}"] if state.power_mode else []
+        out.print(f"{moment.when}: {', '.join(parts) or 'no clocks, governors or temperatures to be read'}")
 
 
 def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool) -> None:

@@ -17,7 +17,11 @@ err = Console(stderr=True)
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", metavar="BUNDLE")]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="local or qemu; by default local where the target's code runs here, else qemu.")
+    str | None,
+    typer.Option(
+        help="local, qemu, ssh://[USER@]HOST[:PORT] or adb:SERIAL; by default local where the target's code runs here, "
+        "else qemu."
+    ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; by default all processors.")]
 PublicKeyOption = Annotated[

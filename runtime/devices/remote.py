@@ -13,22 +13,25 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+import numpy as np
+
 from ...targets import host
 from ...targets.spec import TargetSpec
-from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, Artefact, Bundle
-from ..engines.engine import EngineError
+from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, NATIVE, Artefact, Bundle
+from ..engines.engine import Array, EngineError
 from ..engines.native_program import PROGRAM, NativeProgramEngine
 from . import adb, ssh
 from .board import MachineState, machine_state
@@ -130,6 +133,12 @@ cat /proc/cpuinfo
 
 
 @functools.cache
+def has_litert(link: Link) -> bool:
+    """Whether the device's Python can run LiteRT files. Raises EngineError where it cannot be reached."""
+    return link.shell("python3 -c 'import numpy, ai_edge_litert.interpreter'").returncode == 0
+
+
+@functools.cache
 def facts(link: Link) -> Facts:
     """Asks the device, once. Raises EngineError."""
     lines = ask(link, _FACTS).decode("utf-8", "replace").split("\n", 4)
@@ -139,6 +148,16 @@ def facts(link: Link) -> Facts:
         )
     architecture, processors, system, model, cpuinfo = lines
     return Facts(architecture.strip(), int(processors), cpuinfo, model.strip(), system.strip())
+
+
+def facts_here() -> Facts:
+    """This machine's."""
+    model, cpuinfo = (
+        path.read_text(encoding="utf-8", errors="replace").strip("\0\n") if path.exists() else ""
+        for path in (Path("/proc/device-tree/model"), Path("/proc/cpuinfo"))
+    )
+    system = f"{platform.system()} {platform.release()}"
+    return Facts(platform.machine(), len(os.sched_getaffinity(0)), cpuinfo, model, system)
 
 
 def state(link: Link) -> MachineState:
@@ -159,11 +178,6 @@ def state(link: Link) -> MachineState:
 
 
 # ---- files ----
-
-
-def native_files(bundle: Bundle, artefact: Artefact) -> dict[str, Path]:
-    """What a device needs to run a native artefact and test itself: by their names in the bundle."""
-    return {name: bundle.file(name) for name in (*artefact.files, GOLDEN_INPUT, GOLDEN_OUTPUT)}
 
 
 def push(link: Link, files: Mapping[str, tuple[Path, str]]) -> PurePosixPath:
@@ -239,53 +253,31 @@ def _only_one_here(what: str) -> Iterator[None]:
 # ---- running ----
 
 
-class RemoteNativeEngine(NativeProgramEngine):
-    """A bundle's native artefact on a device. Raises EngineError where it cannot be reached or the program fails."""
+class Scratch:
+    """A folder on the device for one session's inputs and outputs, and programs run on them."""
 
-    def __init__(
-        self, bundle: Bundle, artefact: Artefact, link: Link, threads: int | None = None, cores: str | None = None
-    ) -> None:
-        entries = bundle.manifest.files
-        files = {name: (path, entries[name].sha256) for name, path in native_files(bundle, artefact).items()}
-        folder = push(link, files)
+    def __init__(self, link: Link) -> None:
+        old = f"find {quoted([link.root])} -maxdepth 1 -name 'run.*' -mtime +1 -exec rm -rf '{{}}' + 2>/dev/null"
+        made = ask(link, f"{old}; {quoted(['mktemp', '-d', link.root / 'run.XXXXXX'])}").decode("utf-8", "replace")
+        self.folder = PurePosixPath(made.rstrip("\n"))
+        if self.folder.parent != link.root:
+            raise EngineError(f"{link.name}: mktemp there made {str(self.folder)!r}, not a folder in {link.root}")
         self._link = link
-        self._scratch: PurePosixPath | None = _make_scratch(link)
         self._sent = b""
-        program = next(name for name in sorted(artefact.files) if PurePosixPath(name).name == PROGRAM)
-        try:
-            directory = (folder / program).parent
-            super().__init__((str(folder / program),), directory, threads, cores=cores, execute=self._there)
-        except BaseException:
-            self.close()
-            raise
+        self._closed = False
 
-    def close(self) -> None:
-        """Removes this session's files from the device; what is kept by contents stays."""
-        scratch, self._scratch = self._scratch, None
-        if scratch is not None:
-            self._link.shell(quoted(["rm", "-rf", scratch]))
-
-    def _there(
+    def execute(
         self, words: Sequence[str], images: bytes | None, result: bool
     ) -> tuple[subprocess.CompletedProcess[str], bytes]:
-        if self._scratch is None:
-            raise EngineError("native: the engine is closed")
-        source, target = self._scratch / "input.bin", self._scratch / "output.bin"
-        words = list(words)
+        """``Execute`` on the device. Raises EngineError where it cannot be reached."""
+        if self._closed:
+            raise EngineError(f"{self._link.name}: the engine is closed")
+        source, target = self.folder / "input.bin", self.folder / "output.bin"
         with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
             if images is not None:
-                words.append(str(source))
-                digest = hashlib.sha256(images).digest()
-                if digest != self._sent:  # the same image is timed many times
-                    file = Path(name) / "input.bin"
-                    file.write_bytes(images)
-                    ask(self._link, quoted(["rm", "-f", source]))
-                    self._sent = b""
-                    self._link.send(file, source)
-                    self._sent = digest
-            if result:
-                words.append(str(target))
-            done = self._link.shell(quoted(words))
+                self._send(images, source, Path(name) / "input.bin")
+            command = [*words, *([source] if images is not None else []), *([target] if result else [])]
+            done = self._link.shell(quoted(command))
             text = [stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr)]
             data = b""
             if result and done.returncode == 0:
@@ -294,11 +286,123 @@ class RemoteNativeEngine(NativeProgramEngine):
                 data = fetched.read_bytes()
         return subprocess.CompletedProcess(done.args, done.returncode, *text), data
 
+    def _send(self, images: bytes, source: PurePosixPath, file: Path) -> None:
+        digest = hashlib.sha256(images).digest()
+        if digest == self._sent:  # the same image is timed many times
+            return
+        file.write_bytes(images)
+        self._sent = b""
+        ask(self._link, quoted(["rm", "-f", source]))
+        self._link.send(file, source)
+        self._sent = digest
 
-def _make_scratch(link: Link) -> PurePosixPath:
-    old = f"find {quoted([link.root])} -maxdepth 1 -name 'run.*' -mtime +1 -exec rm -rf '{{}}' + 2>/dev/null"
-    made = ask(link, f"{old}; {quoted(['mktemp', '-d', link.root / 'run.XXXXXX'])}").decode("utf-8", "replace")
-    path = PurePosixPath(made.rstrip("\n"))
-    if path.parent != link.root:
-        raise EngineError(f"{link.name}: mktemp there made {str(path)!r}, not a folder in {link.root}")
-    return path
+    def close(self) -> None:
+        """Removes the folder from the device; what is kept by contents stays."""
+        if not self._closed:
+            self._closed = True
+            self._link.shell(quoted(["rm", "-rf", self.folder]))
+
+
+class RemoteNativeEngine(NativeProgramEngine):
+    """A bundle's native artefact on a device. Raises EngineError where it cannot be reached or the program fails."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        artefact: Artefact,
+        link: Link,
+        threads: int | None = None,
+        cores: str | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        # Of several artefacts, those after the first may leave the program to it.
+        names = (*artefact.files, *(name for name in bundle.manifest.files if name.startswith(f"{NATIVE}/")))
+        program = next(name for name in names if PurePosixPath(name).name == PROGRAM)
+        plan = min((name for name in artefact.files if PurePosixPath(name).name == "plan.bin"), key=len)
+        folder = push(link, _with_digests(bundle, {*artefact.files, program, GOLDEN_INPUT, GOLDEN_OUTPUT}))
+        command = (str(folder / program), *options)
+        self._scratch = Scratch(link)
+        try:
+            directory = folder / PurePosixPath(plan).parent
+            super().__init__(command, directory, threads, cores=cores, execute=self._scratch.execute)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Removes this session's files from the device."""
+        self._scratch.close()
+
+
+# argv: model, threads, repeats, warmup, the file of images, the file to write; repeats 0: no timing.
+_LITERT = """
+import json, sys, time
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+model, threads, repeats, warmup, source = sys.argv[1:6]
+interpreter = Interpreter(model_path=model, num_threads=int(threads))
+interpreter.allocate_tensors()
+detail, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
+images = np.fromfile(source, detail["dtype"]).reshape(-1, *detail["shape"])
+if int(repeats):
+    interpreter.set_tensor(detail["index"], images[0])
+    samples_ms = []
+    for _ in range(int(warmup) + int(repeats)):
+        start = time.perf_counter()
+        interpreter.invoke()
+        samples_ms.append((time.perf_counter() - start) * 1e3)
+    print(json.dumps(samples_ms[int(warmup):]))
+else:
+    results = []
+    for image in images:
+        interpreter.set_tensor(detail["index"], image)
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(out))
+    np.concatenate(results).tofile(sys.argv[6])
+"""
+
+
+class RemoteLiteRtEngine:
+    """A bundle's LiteRT file on a device whose python3 has numpy and ai-edge-litert. Raises EngineError otherwise."""
+
+    name = "litert"
+
+    def __init__(self, bundle: Bundle, artefact: Artefact, link: Link, threads: int, cores: str | None = None) -> None:
+        if not has_litert(link):
+            raise EngineError(
+                f"{link.name}: its python3 cannot import numpy and ai_edge_litert; install them there "
+                "(pip install ai-edge-litert), or run the native artefacts only"
+            )
+        self._model = push(link, _with_digests(bundle, artefact.files)) / artefact.files[0]
+        self._start = ("taskset", "-c", cores, "python3") if cores else ("python3",)
+        self._threads, self._link = threads, link
+        self._dtype = np.dtype(artefact.dtype)
+        self._scratch = Scratch(link)
+
+    def run(self, x: Array) -> Array:
+        """(B, H, W, C) images, one after the other -> (B, classes)."""
+        _, data = self._run(x, 0, 0)
+        result: Array = np.frombuffer(data, self._dtype).reshape(len(x), -1)
+        return result
+
+    def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
+        """Wall time of single inferences on ``x`` (1, H, W, C), taken on the device, in milliseconds."""
+        text, _ = self._run(x, repeats, warmup)
+        return [float(sample) for sample in json.loads(text)]
+
+    def close(self) -> None:
+        """Removes this session's files from the device."""
+        self._scratch.close()
+
+    def _run(self, x: Array, repeats: int, warmup: int) -> tuple[str, bytes]:
+        numbers = (str(self._threads), str(repeats), str(warmup))
+        words = (*self._start, "-c", _LITERT, str(self._model), *numbers)
+        done, data = self._scratch.execute(words, x.tobytes(), repeats == 0)
+        if done.returncode:
+            raise EngineError(f"{self._link.name}: LiteRT: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        return done.stdout, data
+
+
+def _with_digests(bundle: Bundle, names: Iterable[str]) -> dict[str, tuple[Path, str]]:
+    """Files of a bundle for ``push``."""
+    return {name: (bundle.file(name), bundle.manifest.files[name].sha256) for name in names}

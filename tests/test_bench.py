@@ -1,0 +1,219 @@
+"""Timing: turns, samples, intervals, a sustained run, the machine beside: the bookkeeping is tested, no time."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from xceptile.compile import cli
+from xceptile.runtime import bench as benches
+from xceptile.runtime.bench import AFTER, BEFORE, DURING, bench, parse_duration_s, sustain
+from xceptile.runtime.bundle import Bundle
+from xceptile.runtime.devices.board import MachineState
+from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.evaluate import peak_rss_bytes
+from xceptile.runtime.measure import (
+    PILOT,
+    Latency,
+    bootstrap_medians,
+    interleave_ms,
+    interleaved_ratio,
+    median_ratio_interval,
+)
+from xceptile.runtime.session import LOCAL, Placement, parse_cores, pinned, processors
+
+CORE = str(min(os.sched_getaffinity(0)))
+
+
+class FakeEngine:
+    """An engine whose every inference takes ``ms`` on a clock of its own; ``log`` gets its calls."""
+
+    def __init__(self, name: str, ms: float, log: list[tuple[str, int, int]]) -> None:
+        self.name, self.ms, self.log = name, ms, log
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def time_ms(self, x: np.ndarray, repeats: int, warmup: int) -> list[float]:
+        self.log.append((self.name, repeats, warmup))
+        return [self.ms] * repeats
+
+    def close(self) -> None: ...
+
+
+def latency(samples: np.ndarray, turns: int = 0, dtype: str = "int8") -> Latency:
+    return Latency("native", dtype, LOCAL, "measured", 1, tuple(samples.ravel().tolist()), turns)
+
+
+def test_engines_take_turns() -> None:
+    log: list[tuple[str, int, int]] = []
+    x = np.zeros(1)
+    shares: list[float] = []
+    turns = interleave_ms(
+        [(FakeEngine("a", 2.0, log), x), (FakeEngine("b", 5.0, log), x)],
+        rounds=3,
+        repeats=4,
+        warmup=7,
+        progress=shares.append,
+    )
+    assert log == [("a", PILOT, 7), ("b", PILOT, 7), *[("a", 4, 1), ("b", 4, 1)] * 3]
+    assert turns == [[[2.0] * 4] * 3, [[5.0] * 4] * 3]
+    assert shares[-1] == 1.0
+    assert shares == sorted(shares)
+
+
+def test_the_least_duration_makes_turns_longer_not_more() -> None:
+    log: list[tuple[str, int, int]] = []
+    fast, slow = FakeEngine("fast", 0.01, log), FakeEngine("slow", 10.0, log)
+    turns = interleave_ms([(fast, np.zeros(1)), (slow, np.zeros(1))], rounds=10, repeats=5, min_duration_s=1.0)
+    assert [len(each) for each in turns] in ([10, 10], [11, 11])  # the sum of 100,000 hundredths is not quite a second
+    for each in turns:
+        assert sum(map(sum, each)) >= 1000
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 20, 31])
+def test_bootstrap_medians_are_those_of_resamples(n: int) -> None:
+    rng = np.random.default_rng(n)
+    values = rng.exponential(1.0, n)
+    direct = np.median(rng.choice(values, (20_000, n)), axis=1)
+    ours = bootstrap_medians(values, np.random.default_rng(0), 20_000)
+    for percent in (2.5, 25, 50, 75, 97.5):
+        near = np.percentile(direct, [percent - 1.5, percent + 1.5])
+        assert near[0] <= np.percentile(ours, percent) <= near[1]
+
+
+def test_a_drift_that_touches_both_leaves_their_ratio() -> None:
+    """The machine slows to a third while the two take turns; the ratio of the medians alone could not know."""
+    rng = np.random.default_rng(0)
+    drift = np.linspace(1, 3, 20)[:, np.newaxis]
+    a = latency(drift * rng.normal(1.0, 0.002, (20, 10)), 20)
+    b = latency(drift * rng.normal(2.0, 0.004, (20, 10)), 20, "float32")
+    _, low, high = interleaved_ratio(a, b)
+    assert low <= 0.5 <= high
+    assert high - low < 0.01
+    _, low, high = median_ratio_interval(a.samples_ms, b.samples_ms)
+    assert high - low > 0.05
+
+
+def test_samples_of_a_turn_do_not_count_as_independent() -> None:
+    """Turns of 1000 equal samples: as many samples, no more certainty."""
+    rng = np.random.default_rng(0)
+    turns = rng.normal(1.0, 0.1, 20)[:, np.newaxis]
+    a, b = latency(np.repeat(turns, 1000, 1), 20), latency(np.ones((20, 1000)), 20, "float32")
+    _, low, high = interleaved_ratio(a, b)
+    assert high - low > 0.02
+    _, low, high = interleaved_ratio(latency(a.turn_medians_ms), latency(b.turn_medians_ms))
+    assert high - low > 0.02
+
+
+def test_turns_that_do_not_fit_are_not_used() -> None:
+    a = latency(np.arange(1.0, 8.0), 3)
+    assert len(a.turn_medians_ms) == 7
+    assert interleaved_ratio(a, a)[0] == 1.0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("30s", 30), ("10m", 600), ("1.5h", 5400), ("0.2 s", 0.2)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "m", "-3s", "10x", "0s", "1e3", "nan"])
+def test_durations_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="no duration"):
+        parse_duration_s(text)
+
+
+def test_cores() -> None:
+    assert parse_cores("0,2,4-7") == {0, 2, 4, 5, 6, 7}
+    for bad in ("", "a", "4-", "3-1", "64", "1,,2", "-1"):
+        with pytest.raises(EngineError, match="processors"):
+            parse_cores(bad)
+    here, before = Placement(LOCAL, "measured"), os.sched_getaffinity(0)
+    with pinned(here, CORE):
+        assert os.sched_getaffinity(0) == {int(CORE)}
+        assert processors(here) == 1
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(EngineError, match="cannot run on processors 63"), pinned(here, "63"):
+        pass
+
+
+def hot(at: int) -> MachineState:
+    return MachineState({"cpu0": "schedutil"}, {"cpu0": 2_000_000 - at}, {"soc": 40.0 + at}, None, None, None)
+
+
+def test_the_machine_is_watched_before_during_and_after(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(map(hot, range(1000)))
+    monkeypatch.setattr(benches.board, "machine_state", lambda: next(states))
+    monkeypatch.setattr(benches, "STATE_INTERVAL_S", 0.0)
+    seen = bench(small_bundle, threads=1, cores=CORE, rounds=2, repeats=2, min_duration_s=0.0)
+    whens = [moment.when for moment in seen.moments]
+    assert (whens[0], whens[-1]) == (BEFORE, AFTER)
+    assert set(whens[1:-1]) == {DURING}
+    assert [moment.state.temperatures_c["soc"] for moment in seen.moments] == [40.0 + i for i in range(len(whens))]
+    assert {(x.engine, x.dtype, len(x.samples_ms), x.turns) for x in seen.latencies} == {
+        ("native", "int8", 4, 2),
+        ("litert", "int8", 4, 2),
+        ("litert", "float32", 4, 2),
+    }
+    assert seen.float_build is not None
+    assert seen.of_float(seen.float_build) is None
+    assert seen.of_float(seen.latencies[0]) is not None
+
+
+def test_a_sustained_run_has_its_curve(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(map(hot, range(1000)))
+    monkeypatch.setattr(benches.board, "machine_state", lambda: next(states))
+    found = sustain(small_bundle, 0.5, threads=1)
+    assert (found.engine, found.dtype, len(found.windows)) == ("native", "int8", benches.WINDOWS)
+    assert all(window.samples_ms for window in found.windows)
+    assert all(a.end_s <= b.start_s for a, b in zip(found.windows, found.windows[1:], strict=False))
+    assert found.slowdown >= 1
+    assert sustain(small_bundle, 0.1, engine="litert").engine == "litert"
+    with pytest.raises(EngineError, match="no int8 artefact for engine abacus"):
+        sustain(small_bundle, 0.1, engine="abacus")
+
+
+def test_throttling_shows() -> None:
+    state = hot(0)
+    windows = tuple(benches.Window(i, i + 1, (1.0 + i, 1.0 + i, 50.0), state) for i in range(3))
+    found = benches.Sustained("native", "int8", LOCAL, "measured", 1, windows, ())
+    assert found.slowdown == 3.0
+    assert found.windows[2].percentile_ms(50) == 3.0  # the far-out sample is kept and does not move the median
+    assert max(found.windows[2].samples_ms) == 50.0
+
+
+def test_an_emulator_is_no_place_for_it(small_bundle: Bundle) -> None:
+    for measure in (lambda: bench(small_bundle, device="qemu"), lambda: sustain(small_bundle, 1.0, device="qemu")):
+        with pytest.raises(EngineError, match="on the device"):
+            measure()
+
+
+def test_the_memory_of_the_program(small_bundle: Bundle) -> None:
+    found = peak_rss_bytes(small_bundle, threads=1)
+    assert set(found) == {"native/int8"}
+    assert 500_000 < (found["native/int8"] or 0) < 20_000_000
+    assert peak_rss_bytes(small_bundle, device="qemu") == {}
+
+
+def test_bench_prints_and_keeps_every_sample(small_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(small_bundle.path), "--duration", "0.001s", "--rounds", "3", "--repeats", "2"]
+    assert cli._invoke(cli.app, arguments) == 0
+    printed = capsys.readouterr().out
+    assert "p99" in printed
+    assert "before:" in printed
+    assert cli._invoke(cli.app, [*arguments, "--cores", CORE, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert all(len(row["samples_ms"]) >= 6 and row["threads"] == 1 for row in data["latencies"])
+    assert [moment["when"] for moment in data["moments"]][:: len(data["moments"]) - 1] == [BEFORE, AFTER]
+    assert data["machine"]["architecture"]
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), "--sustained", "0.2s", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["windows"]) == benches.WINDOWS
+    assert data["slowdown"] >= 1
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), "--sustained", "0.2s"]) == 0
+    assert "times the fastest" in capsys.readouterr().out
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), "--duration", "soon"]) == 2
+    assert "no duration" in capsys.readouterr().err
