@@ -229,6 +229,11 @@ def test_a_bundle_for_the_processor_is_refused_where_a_gpu_is_required(built: Pa
     assert run(built, "--require-device=cpu", "--self-test", bundle).returncode == 0
 
 
+def test_a_plan_of_a_terabyte_is_refused_unread(built: Path, bundle: Path) -> None:
+    os.truncate(bundle / "native/plan.bin", 1 << 40)
+    assert "too long for a plan" in refusal(built, "--self-test", bundle)
+
+
 def test_golden_files_may_be_missing_or_of_unequal_length(built: Path, bundle: Path) -> None:
     golden = bundle / "golden/output.bin"
     golden.write_bytes(golden.read_bytes()[:-CLASSES])

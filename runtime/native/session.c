@@ -61,6 +61,10 @@ static int read_plan(struct xct_session *session, const char *native)
         code = xct_file_map(&file, path, &session->error);
     if (code != XCT_OK)
         return code;
+    if (file.size > XCT_MAX_PLAN_BYTES) {
+        xct_file_unmap(&file);
+        return xct_fail(&session->error, XCT_ERROR_FORMAT, "%s is too long for a plan", path);
+    }
     /* A copy: what was checked must not change under the runtime when somebody writes to the file. */
     void *copy = malloc(file.size > 0 ? file.size : 1);
     size_t size = file.size;
