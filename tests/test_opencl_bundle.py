@@ -1,0 +1,105 @@
+"""Compiled networks through the native runtime's OpenCL driver on PoCL: a rehearsal, bit for bit the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import int8_graphs
+import numpy as np
+import pytest
+from needs import requires_module, requires_pocl
+from small_bundle import write_small_bundle
+
+from xceptile.compile.backends import native_runtime
+from xceptile.compile.backends import opencl as backend
+from xceptile.models import serialize
+from xceptile.runtime import bundle as bundles
+from xceptile.runtime import reference
+from xceptile.runtime.bundle import Bundle
+from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.engines.native import NativeEngine
+from xceptile.runtime.engines.native_program import NativeProgramEngine
+from xceptile.runtime.engines.reference import ReferenceEngine
+from xceptile.runtime.measure import REHEARSED
+from xceptile.runtime.session import Placement, device_name, open_engine, open_session, place
+from xceptile.targets import catalog
+
+pytestmark = [requires_pocl(), requires_module("ziglang", package="ziglang")]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("opencl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POCL_CACHE_DIR", str(folder / "pocl"))
+        return write_small_bundle(folder / "bundle", "adreno-740", ("tvm",))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCL_CACHE_DIR", str(bundle.path.parent / "pocl"))
+    for name in ("XCEPTILE_CACHE", "XCEPTILE_OPENCL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_session_rehearses_and_names_what_computes(bundle: Bundle) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *bundle.manifest.input.shape[1:]), np.uint8)
+    with open_session(bundle) as session:
+        assert session.placement == Placement("local", REHEARSED)
+        assert device_name(session.placement, session.engine).startswith("local: ")
+        assert "Portable Computing Language" in device_name(session.placement, session.engine)
+        x = bundle.quantize_pixels(pixels)
+        expected = ReferenceEngine(serialize.load(bundle.file(bundles.INT8_GRAPH))).run(x)
+        np.testing.assert_array_equal(session.logits(pixels), expected)
+    assert list(Path(f"{bundle.path}.cache").iterdir())  # beside the bundle, not in it
+    bundles.open_bundle(bundle.path)
+
+
+def test_the_float16_artefact_takes_the_same_images(bundle: Bundle) -> None:
+    golden, _ = bundle.golden()
+    engine = open_engine(bundle, "native", dtype="float16", placement=place(bundle.manifest.target, None))
+    logits = engine.run(golden[:2])
+    engine.close()
+    real = serialize.load(bundle.file(bundles.FLOAT_GRAPH))
+    pixels = (golden[:2].view(np.uint8) ^ np.uint8(0x80)).astype(np.float32)
+    expected = ReferenceEngine(real).run(pixels)
+    assert logits.dtype == np.float32
+    # 40 dB: PoCL without cl_khr_fp16 stores halves and computes in float; the kernels' own tests state the bound.
+    assert np.sum((logits - expected) ** 2) * 1e4 < np.sum(expected**2)
+
+
+def test_the_program_that_rehearses(bundle: Bundle) -> None:
+    program = bundle.file(f"{bundles.REHEARSAL}/xceptile-run")
+    program.chmod(0o755)
+    with NativeProgramEngine((str(program), "--require-device=any"), bundle.file(bundles.NATIVE), None) as engine:
+        assert engine.self_test()
+    with pytest.raises(EngineError, match="has no GPU here, only a processor"):
+        NativeProgramEngine((str(program),), bundle.file(bundles.NATIVE), None)
+
+
+def test_an_emulator_is_no_gpu(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="an emulator has no GPU"):
+        place(bundle.manifest.target, "qemu")
+
+
+def test_a_bundle_whose_runtime_is_for_another_machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: bundle.manifest.target.architecture)
+    with pytest.raises(EngineError, match="cannot load the bundle's runtime"):
+        open_engine(bundle, "native", placement=Placement("local", REHEARSED))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["adreno-740", "mali-g710"])
+def test_a_whole_network_in_the_native_runtime(target: str, tmp_path: Path) -> None:
+    graph = int8_graphs.random_xception(71, 0.25, 10)
+    for name, data in (backend.build_files(graph, catalog.get(target)) | native_runtime.build_rehearsal()).items():
+        (tmp_path / name).write_bytes(data)
+    (x,) = int8_graphs.random_input(graph, 3)
+    (expected,) = reference.run(graph, x)
+    for _ in range(2):  # compiled, and from the cache
+        with NativeEngine(tmp_path, require_device="any", time_steps=True) as engine:
+            np.testing.assert_array_equal(engine.run(x), expected)
+            assert all(step.last_ms > 0 for step in engine.steps())
+    (tmp_path / "weights.bin").write_bytes(bytes(1) + (tmp_path / "weights.bin").read_bytes()[1:])
+    with pytest.raises(EngineError, match="SHA-256"):
+        NativeEngine(tmp_path, require_device="any")
