@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import platform
@@ -15,14 +14,16 @@ from numpy.typing import NDArray
 from ..models import serialize
 from ..models.preprocess import normalize
 from . import bundle as bundles
+from .accuracy import ImageResult, Seen, data_sha256, image_sha256, judge_image, likeliest, signal_power, summarize
 from .bundle import FOR_OTHERS, Artefact, Bundle
 from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
-from .measure import Accuracy, Labelled, Latency, compare, interleave_ms
+from .measure import Accuracy, Labelled, Latency, interleave_ms
 from .session import LOCAL, QEMU, Placement, device_name, open_engine, open_program, pinned, place, processors
 
-BATCH = 256  # images held in memory at a time
+BATCH = 256  # images held in memory at a time, a multiple of SUB_BATCH
+SUB_BATCH = 8  # images that the numpy networks are given at once
 REHEARSED_IMAGES = 64  # an emulator takes seconds an image at full size
 
 
@@ -78,6 +79,58 @@ def contenders(
     return opened
 
 
+class Networks:
+    """The two networks of a bundle that every engine is judged by: float, and the integer reference."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.real = ReferenceEngine(serialize.load(bundle.file(bundles.FLOAT_GRAPH)))
+        self.truth = ReferenceEngine(serialize.load(bundle.file(bundles.INT8_GRAPH)))
+
+
+def judge_group(
+    networks: Networks, judged: Sequence[Contender], group: Sequence[Labelled], start: int
+) -> list[ImageResult]:
+    """The results of consecutive images, of which the first is number ``start`` of the data set.
+
+    Groups that start at multiples of ``SUB_BATCH`` give the same floats however the set is cut into them.
+    """
+    bundle, output = networks.bundle, networks.bundle.manifest.output
+    pixels = np.stack([item.pixels for item in group])
+    parts = [pixels[offset : offset + SUB_BATCH] for offset in range(0, len(group), SUB_BATCH)]
+    floats = np.concatenate([networks.real.run(float_input(bundle, part)) for part in parts]).astype(np.float32)
+    expected = np.concatenate([networks.truth.run(bundle.quantize_pixels(part)) for part in parts]).astype(np.int8)
+    engines: list[dict[str, Seen]] = [{} for _ in group]
+    for key, contender in zip(_keys(judged), judged, strict=True):
+        wanted = len(group) if contender.images is None else max(0, min(len(group), contender.images - start))
+        if not wanted:
+            continue
+        logits = contender.engine.run(bundle.quantize_pixels(pixels[:wanted])).astype(np.int8)
+        for i in range(wanted):
+            engines[i][key] = judge_image(
+                floats[i],
+                logits[i],
+                expected[i],
+                scale=output.scale,
+                zero_point=output.zero_point,
+                device=device_name(contender.placement, contender.engine),
+                obtained=contender.placement.obtained,
+            )
+    return [
+        ImageResult(
+            index=start + i,
+            name=item.name,
+            label=item.label,
+            sha256=image_sha256(item),
+            float_top=likeliest(floats[i]),
+            signal=signal_power(floats[i]),
+            values=int(expected[i].size),
+            engines=engines[i],
+        )
+        for i, item in enumerate(group)
+    ]
+
+
 def evaluate(
     judged: Sequence[Contender], items: Iterable[Labelled], *, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[tuple[Accuracy, ...], str]:
@@ -86,56 +139,26 @@ def evaluate(
     The contenders' bundles hold the same networks (compared by hash); the first one's are run as the truth. Returns
     one Accuracy per contender and the data's sha256.
     """
-    bundle = judged[0].bundle
-    truth = ReferenceEngine(serialize.load(bundle.file(bundles.INT8_GRAPH)))
-    real = ReferenceEngine(serialize.load(bundle.file(bundles.FLOAT_GRAPH)))
-    names: list[str] = []
-    labels: list[int | None] = []
-    digest = hashlib.sha256()
-    expected: list[Array] = []
-    floats: list[Array] = []
-    outputs: list[list[Array]] = [[] for _ in judged]
+    networks = Networks(judged[0].bundle)
+    results: list[ImageResult] = []
     for group in _grouped(items, BATCH):
-        start = len(names)
-        names += [item.name for item in group]
-        labels += [item.label for item in group]
-        for item in group:
-            digest.update(f"{item.label}\0".encode())
-            digest.update(item.pixels.tobytes())
-        pixels = np.stack([item.pixels for item in group])
-        for offset in range(0, len(group), 8):
-            part = pixels[offset : offset + 8]
-            floats.append(real.run(float_input(bundle, part)))
-            expected.append(truth.run(bundle.quantize_pixels(part)))
-            progress(start + offset + len(part))
-        for contender, seen in zip(judged, outputs, strict=True):
-            wanted = len(group) if contender.images is None else max(0, min(len(group), contender.images - start))
-            if wanted:
-                seen.append(contender.engine.run(bundle.quantize_pixels(pixels[:wanted])))
-    if not names:
+        results += judge_group(networks, judged, group, len(results))
+        progress(len(results))
+    if not results:
         raise ValueError("the data set holds no images")
-    float_logits, int8_expected = np.concatenate(floats).astype(np.float32), np.concatenate(expected).astype(np.int8)
-    output, classes = bundle.manifest.output, bundle.manifest.labels
-    accuracies = []
-    for contender, seen in zip(judged, outputs, strict=True):
-        logits = np.concatenate(seen).astype(np.int8)
-        count = len(logits)
-        accuracies.append(
-            compare(
-                names[:count],
-                labels[:count],
-                classes,
-                float_logits[:count],
-                logits,
-                int8_expected[:count],
-                scale=output.scale,
-                zero_point=output.zero_point,
-                engine=contender.engine_name,
-                device=device_name(contender.placement, contender.engine),
-                obtained=contender.placement.obtained,
-            )
-        )
-    return tuple(accuracies), digest.hexdigest()
+    return accuracies(judged[0].bundle, _keys(judged), results), data_sha256(results)
+
+
+def _keys(judged: Sequence[Contender]) -> list[str]:
+    """What each contender's results are kept under: its engine, numbered where several bundles have the same."""
+    names = [contender.engine_name for contender in judged]
+    return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
+
+
+def accuracies(bundle: Bundle, engines: Sequence[str], results: Sequence[ImageResult]) -> tuple[Accuracy, ...]:
+    """The figures of each engine."""
+    manifest = bundle.manifest
+    return tuple(summarize(results, name, manifest.labels, manifest.allowed_steps) for name in engines)
 
 
 def time_bundle(
@@ -179,8 +202,9 @@ def time_bundle(
         finally:
             for engine in opened:
                 engine.close()
+    batch = bundle.manifest.input.shape[0]
     return tuple(
-        Latency(a.engine, a.dtype, where, placement.obtained, count, tuple(itertools.chain(*turns)), len(turns))
+        Latency(a.engine, a.dtype, where, placement.obtained, count, tuple(itertools.chain(*turns)), len(turns), batch)
         for a, where, turns in zip(timed, places, samples, strict=True)
     )
 

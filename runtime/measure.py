@@ -38,7 +38,8 @@ class Accuracy:
     The counts are of images; ``top1``-like shares are properties so that nothing is rounded away in a report.
     ``labelled`` is 0 where the images bear no labels. ``differing_values`` counts outputs unlike the reference's, of
     ``compared_values``. ``correct`` has a character for each labelled image, in order: 1 where int8 was right, else 0;
-    with it two runs over the same images are compared image by image.
+    with it two runs over the same images are compared image by image. ``allowed_steps`` is 0 where every output must
+    equal the reference's; a mixed network's, some of whose layers compute in float, may differ by so many steps.
     """
 
     engine: str
@@ -59,6 +60,12 @@ class Accuracy:
     sqnr_db: float
     flips: tuple[Flip, ...]
     correct: str = ""
+    allowed_steps: int = 0
+
+    @property
+    def keeps_contract(self) -> bool:
+        """Whether the outputs are as near the reference's as they have to be."""
+        return self.compared_values > 0 and self.largest_difference_steps <= self.allowed_steps
 
     @property
     def bit_exact(self) -> bool:
@@ -92,6 +99,12 @@ class Latency:
     threads: int
     samples_ms: tuple[float, ...]
     turns: int = 0
+    batch: int = 1  # images that one inference takes at once
+
+    @property
+    def image_ms(self) -> float:
+        """The median time for one image of the batch."""
+        return self.median_ms / self.batch
 
     @property
     def turn_medians_ms(self) -> NDArray[np.float64]:
@@ -124,74 +137,11 @@ class Labelled:
     pixels: NDArray[np.uint8]
 
 
-def _in_top(logits: Array, labels: Sequence[int], count: int) -> int:
-    """How many rows of (B, classes) hold their label among the ``count`` largest; ties go to the lower index."""
-    order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :count]
-    return int(sum(label in row for label, row in zip(labels, order, strict=True)))
-
-
 def sqnr_db(signal: Array, approximation: Array) -> float:
     """Signal to quantization noise ratio, 10 log10(sum s^2 / sum (s - a)^2); infinite where they are equal."""
     s, a = signal.astype(np.float64), approximation.astype(np.float64)
     noise = float(((s - a) ** 2).sum())
     return math.inf if noise == 0 else 10 * math.log10(max(float((s**2).sum()), 1e-300) / noise)
-
-
-def compare(
-    names: Sequence[str],
-    labels: Sequence[int | None],
-    classes: Sequence[str],
-    float_logits: NDArray[np.float32],
-    int8_logits: NDArray[np.int8],
-    expected: NDArray[np.int8],
-    *,
-    scale: float,
-    zero_point: int,
-    engine: str,
-    device: str,
-    obtained: str,
-) -> Accuracy:
-    """Judges one engine's outputs (B, classes) against labels, the float network and the integer reference."""
-    known = [index for index, label in enumerate(labels) if label is not None]
-    truth = [label for label in labels if label is not None]
-    float_top, int8_top = float_logits.argmax(1), int8_logits.argmax(1)
-    float_right = {i for i, label in zip(known, truth, strict=True) if float_top[i] == label}
-    int8_right = {i for i, label in zip(known, truth, strict=True) if int8_top[i] == label}
-    difference = np.abs(int8_logits.astype(np.int32) - expected.astype(np.int32))
-    flips = []
-    for i in np.flatnonzero(float_top != int8_top):
-        label = labels[i]
-        margin = float(float_logits[i, float_top[i]] - float_logits[i, int8_top[i]])
-        flips.append(
-            Flip(
-                names[i],
-                None if label is None else classes[label],
-                classes[float_top[i]],
-                classes[int8_top[i]],
-                margin,
-            )
-        )
-    real = (int8_logits.astype(np.float64) - zero_point) * scale
-    return Accuracy(
-        engine=engine,
-        device=device,
-        obtained=obtained,
-        images=len(names),
-        labelled=len(known),
-        int8_correct=len(int8_right),
-        float_correct=len(float_right),
-        int8_correct_top5=_in_top(int8_logits[known], truth, 5),
-        float_correct_top5=_in_top(float_logits[known], truth, 5),
-        int8_only_correct=len(int8_right - float_right),
-        float_only_correct=len(float_right - int8_right),
-        agreeing=int((float_top == int8_top).sum()),
-        compared_values=int(difference.size),
-        differing_values=int((difference != 0).sum()),
-        largest_difference_steps=int(difference.max(initial=0)),
-        sqnr_db=sqnr_db(float_logits, real),
-        flips=tuple(flips),
-        correct="".join("1" if i in int8_right else "0" for i in known),
-    )
 
 
 def interleave_ms(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from xceptile.runtime.accuracy import compare
 from xceptile.runtime.judge import (
     FAIL,
     INCONCLUSIVE,
@@ -18,9 +20,11 @@ from xceptile.runtime.judge import (
     judge,
     load_baseline,
     report_to_json,
+    save_baseline,
     save_report,
 )
-from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Latency, compare, median_ratio_interval, sqnr_db
+from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Latency, median_ratio_interval, sqnr_db
+from xceptile.runtime.statistics import mcnemar_exact
 
 NAMES = [f"{i}.png" for i in range(4)]
 
@@ -33,6 +37,12 @@ def accuracy(**changes: object) -> Accuracy:
         scale=0.1, zero_point=0, engine="native", device="local", obtained=MEASURED,
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
+
+
+def over_images(correct: int, images: int = 1000, of: str = "") -> Accuracy:
+    """Right on the first ``correct`` images, or on those of the string."""
+    marks = of or "1" * correct + "0" * (images - correct)
+    return accuracy(correct=marks, int8_correct=marks.count("1"), labelled=len(marks), images=len(marks))
 
 
 def latency(dtype: str, median: float, spread: float = 0.01, obtained: str = MEASURED) -> Latency:
@@ -51,6 +61,7 @@ def report(int8_ms: float = 10.0, spread: float = 0.01, **changes: object) -> Re
         sizes_bytes={"native/int8": 1000},
         accuracies=(accuracy(),),
         latencies=(latency("int8", int8_ms, spread), latency("float32", 40.0)),
+        memory_bytes={"native/int8": 1_000_000},
     )
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
 
@@ -95,7 +106,28 @@ def test_slower_fails_faster_passes_noisy_is_inconclusive() -> None:
 
 def test_a_slower_machine_is_no_regression() -> None:
     slow = report(20.0, latencies=(latency("int8", 20.0), latency("float32", 80.0)))
-    assert outcome(slow, report(10.0), "latency") == PASS
+    assert outcome(slow, report(10.0), "latency int8 / float") == PASS
+    assert outcome(slow, report(10.0), "latency against") == INCONCLUSIVE  # float, too, takes twice as long
+
+
+def test_a_slower_int8_fails_against_its_own_time() -> None:
+    what = "latency against the baseline's, native"
+    assert outcome(report(12.0), report(10.0), what) == FAIL
+    assert outcome(report(10.5), report(10.0), what) == PASS
+    alone = (latency("int8", 12.0),)
+    assert outcome(report(latencies=alone), report(), what) == FAIL  # without float there is nothing to excuse it
+    assert outcome(report(latencies=(latency("float32", 40.0),)), report(), what) == FAIL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"machine": {"processor": "another"}}, {"latencies": (dataclasses.replace(latency("int8", 10.0), threads=1),)}],
+)
+def test_times_of_another_machine_decide_nothing(changes: dict[str, object]) -> None:
+    now = report(**changes)  # type: ignore[arg-type]  # a mapping of fields
+    finding = next(f for f in judge(now, report(), Budget()).findings if f.what.startswith("latency against"))
+    assert finding.outcome == INCONCLUSIVE
+    assert "was" in finding.reason
 
 
 def test_int8_slower_than_float_fails() -> None:
@@ -111,32 +143,100 @@ def test_rehearsed_time_is_not_judged() -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"accuracies": (accuracy(int8_correct=2),)}, "top-1"),
+        ({"accuracies": (accuracy(correct=""),)}, "top-1"),
         ({"accuracies": (accuracy(differing_values=1),)}, "bit-exactness"),
         ({"accuracies": ()}, "engine native"),
         ({"sizes_bytes": {"native/int8": 1100}}, "size"),
+        ({"sizes_bytes": {}}, "size"),
+        ({"memory_bytes": {"native/int8": 1_100_000}}, "memory"),
+        ({"memory_bytes": {"native/int8": None}}, "memory"),
+        ({"memory_bytes": {}}, "memory"),
+        ({"device": "ssh://other"}, "target"),
         ({"data_sha256": "2"}, "data"),
         ({"target": "other/board"}, "target"),
-        ({"latencies": (latency("int8", 10.0),)}, "latency"),
+        ({"latencies": (latency("int8", 10.0),)}, "latency int8 / float"),
     ],
 )
 def test_each_regression_fails_with_its_reason(changes: dict[str, object], what: str) -> None:
     assert outcome(report(**changes), report(), what) == FAIL  # type: ignore[arg-type]  # a mapping of fields
 
 
-def test_a_baseline_reads_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["sizes_bytes", "memory_bytes", "accuracies", "latencies"])
+def test_a_figure_the_baseline_lacks_fails(field: str) -> None:
+    then = report(**{field: () if field in ("accuracies", "latencies") else {}})  # type: ignore[arg-type]  # by name
+    verdict = judge(report(), then, Budget())
+    assert verdict.outcome == FAIL
+    assert any(f.outcome == FAIL and "make a new one" in f.reason for f in verdict.findings)
+
+
+def judged_top1(now: Accuracy, then: Accuracy) -> str:
+    return outcome(report(accuracies=(now,)), report(accuracies=(then,)), "top-1")
+
+
+def test_a_drop_beyond_chance_fails() -> None:
+    assert judged_top1(over_images(900), over_images(920)) == FAIL  # 20 lost, none won
+    assert judged_top1(over_images(915), over_images(920)) == PASS  # half a point is allowed
+    assert judged_top1(over_images(930), over_images(920)) == PASS
+
+
+def test_a_drop_that_chance_explains_is_inconclusive() -> None:
+    """One point of a thousand images: 55 lost and 45 won may be chance, 10 lost and none won is none."""
+    then = "1" * 500 + "0" * 500
+    lost_and_won = "0" * 55 + "1" * 445 + "1" * 45 + "0" * 455
+    assert judged_top1(over_images(0, of=lost_and_won), over_images(0, of=then)) == INCONCLUSIVE
+    only_lost = "0" * 10 + "1" * 490 + "0" * 500
+    assert judged_top1(over_images(0, of=only_lost), over_images(0, of=then)) == FAIL
+    assert judged_top1(accuracy(correct="1100", int8_correct=2), accuracy()) == INCONCLUSIVE  # one of four images
+
+
+def test_images_without_labels_decide_nothing() -> None:
+    assert judged_top1(accuracy(labelled=0, correct=""), accuracy()) == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (55, 45), (10, 0), (3, 17), (800, 700), (0, 5000)])
+def test_mcnemar_is_the_exact_binomial(b: int, c: int) -> None:
+    expected = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+    assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_mcnemar_refuses_what_is_no_count() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar_exact(-1, 2)
+
+
+def test_baselines_read_back_by_target_and_device(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
     whole = report(accuracies=(accuracy(sqnr_db=math.inf),))
-    save_report(whole, tmp_path / "b.json")
-    assert load_baseline(tmp_path / "b.json", "make") == whole
+    there = report(12.0, device="ssh://pi@board")
+    other = report(target="raspberrypi/raspberry-pi-5", device="qemu")
+    for each in (report(99.0), whole, there, other):  # the first one is replaced by the second
+        save_baseline(each, path)
+    for each in (whole, there, other):
+        assert load_baseline(path, each.target, each.device, "make") == each
+    with pytest.raises(BaselineError, match="no baseline for local/host on qemu; make one with `xceptile baseline x`"):
+        load_baseline(path, "local/host", "qemu", "xceptile baseline x")
+    assert not list(tmp_path.glob(".*"))
+    save_report(whole, tmp_path / "report.json")
     assert json.loads(report_to_json(whole))["format"] == 1
+    with pytest.raises(BaselineError, match="remove it, or write to another file"):
+        save_baseline(whole, tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text() == report_to_json(whole)
 
 
-@pytest.mark.parametrize("text", [None, "null", "", "{}", '{"format": 99}', '{"format": 1}', "[1]"])
+WHERE = '{"format": 2, "baselines": {"local/host": {"local": %s}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "null", "", "{}", "[1]", '{"format": 99}', '{"format": 2}', '{"format": 2, "baselines": null}']
+    + ['{"format": 2, "baselines": {"local/host": null}}']
+    + [WHERE % value for value in ("null", "{}", "[]", "1", '{"accuracies": null, "latencies": []}')],
+)
 def test_a_missing_or_null_baseline_names_the_command(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "b.json").write_text(text)
     with pytest.raises(BaselineError, match="`xceptile baseline x`"):
-        load_baseline(tmp_path / "b.json", "xceptile baseline x")
+        load_baseline(tmp_path / "b.json", "local/host", "local", "xceptile baseline x")
 
 
 def test_the_interval_holds_the_ratio() -> None:
