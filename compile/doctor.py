@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..runtime.devices import qemu
 from ..targets import host
+from .opencl_devices import opencl_devices
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def _emulator() -> Finding:
     return Finding("rehearse AArch64 bundles", True, f"{program}, C library in {root}")
 
 
+def _opencl() -> Finding:
+    what = "run or rehearse OpenCL bundles"
+    try:
+        devices = opencl_devices()
+    except OSError:
+        return Finding(what, False, "no OpenCL library: install a GPU's driver, or apt install pocl-opencl-icd")
+    if not devices:
+        return Finding(what, False, "the OpenCL library has no device: apt install pocl-opencl-icd for the processor")
+    return Finding(what, True, ", ".join(f"{name} ({kind})" for name, kind in devices.items()))
+
+
 def examine() -> tuple[Finding, ...]:
     """Every ability in a fixed order."""
-    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator())
+    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl())

@@ -19,6 +19,7 @@ from fake_network import CLASSES, SOURCES, TESTS, expected, images
 from needs import requires, requires_pocl
 from opencl_network import KERNELS, write_bundle
 
+from xceptile.compile import doctor
 from xceptile.compile.backends import native_runtime
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
@@ -168,6 +169,16 @@ def test_the_engine_in_this_process(plain: Path, bundle: Path) -> None:
         assert engine.threads == 1
     with pytest.raises(EngineError, match="has no GPU here"):
         NativeEngine(bundle / "native", library=library)
+
+
+@pocl
+def test_the_doctor_names_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = next(finding for finding in doctor.examine() if "OpenCL" in finding.what)
+    assert finding.ok
+    assert "(processor)" in finding.detail
+    monkeypatch.setenv("XCEPTILE_OPENCL", "/no/such/library.so")
+    finding = next(finding for finding in doctor.examine() if "OpenCL" in finding.what)
+    assert (finding.ok, "no OpenCL library" in finding.detail) == (False, True)
 
 
 # ---- what a device can and cannot ----
