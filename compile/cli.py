@@ -1,7 +1,7 @@
 """The command line: `xceptile VERB` and `compile`.
 
 Exit status: 0 done, 1 a check found a regression or a mismatch, 2 the input or this machine will not do (one line says
-what, where and what to do), 130 interrupted.
+what, where and what to do), 3 a check's figures do not decide, 130 interrupted.
 """
 
 from __future__ import annotations

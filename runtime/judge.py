@@ -6,14 +6,20 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .measure import MEASURED, Accuracy, Flip, Latency, median_ratio_interval
+import numpy as np
+from numpy.typing import NDArray
 
-BASELINE_FORMAT = 1
+from .measure import MEASURED, Accuracy, Flip, Latency, bootstrap_medians, interleaved_ratio
+from .statistics import mcnemar_exact
+
+REPORT_FORMAT, BASELINE_FORMAT = 1, 2
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+SIGNIFICANCE = 0.05  # p-values below count; the intervals are those of 95 %
+_SAME_MACHINE = ("processor", "architecture", "cores", "board")
 
 
 class BaselineError(ValueError):
@@ -22,7 +28,10 @@ class BaselineError(ValueError):
 
 @dataclass(frozen=True)
 class Report:
-    """Everything seen in one run over a bundle on one device. ``machine`` and ``versions`` say on what."""
+    """Everything seen in one run over a bundle on one device. ``machine`` and ``versions`` say on what.
+
+    ``memory_bytes`` is the most that the native program held, None where it could not say.
+    """
 
     target: str
     bundle_sha256: str
@@ -33,15 +42,21 @@ class Report:
     sizes_bytes: Mapping[str, int]  # per engine/dtype
     accuracies: tuple[Accuracy, ...]
     latencies: tuple[Latency, ...]
+    device: str = "local"
+    memory_bytes: Mapping[str, int | None] = field(default_factory=dict)  # per engine/dtype
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a change may cost. Accuracy in points (1.0 = one percent of the images); latency and size as ratios."""
+    """What a change may cost. Accuracy in points (1.0 = one percent of the images), the rest as ratios to the baseline:
+    of int8's share of float's latency, of int8's latency itself, of sizes and of memory.
+    """
 
     top1_drop_points: float = 0.5
     latency_ratio: float = 1.05
+    slowdown_ratio: float = 1.10
     size_ratio: float = 1.02
+    memory_ratio: float = 1.05
 
 
 @dataclass(frozen=True)
@@ -65,91 +80,149 @@ class Verdict:
         return next(o for o in (FAIL, INCONCLUSIVE, PASS) if o in outcomes or o == PASS)
 
 
+def _int8(report: Report, engine: str) -> Latency | None:
+    return next((x for x in report.latencies if x.engine == engine and x.dtype == "int8"), None)
+
+
+def _best_float(report: Report) -> Latency | None:
+    return min((x for x in report.latencies if x.is_float), key=lambda latency: latency.median_ms, default=None)
+
+
 def speedup_over_float(report: Report, engine: str) -> tuple[float, float, float] | None:
-    """int8 latency of ``engine`` over the fastest float engine's, with its interval; None where either is missing."""
-    int8 = [each for each in report.latencies if each.engine == engine and each.dtype == "int8"]
-    floats = [each for each in report.latencies if each.dtype == "float32"]
-    if not int8 or not floats:
-        return None
-    best = min(floats, key=lambda latency: latency.median_ms)
-    return median_ratio_interval(int8[0].samples_ms, best.samples_ms)
+    """int8 latency of ``engine`` over the fastest float build's, with its interval; None where either is missing."""
+    int8, best = _int8(report, engine), _best_float(report)
+    return None if int8 is None or best is None else interleaved_ratio(int8, best)
 
 
-def _judge_accuracy(now: Accuracy, then: Accuracy | None, budget: Budget) -> list[Finding]:
-    where = f"{now.engine} on {now.device}"
-    findings = []
+def _shares(report: Report, engine: str) -> NDArray[np.float64]:
+    """int8's share of float's time, turn by turn; where there were no turns, its times over float's median."""
+    int8, best = _int8(report, engine), _best_float(report)
+    assert int8 is not None
+    assert best is not None
+    if int8.turns == best.turns and len(int8.turn_medians_ms) == len(best.turn_medians_ms) == int8.turns:
+        return int8.turn_medians_ms / best.turn_medians_ms
+    return np.asarray(int8.samples_ms) / best.median_ms
+
+
+def _times_interval(now: NDArray[np.float64], then: NDArray[np.float64]) -> tuple[float, float]:
+    """Of how many times as large the median is as in another run, both of which are resampled: (low, high)."""
+    rng = np.random.default_rng(0)
+    ratios = bootstrap_medians(now, rng) / bootstrap_medians(then, rng)
+    return float(np.percentile(ratios, 2.5)), float(np.percentile(ratios, 97.5))
+
+
+def _against(low: float, high: float, budget: float) -> str:
+    """The outcome of an interval: within the budget, beyond it, or about it."""
+    if low > budget:
+        return FAIL
+    return PASS if high <= budget else INCONCLUSIVE
+
+
+def _judge_exactness(now: Accuracy, where: str) -> Finding:
+    what = f"bit-exactness, {where}"
     if now.bit_exact:
-        findings.append(
-            Finding(PASS, f"bit-exactness, {where}", f"all {now.compared_values} outputs equal the reference")
-        )
-    else:
-        reason = (
-            f"{now.differing_values} of {now.compared_values} outputs differ from the reference, by up to "
-            f"{now.largest_difference_steps} steps"
-        )
-        findings.append(Finding(FAIL, f"bit-exactness, {where}", reason))
-    if not now.labelled:
-        findings.append(Finding(INCONCLUSIVE, f"top-1, {where}", "the images bear no labels"))
-        return findings
-    if then is None:
-        findings.append(Finding(FAIL, f"top-1, {where}", "the baseline has no figure for this engine; make a new one"))
-        return findings
-    drop = (then.top1 - now.top1) * 100
-    outcome = PASS if drop <= budget.top1_drop_points else FAIL
+        return Finding(PASS, what, f"all {now.compared_values} outputs equal the reference")
     reason = (
-        f"{now.top1:.2%}, baseline {then.top1:.2%}: a drop of {drop:+.2f} points, {budget.top1_drop_points} allowed"
+        f"{now.differing_values} of {now.compared_values} outputs differ from the reference, by up to "
+        f"{now.largest_difference_steps} steps"
     )
-    findings.append(Finding(outcome, f"top-1, {where}", reason))
-    return findings
+    return Finding(FAIL, what, reason)
 
 
-def _judge_latency(report: Report, baseline: Report, engine: str, budget: Budget) -> Finding:
+def _judge_top1(now: Accuracy, then: Accuracy | None, where: str, budget: Budget) -> Finding:
+    """Image by image: a drop beyond the budget that chance explains (McNemar's test) is inconclusive."""
+    what = f"top-1, {where}"
+    if not now.labelled:
+        return Finding(INCONCLUSIVE, what, "the images bear no labels")
+    if then is None:
+        return Finding(FAIL, what, "the baseline has no figure for this engine; make a new one")
+    if len(now.correct) != len(then.correct) or len(now.correct) != now.labelled:
+        reason = (
+            f"{len(now.correct)} images here and {len(then.correct)} in the baseline cannot be paired; make a new one"
+        )
+        return Finding(FAIL, what, reason)
+    lost = sum(a == "1" and b == "0" for a, b in zip(then.correct, now.correct, strict=True))
+    won = sum(a == "0" and b == "1" for a, b in zip(then.correct, now.correct, strict=True))
+    drop, p = 100 * (lost - won) / now.labelled, mcnemar_exact(lost, won)
+    reason = (
+        f"{now.top1:.2%}, baseline {then.top1:.2%}: a drop of {drop:+.2f} points, {budget.top1_drop_points} allowed; "
+        f"{lost} images lost, {won} won, p = {p:.2g}"
+    )
+    if drop <= budget.top1_drop_points:
+        return Finding(PASS, what, reason)
+    if p < SIGNIFICANCE:
+        return Finding(FAIL, what, reason)
+    return Finding(INCONCLUSIVE, what, f"{reason}: so few may be chance; judge on more images")
+
+
+def _judge_share_of_float(report: Report, baseline: Report, engine: str, budget: Budget) -> list[Finding]:
+    """The ratio to float on the same machine, in the same run: it survives a slower or busier machine."""
     what = f"latency int8 / float, {engine}"
     now, then = speedup_over_float(report, engine), speedup_over_float(baseline, engine)
-    if any(each.obtained != MEASURED for each in report.accuracies if each.engine == engine):
-        return Finding(PASS, what, "not judged: rehearsed on an emulator or another device, where time does not count")
     if now is None:
-        return Finding(FAIL, what, "not measured: int8 or the float network did not run")
+        return [Finding(FAIL, what, "not measured: int8 or the float network did not run")]
+    if then is None:
+        return [Finding(FAIL, what, "the baseline has no such figure; make a new one")]
+    change, low, high = now[0] / then[0], *_times_interval(*(_shares(run, engine) for run in (report, baseline)))
+    reason = (
+        f"{now[0]:.3f} [{now[1]:.3f}, {now[2]:.3f}], baseline {then[0]:.3f}: {change:.3f} times "
+        f"[{low:.3f}, {high:.3f}], {budget.latency_ratio} allowed"
+    )
+    text = f"int8 takes {now[0]:.3f} [{now[1]:.3f}, {now[2]:.3f}] of the best float build's time"
+    return [
+        Finding(_against(low, high, budget.latency_ratio), what, reason),
+        Finding(_against(now[1], now[2], 1.0), f"faster than float, {engine}", text),
+    ]
+
+
+def _judge_slowdown(report: Report, baseline: Report, engine: str, budget: Budget) -> Finding:
+    """Against the same machine's earlier time. Where float slowed as well, it is the machine that is slower."""
+    what = f"latency against the baseline's, {engine}"
+    now, then = _int8(report, engine), _int8(baseline, engine)
+    if now is None:
+        return Finding(FAIL, what, "not measured: int8 did not run")
     if then is None:
         return Finding(FAIL, what, "the baseline has no such figure; make a new one")
-    # The ratio to float on the same machine, in the same run: it survives a slower or busier machine.
-    change, low, high = now[0] / then[0], now[1] / then[0], now[2] / then[0]
+    unlike = [name for name in _SAME_MACHINE if report.machine.get(name) != baseline.machine.get(name)]
+    if unlike or now.threads != then.threads:
+        reasons = [f"{name} is {report.machine.get(name)}, was {baseline.machine.get(name)}" for name in unlike]
+        reasons += [f"on {now.threads} threads, was on {then.threads}"] if now.threads != then.threads else []
+        return Finding(INCONCLUSIVE, what, f"{'; '.join(reasons)}: make a baseline of its own for this machine")
+    ratio, (low, high) = now.median_ms / then.median_ms, _times_interval(now.turn_medians_ms, then.turn_medians_ms)
     reason = (
-        f"{now[0]:.3f} [{now[1]:.3f}, {now[2]:.3f}], baseline {then[0]:.3f}: {change:.3f} times, "
-        f"{budget.latency_ratio} allowed"
+        f"{now.median_ms:.4g} ms, baseline {then.median_ms:.4g} ms: {ratio:.3f} times [{low:.3f}, {high:.3f}], "
+        f"{budget.slowdown_ratio} allowed"
     )
-    if low > budget.latency_ratio:
-        return Finding(FAIL, what, reason)
-    return Finding(PASS if high <= budget.latency_ratio else INCONCLUSIVE, what, reason)
+    outcome = _against(low, high, budget.slowdown_ratio)
+    float_now, float_then = _best_float(report), _best_float(baseline)
+    if outcome == FAIL and float_now is not None and float_then is not None:
+        machine = float_now.median_ms / float_then.median_ms
+        if low / machine <= budget.slowdown_ratio:
+            return Finding(
+                INCONCLUSIVE, what, f"{reason}; float takes {machine:.3f} times as long, too: a slower machine"
+            )
+    return Finding(outcome, what, reason)
 
 
-def _judge_slower_than_float(report: Report, engine: str) -> Finding | None:
-    ratio = speedup_over_float(report, engine)
-    if ratio is None or any(each.obtained != MEASURED for each in report.accuracies if each.engine == engine):
-        return None
-    faster = ratio[2] < 1.0
-    text = f"int8 takes {ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}] of the best float build's time"
-    return Finding(PASS if faster else FAIL, f"faster than float, {engine}", text)
-
-
-def _judge_sizes(report: Report, baseline: Report, budget: Budget) -> list[Finding]:
+def _judge_bytes(
+    what: str, now: Mapping[str, int | None], then: Mapping[str, int | None], allowed: float
+) -> list[Finding]:
     findings = []
-    for name, size in sorted(report.sizes_bytes.items()):
-        before = baseline.sizes_bytes.get(name)
-        if before:
-            outcome = PASS if size / before <= budget.size_ratio else FAIL
-            reason = f"{size} bytes, baseline {before}: {size / before:.3f} times, {budget.size_ratio} allowed"
-            findings.append(Finding(outcome, f"size, {name}", reason))
+    for name in sorted({*now, *then}):
+        size, before = now.get(name), then.get(name)
+        if size is None:
+            findings.append(Finding(FAIL, f"{what}, {name}", "is in the baseline and was not measured now"))
+        elif not before:
+            findings.append(Finding(FAIL, f"{what}, {name}", "the baseline has no such figure; make a new one"))
+        else:
+            reason = f"{size} bytes, baseline {before}: {size / before:.3f} times, {allowed} allowed"
+            findings.append(Finding(PASS if size / before <= allowed else FAIL, f"{what}, {name}", reason))
     return findings
 
 
-def judge(report: Report, baseline: Report, budget: Budget) -> Verdict:
-    """Compares figure by figure. A figure the baseline lacks is a failure with its reason, never a silence."""
+def judge_accuracy(report: Report, baseline: Report, budget: Budget) -> list[Finding]:
+    """Bit-exactness and top-1 of every int8 engine."""
     findings: list[Finding] = []
-    if report.target != baseline.target:
-        findings.append(
-            Finding(FAIL, "target", f"the baseline is for {baseline.target}, the bundle for {report.target}")
-        )
     if report.data_sha256 != baseline.data_sha256:
         reason = f"judged on {report.data}, whose contents are not those of the baseline's {baseline.data}"
         findings.append(Finding(FAIL, "data", reason))
@@ -157,22 +230,60 @@ def judge(report: Report, baseline: Report, budget: Budget) -> Verdict:
     findings += [Finding(FAIL, f"engine {name}", "is in the baseline and did not run now") for name in sorted(missing)]
     for accuracy in report.accuracies:
         then = next((a for a in baseline.accuracies if a.engine == accuracy.engine), None)
-        findings += _judge_accuracy(accuracy, then, budget)
-    for engine in sorted({each.engine for each in report.accuracies}):
-        findings.append(_judge_latency(report, baseline, engine, budget))
-        slower = _judge_slower_than_float(report, engine)
-        findings += [slower] if slower else []
-    findings += _judge_sizes(report, baseline, budget)
+        where = f"{accuracy.engine} on {accuracy.device}"
+        findings += [_judge_exactness(accuracy, where), _judge_top1(accuracy, then, where, budget)]
+    return findings
+
+
+def judge_latency(report: Report, baseline: Report, budget: Budget) -> list[Finding]:
+    """Of every int8 engine: against float in the same run, and against the baseline's own time."""
+    findings: list[Finding] = []
+    rehearsed = {each.engine for each in report.accuracies if each.obtained != MEASURED}
+    rehearsed |= {each.engine for each in report.latencies if each.obtained != MEASURED}
+    engines = {each.engine for each in report.accuracies}
+    engines |= {x.engine for run in (report, baseline) for x in run.latencies if x.dtype == "int8"}
+    for engine in sorted(engines):
+        if engine in rehearsed:
+            reason = "not judged: rehearsed on an emulator or another device, where time does not count"
+            findings.append(Finding(PASS, f"latency int8 / float, {engine}", reason))
+            continue
+        findings += _judge_share_of_float(report, baseline, engine, budget)
+        findings.append(_judge_slowdown(report, baseline, engine, budget))
+    return findings
+
+
+def judge(report: Report, baseline: Report, budget: Budget) -> Verdict:
+    """Compares figure by figure. A figure the baseline lacks is a failure with its reason, never a silence."""
+    findings: list[Finding] = []
+    if (report.target, report.device) != (baseline.target, baseline.device):
+        reason = (
+            f"the baseline is for {baseline.target} on {baseline.device}, the run for {report.target} on "
+            f"{report.device}"
+        )
+        findings.append(Finding(FAIL, "target", reason))
+    findings += judge_accuracy(report, baseline, budget)
+    findings += judge_latency(report, baseline, budget)
+    findings += _judge_bytes("size", report.sizes_bytes, baseline.sizes_bytes, budget.size_ratio)
+    findings += _judge_bytes("memory", report.memory_bytes, baseline.memory_bytes, budget.memory_ratio)
     return Verdict(tuple(findings))
 
 
-def report_to_json(report: Report) -> str:
-    """With raw samples; NaN and infinities do not occur in counts, and an infinite SQNR is written as null."""
+def _plain(report: Report) -> dict[str, Any]:
+    """NaN and infinities do not occur in counts, and an infinite SQNR is written as null."""
     data = asdict(report)
     for accuracy in data["accuracies"]:
         if math.isinf(accuracy["sqnr_db"]):
             accuracy["sqnr_db"] = None
-    return json.dumps({"format": BASELINE_FORMAT, **data}, indent=1, sort_keys=True) + "\n"
+    return data
+
+
+def report_to_json(report: Report) -> str:
+    """With raw samples."""
+    return _dump({"format": REPORT_FORMAT, **_plain(report)})
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def _report_from(data: dict[str, Any]) -> Report:
@@ -182,30 +293,65 @@ def _report_from(data: dict[str, Any]) -> Report:
         sqnr = math.inf if item["sqnr_db"] is None else item["sqnr_db"]
         accuracies.append(Accuracy(**{**item, "flips": flips, "sqnr_db": sqnr}))
     latencies = [Latency(**{**item, "samples_ms": tuple(item["samples_ms"])}) for item in data["latencies"]]
-    rest = {k: v for k, v in data.items() if k not in ("format", "accuracies", "latencies")}
+    rest = {k: v for k, v in data.items() if k not in ("accuracies", "latencies")}
     return Report(accuracies=tuple(accuracies), latencies=tuple(latencies), **rest)
 
 
-def load_baseline(path: Path, command: str) -> Report:
-    """Reads a baseline. ``command`` is what makes one, for the message. Raises BaselineError."""
+def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:
+    """By target, by device. Raises BaselineError, FileNotFoundError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data is None:
-            raise BaselineError(f"{path}: the baseline is null; make one with `{command}`")
+            raise BaselineError(f"{path}: the baseline is null")
         if data["format"] != BASELINE_FORMAT:
-            raise BaselineError(f"{path}: has baseline format {data['format']}; make a new one with `{command}`")
+            raise BaselineError(f"{path}: has baseline format {data['format']}, not {BASELINE_FORMAT}")
+        return {target: dict(devices) for target, devices in data["baselines"].items()}
+    except FileNotFoundError:
+        raise
+    except BaselineError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaselineError(f"{path}: is no baseline file ({error})") from error
+
+
+def load_baseline(path: Path, target: str, device: str, command: str) -> Report:
+    """The baseline for a target on a device. ``command`` is what makes one, for the message. Raises BaselineError."""
+    try:
+        data = _read_baselines(path).get(target, {}).get(device)
+        if data is None:
+            raise BaselineError(f"{path}: has no baseline for {target} on {device}")
         return _report_from(data)
     except FileNotFoundError:
-        raise BaselineError(f"{path}: no such baseline; make one with `{command}`") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, BaselineError):
-            raise
-        raise BaselineError(f"{path}: is no baseline ({error}); make one with `{command}`") from error
+        raise BaselineError(f"{path}: no such baseline file; make one with `{command}`") from None
+    except BaselineError as error:
+        raise BaselineError(f"{error}; make one with `{command}`") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"its baseline for {target} on {device} is damaged ({error})"
+        raise BaselineError(f"{path}: {reason}; make one with `{command}`") from error
+
+
+def save_baseline(report: Report, path: Path) -> None:
+    """Puts the report in its place of the file, beside those of other targets and devices.
+
+    Raises BaselineError where the path holds something else, OSError.
+    """
+    try:
+        baselines = _read_baselines(path)
+    except FileNotFoundError:
+        baselines = {}
+    except BaselineError as error:
+        raise BaselineError(f"{error}; remove it, or write to another file") from error
+    baselines.setdefault(report.target, {})[report.device] = _plain(report)
+    _write(path, _dump({"format": BASELINE_FORMAT, "baselines": baselines}))
 
 
 def save_report(report: Report, path: Path) -> None:
     """Written aside and renamed. Raises OSError."""
+    _write(path, report_to_json(report))
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(report_to_json(report), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

@@ -156,21 +156,30 @@ def test_bench_times_int8_and_float(compiled: Path, capsys: pytest.CaptureFixtur
 def test_check_gates_on_a_baseline(
     compiled: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    baseline = tmp_path / "baseline.json"
+    baseline = tmp_path / "base line.json"
     arguments = ("--data", home / "photos", "--rounds", 2)
     assert xceptile("check", compiled, "--baseline", baseline, *arguments) == 2
-    assert "xceptile baseline" in capsys.readouterr().err
+    assert f"--output '{baseline}'" in " ".join(capsys.readouterr().err.split())
     assert xceptile("baseline", compiled, "--output", baseline, *arguments) == 0
     # Time is no part of this test: any latency is allowed, and whether int8 beats float on so small a network open.
+    allowed = ("--max-latency", 1000, "--max-slowdown", 1000, "--max-memory", 2)
     capsys.readouterr()
-    xceptile("check", compiled, "--baseline", baseline, *arguments, "--max-latency", 1000, "--json")
+    xceptile("check", compiled, "--baseline", baseline, *arguments, *allowed, "--json")
     findings = {f["what"]: f["outcome"] for f in json.loads(capsys.readouterr().out)["findings"]}
-    assert findings["bit-exactness, native on local"] == "pass"
-    assert findings["top-1, native on local"] == "pass"
+    for what in (
+        "bit-exactness, native on local",
+        "top-1, native on local",
+        "size, native/int8",
+        "memory, native/int8",
+    ):
+        assert findings[what] == "pass"
+    assert "latency against the baseline's, native" in findings
+    assert xceptile("check", compiled, "--baseline", baseline, *arguments, "--device", "qemu") == 2
+    assert "has no baseline for local/host on qemu" in capsys.readouterr().err
     data = json.loads(baseline.read_text())
-    data["accuracies"][0]["int8_correct"] += 3  # the planted fault: the baseline was better
+    data["baselines"]["local/host"]["local"]["sizes_bytes"]["native/int8"] //= 2  # the planted fault: it was smaller
     baseline.write_text(json.dumps(data))
-    assert xceptile("check", compiled, "--baseline", baseline, *arguments, "--max-latency", 1000) == 1
+    assert xceptile("check", compiled, "--baseline", baseline, *arguments, *allowed) == 1
 
 
 def test_targets_inspect_doctor(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -17,51 +17,33 @@ from .common import (
     JsonOption,
     ThreadsOption,
     bar,
-    labelled,
     out,
     print_json,
 )
 
-
-def _report(bundle: Any, data: str, images: int | None, device: str | None, threads: int | None, rounds: int) -> Any:
-    """Everything `check` and `baseline` look at."""
-    from ...runtime.evaluate import contenders, evaluate, machine, time_bundle, versions
-    from ...runtime.judge import Report
-
-    items, count = labelled(bundle, data, images)
-    judged = contenders(bundle, device=device, threads=threads)
-    with bar() as progress:
-        accuracies, digest = evaluate(judged, items, progress=lambda done: progress("verify", done / count))
-        progress("bench", 0.0)
-        latencies = time_bundle(bundle, device=device, threads=threads, rounds=rounds)
-    return Report(
-        target=bundle.manifest.target.name,
-        bundle_sha256=bundle.sha256(),
-        data=data if images is None else f"{data}, the first {images}",
-        data_sha256=digest,
-        machine=machine(),
-        versions=versions(),
-        sizes_bytes={f"{a.engine}/{a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts},
-        accuracies=accuracies,
-        latencies=latencies,
-    )
+UNDECIDED = 3  # exit status
+RoundsOption = Annotated[int, typer.Option(min=1, help="Turns each artefact takes, at least.")]
 
 
 def baseline(
     bundle: BundleArgument,
     data: DataOption,
-    output: Annotated[Path, typer.Option(help="The baseline file to write.")],
+    output: Annotated[Path, typer.Option(help="The baseline file: gets this target's and device's beside others.")],
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     images: ImagesOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes.")] = 20,
+    rounds: RoundsOption = 20,
 ) -> None:
-    """Record a bundle's accuracy, latency and size as the baseline that `check` compares with."""
+    """Record a bundle's accuracy, latency, size and memory as the baseline that `check` compares with."""
     from ...runtime.bundle import open_bundle
-    from ...runtime.judge import save_report
+    from ...runtime.gate import Run, measure
+    from ...runtime.judge import save_baseline
 
-    save_report(_report(open_bundle(bundle), data, images, device, threads, rounds), output)
-    out.print(f"{output}: written")
+    opened = open_bundle(bundle)
+    with bar() as progress:
+        report = measure(opened, Run(data, device, threads, images, rounds), progress=progress)
+    save_baseline(report, output)
+    out.print(f"{output}: holds {report.target} on {report.device}", soft_wrap=True)
 
 
 def check(
@@ -71,22 +53,32 @@ def check(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     images: ImagesOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes.")] = 20,
+    rounds: RoundsOption = 20,
     max_drop: Annotated[float, typer.Option(min=0, help="Allowed loss of top-1, in points.")] = 0.5,
     max_latency: Annotated[
         float, typer.Option(min=0, help="Allowed growth of int8 / float latency, as a ratio.")
     ] = 1.05,
+    max_slowdown: Annotated[
+        float, typer.Option(min=0, help="Allowed growth of int8 latency on the baseline's machine, as a ratio.")
+    ] = 1.10,
     max_size: Annotated[float, typer.Option(min=0, help="Allowed growth of an artefact, as a ratio.")] = 1.02,
+    max_memory: Annotated[float, typer.Option(min=0, help="Allowed growth of the memory held, as a ratio.")] = 1.05,
     as_json: JsonOption = False,
 ) -> None:
-    """Gate: exit status 1 where accuracy, latency, size or bit-exactness regressed against the baseline."""
+    """Gate: compares with the baseline. Exit status 0 pass, 1 fail, 3 where the figures do not decide."""
     from ...runtime.bundle import open_bundle
-    from ...runtime.judge import FAIL, Budget, judge, load_baseline
+    from ...runtime.gate import Run, baseline_command, measure
+    from ...runtime.judge import FAIL, INCONCLUSIVE, Budget, judge, load_baseline
+    from ...runtime.session import place
 
     opened = open_bundle(bundle)
-    before = load_baseline(baseline, f"xceptile baseline {bundle} --data {data} --output {baseline}")
-    report = _report(opened, data, images, device, threads, rounds)
-    verdict = judge(report, before, Budget(max_drop, max_latency, max_size))
+    run = Run(data, device, threads, images, rounds)
+    target = opened.manifest.target
+    before = load_baseline(baseline, target.name, place(target, device).device, baseline_command(bundle, run, baseline))
+    with bar() as progress:
+        report = measure(opened, run, progress=progress)
+    budget = Budget(max_drop, max_latency, max_slowdown, max_size, max_memory)
+    verdict = judge(report, before, budget)
     if as_json:
         print_json({"outcome": verdict.outcome, "findings": [asdict(finding) for finding in verdict.findings]})
     else:
@@ -94,5 +86,5 @@ def check(
         for finding in verdict.findings:
             table.add_row(finding.outcome, finding.what, finding.reason)
         out.print(table)
-    if verdict.outcome == FAIL:
-        raise SystemExit(1)
+    if verdict.outcome in (FAIL, INCONCLUSIVE):
+        raise SystemExit(1 if verdict.outcome == FAIL else UNDECIDED)
