@@ -43,10 +43,29 @@ def build(target: TargetSpec) -> dict[str, bytes]:
     """``xceptile-run`` and ``libxceptile.so`` for the target's processor, stripped, the same bytes every time.
 
     They run on any GNU/Linux from glibc 2.17 (2012) on. zig has no Android C library: for an Android phone this is
-    the build that rehearses under the emulator; docs/runtime.md says how the NDK builds the one for the phone.
-    Results are kept in the user's cache directory under a hash of all that goes in. Raises NativeBuildError.
+    the build that rehearses under the emulator, unless XCEPTILE_ANDROID_RUNTIME names the folder of a build by the NDK
+    (docs/android.md): then the bundle gets that one. Results are kept in the user's cache directory under a hash of all
+    that goes in. Raises NativeBuildError.
     """
+    made_by_ndk = os.environ.get("XCEPTILE_ANDROID_RUNTIME")
+    if made_by_ndk and target.triple.endswith("-android"):
+        return {name: _android_file(Path(made_by_ndk) / name) for name in _SOURCES}
     return _build(target.architecture)
+
+
+def _android_file(path: Path) -> bytes:
+    """Raises NativeBuildError for what cannot be an Android build for AArch64 of this version."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise NativeBuildError(f"XCEPTILE_ANDROID_RUNTIME: cannot read {path}: {error.strerror}") from error
+    # ELF, 64 bits, little endian, machine 183 (EM_AARCH64); a program names its loader.
+    is_arm = data[:6] == b"\x7fELF\x02\x01" and data[18:20] == b"\xb7\0"
+    if not is_arm or (path.name == PROGRAM and b"/system/bin/linker64" not in data):
+        raise NativeBuildError(f"XCEPTILE_ANDROID_RUNTIME: {path} is no build for arm64-v8a; see docs/android.md")
+    if __version__.encode() + b"\0" not in data:
+        raise NativeBuildError(f"XCEPTILE_ANDROID_RUNTIME: {path} was not built from this version, {__version__}")
+    return data
 
 
 def build_rehearsal() -> dict[str, bytes]:
