@@ -22,11 +22,13 @@ from ..models.zoo import Model
 from ..runtime import bundle as bundles
 from ..runtime import reference
 from ..runtime.bundle import Manifest, NetworkTensor
+from ..runtime.engines.engine import fill_batches
 from ..targets.spec import TargetSpec
 from . import artefacts
 from .artefacts import Made, Progress
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
+from .passes.set_batch import set_batch
 from .tune import Tuning
 
 BACKENDS = ("tvm", "tflite")
@@ -112,9 +114,10 @@ def _artefacts(
     also: Sequence[str],
     progress: Progress,
     tuning: Tuning | None,
+    batch: int,
 ) -> Iterator[Made]:
     """What the bundle's engines run, in the order in which a session prefers them."""
-    int8, real = network.int8_graph, network.float_graph
+    int8, real = set_batch(network.int8_graph, batch), set_batch(network.float_graph, batch)
     if "tvm" in backends:
         if target.engine == "cpu":
             yield artefacts.native_cpu(int8, target, tuning.choices if tuning else None, progress)
@@ -135,39 +138,44 @@ def build_bundle_files(
     also: Sequence[str],
     progress: Progress,
     tuning: Tuning | None = None,
+    batch: int = 1,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Every file of a bundle and its manifest, in memory; ``bundles.write_bundle`` puts them on disk.
+
+    ``batch`` is how many images an inference takes; the graphs of the reference take one all the same.
 
     Raises TuningError where ``tuning`` is another target's.
     """
     if tuning is not None:
         tuning.check_target(target)
     int8, real = network.int8_graph, network.float_graph
-    made = list(_artefacts(network, target, backends, also, progress, tuning))
+    batched = set_batch(int8, batch)
+    made = list(_artefacts(network, target, backends, also, progress, tuning, batch))
+    pixels = fill_batches(network.golden, batch)
     manifest = Manifest(
         format=bundles.FORMAT_VERSION,
         xceptile=__version__,
         network=network.model.graph.name,
         target=target,
-        input=_tensor(network.int8_graph, network.int8_graph.inputs[0].name),
-        output=_tensor(network.int8_graph, network.int8_graph.outputs[0]),
+        input=_tensor(batched, batched.inputs[0].name),
+        output=_tensor(batched, batched.outputs[0]),
         input_spec=network.model.input_spec,
         labels=network.model.labels,
         recipe=network.recipe.to_json(),
         calibration=network.table.to_json(),
         provenance=dict(network.model.provenance),
-        golden_count=len(network.golden),
+        golden_count=len(pixels) // batch,
         artefacts=(),
         files={},
         pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
         float_layers=float_layers(int8),
     )
     shell = bundles.Bundle(Path(), manifest)
-    golden = shell.quantize_pixels(network.golden)
-    outputs = np.concatenate([reference.run(network.int8_graph, image[np.newaxis])[0] for image in golden])
+    golden = shell.quantize_pixels(pixels)
+    outputs = np.concatenate([reference.run(int8, image[np.newaxis])[0] for image in golden])
     if "onnx-qdq" in also:
         progress("write ONNX", 0.95)
-        made.append(artefacts.onnx_qdq(int8, golden, outputs))
+        made.append(artefacts.onnx_qdq(batched, golden, outputs))
     files = {
         bundles.INT8_GRAPH: serialize.dump(int8),
         bundles.FLOAT_GRAPH: serialize.dump(real),

@@ -137,6 +137,22 @@ def test_relax_vm_travels_in_the_bundle(home: Path, tmp_path: Path) -> None:
         assert np.array_equal(machine["main"](tvm.runtime.tensor(x[np.newaxis])).numpy()[0], y)
 
 
+def test_batches_and_onnx(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six photos in batches of four: the second is filled up."""
+    arguments = ("--target", "host", "--model", home / "net.safetensors", "--calibration", home / "photos")
+    options = ("--batch", 4, "--backend", "tflite", "--also", "onnx-qdq")
+    assert xceptile("compile", *arguments, "--output", tmp_path / "b", *options) == 0
+    manifest = bundles.open_bundle(tmp_path / "b").manifest
+    assert (manifest.input.shape[0], manifest.output.shape[0], manifest.golden_count) == (4, 4, 1)
+    assert "of 4 golden images keep the contract's class" in manifest.provenance["onnx/tensorrt.onnx"]
+    capsys.readouterr()
+    assert xceptile("verify", tmp_path / "b", "--data", home / "photos", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["engine"], row["images"], row["bit_exact"]) == ("litert", 6, True)
+    assert xceptile("bench", tmp_path / "b", "--rounds", 1, "--repeats", 1, "--duration", "0.01s", "--json") == 0
+    assert {row["batch"] for row in json.loads(capsys.readouterr().out)["latencies"]} == {4}
+
+
 def test_bench_times_int8_and_float(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert xceptile("bench", compiled, "--rounds", 2, "--repeats", 2, "--duration", "0.001s", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["latencies"]

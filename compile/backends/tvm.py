@@ -17,10 +17,12 @@ from ...runtime import native as native_sources
 from ...runtime.plan import ALIGNMENT_BYTES, ITEM_BYTES, Argument, Plan, PlanTensor, Step, pack
 from ...targets.spec import TargetSpec
 from ..kernels import arm, x86
+from ..kernels.batch import repeat
 from ..kernels.call import Activation, KernelCall, Weights
 from ..kernels.gpu_call import GpuCall
 from ..kernels.mixed import is_mixed, lower_mixed
 from ..memory import Lifetime, plan_offsets
+from ..passes.set_batch import set_batch
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
 _FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
@@ -38,9 +40,12 @@ class Compiled:
 def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
     """The network as kernel calls, with measured task sizes where ``choices`` has them (``call.TaskSize``).
 
-    Layers that stay in float run on the float kernels, which are the same for every processor. Raises GraphError for
-    what has no kernel, ValueError for an unknown processor or a choice that cannot be.
+    Layers that stay in float run on the float kernels, which are the same for every processor; a batch runs image
+    after image. Raises GraphError for what has no kernel, ValueError for an unknown processor or a choice that cannot
+    be.
     """
+    if graph.inputs[0].type.shape[0] != 1:
+        return repeat(graph, lower(set_batch(graph, 1), target, choices))
     try:
         family = _FAMILIES[target.architecture]
     except KeyError:
@@ -121,7 +126,7 @@ def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Li
 
 
 def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
-    """Given: an int8 graph of batch 1. Result: everything the native runtime needs to run it on ``target``.
+    """Given: an int8 graph. Result: everything the native runtime needs to run it on ``target``.
 
     Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
     """

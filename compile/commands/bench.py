@@ -85,12 +85,16 @@ def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
         print_json({"machine": machine(device), "latencies": rows, "moments": [asdict(m) for m in seen.moments]})
         return
     first = seen.latencies[0]
+    batched = first.batch > 1
     title = f"{first.device}, {first.threads} threads, {first.obtained}"
-    table = Table("artefact", "p50 ms", "p90 ms", "p99 ms", "samples", "of float's time", title=title)
+    title += f", batches of {first.batch}" if batched else ""
+    columns = ("artefact", "p50 ms", "p90 ms", "p99 ms", *(["p50 ms an image"] if batched else []), "samples")
+    table = Table(*columns, "of float's time", title=title)
     for x in seen.latencies:
         ratio = seen.of_float(x)
         share = "-" if ratio is None else f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
-        times = (f"{x.percentile_ms(p):.4g}" for p in (50, 90, 99))
+        times = [f"{x.percentile_ms(p):.4g}" for p in (50, 90, 99)]
+        times += [f"{x.image_ms:.4g}"] if batched else []
         table.add_row(f"{x.engine} {x.dtype}", *times, str(len(x.samples_ms)), share)
     out.print(table)
     if seen.float_build is None:

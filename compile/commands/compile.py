@@ -42,6 +42,7 @@ def compile_command(
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Images that an inference takes at once.")] = 1,
     tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
     as_json: JsonOption = False,
@@ -74,7 +75,7 @@ def compile_command(
         stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
         network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
         manifest, files = build_bundle_files(
-            network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured
+            network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured, batch
         )
         bundle = write_bundle(output, manifest, files, signer)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}

@@ -31,7 +31,7 @@ import numpy as np
 from ...targets import host
 from ...targets.spec import TargetSpec
 from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, NATIVE, Artefact, Bundle
-from ..engines.engine import Array, EngineError
+from ..engines.engine import Array, EngineError, fill_batches
 from ..engines.native_program import PROGRAM, NativeProgramEngine
 from . import adb, ssh
 from .board import MachineState, machine_state
@@ -376,17 +376,18 @@ class RemoteLiteRtEngine:
         self._model = push(link, _with_digests(bundle, artefact.files)) / artefact.files[0]
         self._start = ("taskset", "-c", cores, "python3") if cores else ("python3",)
         self._threads, self._link = threads, link
-        self._dtype = np.dtype(artefact.dtype)
+        self._dtype, self._batch = np.dtype(artefact.dtype), bundle.manifest.input.shape[0]
         self._scratch = Scratch(link)
 
     def run(self, x: Array) -> Array:
-        """(B, H, W, C) images, one after the other -> (B, classes)."""
-        _, data = self._run(x, 0, 0)
-        result: Array = np.frombuffer(data, self._dtype).reshape(len(x), -1)
-        return result
+        """(B, H, W, C) images, batch after batch -> (B, classes)."""
+        filled = fill_batches(x, self._batch)
+        _, data = self._run(filled, 0, 0)
+        result: Array = np.frombuffer(data, self._dtype).reshape(len(filled), -1)
+        return result[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
-        """Wall time of single inferences on ``x`` (1, H, W, C), taken on the device, in milliseconds."""
+        """Wall time of single inferences on the batch ``x`` (N, H, W, C), taken on the device, in milliseconds."""
         text, _ = self._run(x, repeats, warmup)
         return [float(sample) for sample in json.loads(text)]
 

@@ -8,6 +8,7 @@ LiteRT without XNNPACK.
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .engine import Array, EngineError
+from .engine import Array, EngineError, fill_batches
 
 Library = Literal["ai_edge_litert", "tflite_runtime"]
 
@@ -94,6 +95,7 @@ class LiteRtEngine:
             raise EngineError(f"{self.name} refuses {where}: {error}") from error
         self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
+        self._lock = threading.Lock()  # an interpreter has one set of tensors, which a run holds from input to output
 
     def placements(self) -> tuple[Placement, ...]:
         """Every operator of the file, in order, and whether a delegate (XNNPACK) runs it."""
@@ -108,22 +110,23 @@ class LiteRtEngine:
 
     def run_once(self, *inputs: Array) -> tuple[Array, ...]:
         """All inputs of the file, in its shapes -> all its outputs. Raises EngineError where an input does not fit."""
-        try:
-            for detail, value in zip(self._inputs, inputs, strict=True):
-                self._interpreter.set_tensor(detail["index"], value)
-            self._interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{self.name}: {error}") from error
-        return tuple(self._interpreter.get_tensor(detail["index"]) for detail in self._outputs)
+        with self._lock:
+            try:
+                for detail, value in zip(self._inputs, inputs, strict=True):
+                    self._interpreter.set_tensor(detail["index"], value)
+                self._interpreter.invoke()
+            except (ValueError, RuntimeError) as error:
+                raise EngineError(f"{self.name}: {error}") from error
+            return tuple(self._interpreter.get_tensor(detail["index"]) for detail in self._outputs)
 
     def run(self, x: Array) -> Array:
-        """(B, H, W, C) images, one after the other -> (B, classes)."""
+        """(B, H, W, C) images, batch after batch -> (B, classes)."""
         batch = int(self._inputs[0]["shape"][0])
-        groups = x.reshape(-1, batch, *x.shape[1:])
-        return np.concatenate([self.run_once(group)[0] for group in groups])
+        groups = fill_batches(x, batch).reshape(-1, batch, *x.shape[1:])
+        return np.concatenate([self.run_once(group)[0] for group in groups])[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
-        """Wall time of single inferences on ``x`` (1, H, W, C), without the copying in and out of tensors, in ms."""
+        """Wall time of single inferences on the batch ``x`` (N, H, W, C), without copying tensors in and out, in ms."""
         self._interpreter.set_tensor(self._inputs[0]["index"], x)
         samples = []
         for _ in range(warmup + repeats):

@@ -24,13 +24,15 @@ interpreter = Interpreter(model_path=model, num_threads=int(threads))
 interpreter.allocate_tensors()
 source, target = interpreter.get_input_details()[0], interpreter.get_output_details()
 stack = np.load(inputs)
+count = len(stack)
+stack = np.concatenate([stack, np.repeat(stack[-1:], -count % source["shape"][0], axis=0)])
 results = [[] for _ in target]
 for group in stack.reshape(-1, *source["shape"]):
     interpreter.set_tensor(source["index"], group)
     interpreter.invoke()
     for result, detail in zip(results, target):
         result.append(interpreter.get_tensor(detail["index"]))
-np.savez(outputs, *[np.concatenate(result) for result in results])
+np.savez(outputs, *[np.concatenate(result)[:count] for result in results])
 """
 
 
@@ -50,7 +52,7 @@ class LiteRtQemuEngine:
         self._model = model if isinstance(model, bytes) else model.read_bytes()
 
     def run_all(self, x: Array) -> tuple[Array, ...]:
-        """(B, H, W, C) images, one after the other -> every output of the file, stacked likewise."""
+        """(B, H, W, C) images, batch after batch -> every output of the file, stacked likewise."""
         with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
             work = Path(name)
             (work / "root").mkdir()
@@ -73,7 +75,7 @@ class LiteRtQemuEngine:
                 return tuple(outputs[key] for key in outputs.files)
 
     def run(self, x: Array) -> Array:
-        """(B, H, W, C) images, one after the other -> (B, classes)."""
+        """(B, H, W, C) images, batch after batch -> (B, classes)."""
         return self.run_all(x)[0]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:

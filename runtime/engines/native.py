@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from .engine import Array, EngineError
+from .engine import Array, EngineError, fill_batches
 
 LIBRARY = "libxceptile.so"
 _TIME_STEPS = 2
@@ -148,16 +148,16 @@ class NativeEngine:
         return int(self._library.xct_arena_bytes(self._session))
 
     def run(self, x: Array) -> Array:
-        """(B, H, W, C) images, one after the other -> (B, classes). Raises EngineError where ``x`` does not fit."""
-        images = self._images(x)
-        results = np.empty((len(images), *self.output.shape[1:]), self.output.dtype)
-        for image, result in zip(images, results, strict=True):
-            self._run_one(image, result)
-        return results
+        """(B, H, W, C) images, batch after batch -> (B, classes). Raises EngineError where ``x`` does not fit."""
+        batches = self._batches(x)
+        results = np.empty((len(batches), *self.output.shape), self.output.dtype)
+        for batch, result in zip(batches, results, strict=True):
+            self._run_one(batch, result)
+        return results.reshape(-1, *self.output.shape[1:])[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
-        """Wall time of single inferences on the image ``x`` (1, H, W, C), every sample kept, in milliseconds."""
-        image = self._images(x)[0]
+        """Wall time of single inferences on the batch ``x`` (N, H, W, C), every sample kept, in milliseconds."""
+        image = self._batches(x)[0]
         result = np.empty(self.output.shape, self.output.dtype)
         samples = []
         for _ in range(warmup + repeats):
@@ -188,11 +188,12 @@ class NativeEngine:
     ) -> None:
         self.close()
 
-    def _images(self, x: Array) -> Array:
+    def _batches(self, x: Array) -> Array:
+        """(B, H, W, C) -> (batches, N, H, W, C), contiguous."""
         expected = self.input
         if x.shape[1:] != expected.shape[1:] or str(x.dtype) != expected.dtype:
             raise EngineError(f"native: the network takes {expected.dtype} {expected.shape}, not {x.dtype} {x.shape}")
-        return np.ascontiguousarray(x)
+        return np.ascontiguousarray(fill_batches(x, expected.shape[0])).reshape(-1, *expected.shape)
 
     def _run_one(self, image: Array, result: Array) -> None:
         # Pointers into the arrays: nothing is copied here, and ctypes lets other threads run meanwhile.

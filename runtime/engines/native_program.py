@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .engine import Array, EngineError
+from .engine import Array, EngineError, fill_batches
 
 PROGRAM = "xceptile-run"
 
@@ -67,16 +67,17 @@ class NativeProgramEngine:
         self._input, self._output = _only(description["inputs"]), _only(description["outputs"])
 
     def run(self, x: Array) -> Array:
-        """(B, H, W, C) images, one after the other -> (B, classes)."""
-        _, data = self._run(images=self._image_bytes(x), result=True)
-        dtype, shape = np.dtype(self._output["dtype"]), (len(x), *self._output["shape"][1:])
+        """(B, H, W, C) images, batch after batch -> (B, classes)."""
+        filled = fill_batches(x, int(self._input["shape"][0]))
+        _, data = self._run(images=self._image_bytes(filled), result=True)
+        dtype, shape = np.dtype(self._output["dtype"]), (len(filled), *self._output["shape"][1:])
         if len(data) != dtype.itemsize * int(np.prod(shape)):
             raise EngineError(f"native: {PROGRAM} gave {len(data)} bytes, not those of {shape} {dtype}")
         result: Array = np.frombuffer(data, dtype).reshape(shape)
-        return result
+        return result[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
-        """Wall time of single inferences on the image ``x`` (1, H, W, C), taken by the program itself, in ms.
+        """Wall time of single inferences on the batch ``x`` (N, H, W, C), taken by the program itself, in ms.
 
         Under an emulator these are the emulator's times: to be called rehearsed.
         """

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...models.graph import Graph
 from .. import reference
-from .engine import Array
+from .engine import Array, fill_batches
 
 
 class ReferenceEngine:
@@ -21,8 +21,8 @@ class ReferenceEngine:
         self._batch = graph.inputs[0].type.shape[0]
 
     def run(self, x: Array) -> Array:
-        groups = x.reshape(-1, self._batch, *x.shape[1:])
-        return np.concatenate([reference.run(self._graph, group)[0] for group in groups])
+        groups = fill_batches(x, self._batch).reshape(-1, self._batch, *x.shape[1:])
+        return np.concatenate([reference.run(self._graph, group)[0] for group in groups])[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
         samples = []

@@ -5,7 +5,8 @@
  *     else if (xct_run(session, input, input_bytes, output, output_bytes) != XCT_OK) { ... }
  *     xct_close(session);
  *
- * Input and output are the network's tensors as they lie in memory: NHWC, contiguous, little endian, one image a call.
+ * Input and output are the network's tensors as they lie in memory: NHWC, contiguous, little endian, one image a call
+ * or, if the bundle was compiled for batches of N, N images.
  * An 8-bit image p (0..255) enters as the int8 value p - 128, which is p ^ 0x80 bit for bit.
  *
  * Every call may be made from any thread. Calls on one session wait for each other; two sessions do not share
