@@ -202,17 +202,34 @@ def open_bundle(path: Path, public_key: Path | None = None) -> Bundle:
 
     A bundle that must be signed may hold no file beyond those that are. Raises BundleError.
     """
+    while True:
+        data = _read_manifest(path)
+        try:
+            return _open_checked(path, data, public_key)
+        except BundleError:
+            if _read_manifest(path) == data:
+                raise
+            # Another process replaced the bundle while its files were read.
+
+
+def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
         raise BundleError("no such bundle directory; `xceptile compile ... --output DIR` makes one", path)
     try:
-        data = (path / MANIFEST).read_bytes()
-        if public_key is not None:
-            _check_signature(path, data, public_key)
-        text = data.decode("utf-8")
+        return (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise BundleError(f"holds no {MANIFEST}, so it is no bundle", path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"its {MANIFEST} cannot be read: {error}", path) from error
+    except OSError as error:
+        raise BundleError(f"its {MANIFEST} cannot be read: {error.strerror}", path) from error
+
+
+def _open_checked(path: Path, data: bytes, public_key: Path | None) -> Bundle:
+    if public_key is not None:
+        _check_signature(path, data, public_key)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"its {MANIFEST} is no text: {error}", path) from error
     manifest = manifest_from_json(text, path / MANIFEST)
     if public_key is not None:
         _refuse_unlisted(path, manifest)
@@ -220,11 +237,15 @@ def open_bundle(path: Path, public_key: Path | None = None) -> Bundle:
         file = path / name
         if not file.is_file():
             raise BundleError("is missing from the bundle; copy or compile it again", file)
-        if file.stat().st_size != entry.size_bytes:
-            raise BundleError(f"is {file.stat().st_size} bytes, the manifest says {entry.size_bytes}", file)
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                raise BundleError("its contents do not match the manifest's sha256; copy or compile it again", file)
+        try:
+            with file.open("rb") as stream:
+                size_bytes = os.fstat(stream.fileno()).st_size
+                if size_bytes != entry.size_bytes:
+                    raise BundleError(f"is {size_bytes} bytes, the manifest says {entry.size_bytes}", file)
+                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                    raise BundleError("its contents do not match the manifest's sha256; copy or compile it again", file)
+        except OSError as error:
+            raise BundleError(f"cannot be read: {error.strerror}", file) from error
     return Bundle(path, manifest)
 
 

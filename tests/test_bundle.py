@@ -110,9 +110,12 @@ def test_every_changed_byte_of_a_manifest_is_refused_or_harmless(tmp_path: Path)
     harmless = 0
     for position, byte in enumerate(data):
         for value in {byte ^ 1, byte ^ 0x80, ord(" ")} - {byte}:
-            (tmp_path / "b" / bundles.MANIFEST).write_bytes(data[:position] + bytes([value]) + data[position + 1 :])
+            changed = data[:position] + bytes([value]) + data[position + 1 :]
             try:
-                opened = open_bundle(tmp_path / "b").manifest
+                opened = bundles.manifest_from_json(changed.decode(), tmp_path)
+            except UnicodeDecodeError:
+                assert value >= 0x80
+                continue
             except BundleError:
                 continue
             assert opened == whole
