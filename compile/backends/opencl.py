@@ -21,19 +21,17 @@ PREAMBLE = Path(opencl.__file__).with_name("opencl_preamble.cl")
 
 
 def with_pixels(graph: ir.Graph, quant: ir.PerTensor) -> ir.Graph:
-    """Given: a float graph of one input. Result: the same function of int8 values that mean what ``quant`` says.
+    """Given: a float graph. Result: the same function of int8 values that mean what ``quant`` says.
 
-    The input keeps its name; a ``Dequantize`` behind it makes the real numbers. For a network that takes pixels,
+    Inputs keep their names; a ``Dequantize`` behind each makes the real numbers. For a network that takes pixels,
     ``quant`` is scale 1 and zero point -128, as its int8 graph's input has it.
     """
-    (source,) = graph.inputs
-    real = f"{source.name}:real"
-    pixels = replace(source, type=ir.TensorType(source.type.shape, "int8", quant))
-    nodes = [pixels, ir.Node(real, ir.Dequantize(), (source.name,), source.type, source.path)]
+    real = {source.name: f"{source.name}:real" for source in graph.inputs}
+    nodes = [replace(n, type=ir.TensorType(n.type.shape, "int8", quant)) for n in graph.inputs]
+    nodes += [ir.Node(real[n.name], ir.Dequantize(), (n.name,), n.type, n.path) for n in graph.inputs]
     for node in graph.nodes:
-        if node.name != source.name:
-            inputs = tuple(real if name == source.name else name for name in node.inputs)
-            nodes.append(replace(node, inputs=inputs))
+        if node.name not in real:
+            nodes.append(replace(node, inputs=tuple(real.get(name, name) for name in node.inputs)))
     return graph.with_nodes(tuple(nodes))
 
 
