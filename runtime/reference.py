@@ -162,7 +162,8 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             q = node.type.per_tensor
             # Times the reciprocal, as XNNPACK does: a quotient rounds some ties differently.
             scaled = np.rint(np.multiply(args[0], arithmetic.f32_quotient(1.0, q.scale), dtype=np.float32))
-            return np.clip(scaled + q.zero_point, arithmetic.INT8_MIN, arithmetic.INT8_MAX).astype(np.int8)
+            limited: Array = np.clip(scaled + q.zero_point, arithmetic.INT8_MIN, arithmetic.INT8_MAX)
+            return limited.astype(np.int8)
     raise ir.GraphError(f"no float meaning for {type(op).__name__}", node.name, node.path)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from .common import (
@@ -22,13 +24,31 @@ from .common import (
 )
 
 
+def kept(accuracy: Any) -> str:
+    """What holds between an engine's outputs and the reference's, in words."""
+    differing = f"{accuracy.differing_values} of {accuracy.compared_values}"
+    if accuracy.allowed_steps:
+        within = "yes" if accuracy.keeps_contract else "NO"
+        return (
+            f"mixed: {within}, {differing} by up to {accuracy.largest_difference_steps} of "
+            f"{accuracy.allowed_steps} steps"
+        )
+    return "yes" if accuracy.bit_exact else f"NO: {differing}, by up to {accuracy.largest_difference_steps} steps"
+
+
 def _accuracy_table(accuracies: Any) -> Table:
-    table = Table("engine", "device", "images", "top-1 int8", "top-1 float", "agreement", "SQNR dB", "bit-exact", "how")
+    from ...runtime.statistics import mcnemar_exact
+
+    titles = ("engine", "device", "images", "top-1 int8", "float", "top-5 int8", "float", "agree", "SQNR dB")
+    table = Table(*titles, "p", "bit-exact", "how")
     for a in accuracies:
-        exact = "yes" if a.bit_exact else f"NO: {a.differing_values} of {a.compared_values}"
-        tops = (f"{a.top1:.2%}", f"{a.float_top1:.2%}") if a.labelled else ("no labels", "no labels")
+        tops: tuple[str, ...] = ("no labels", "-", "-", "-")
+        if a.labelled:
+            five = (a.int8_correct_top5 / a.labelled, a.float_correct_top5 / a.labelled)
+            tops = (f"{a.top1:.2%}", f"{a.float_top1:.2%}", *(f"{share:.2%}" for share in five))
+        p = f"{mcnemar_exact(a.float_only_correct, a.int8_only_correct):.2f}" if a.labelled else "-"
         table.add_row(
-            a.engine, a.device, str(a.images), *tops, f"{a.agreement:.2%}", f"{a.sqnr_db:.1f}", exact, a.obtained
+            a.engine, a.device, str(a.images), *tops, f"{a.agreement:.2%}", f"{a.sqnr_db:.1f}", p, kept(a), a.obtained
         )
     return table
 
@@ -40,20 +60,104 @@ def verify(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     images: ImagesOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the images; the figures do not depend on it.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="A file for each image's results; an interrupted run is taken up from it.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Share the images over a Ray cluster: its address, auto, or local to start one.")
+    ] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="List the images whose class changed, least margin first.")
+    ] = False,
+    diverges: Annotated[
+        bool, typer.Option("--first-difference", help="Where an output differs: find the layer it begins at.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy against float and bit-exactness against the reference; exit status 1 where an output differs."""
     from ...runtime.bundle import open_bundle
-    from ...runtime.evaluate import contenders, evaluate
+    from ...runtime.evaluate import contenders, evaluate, runnable
+    from ...runtime.session import place
+    from ...runtime.shards import Job, verify_shards
+    from ...runtime.statistics import mcnemar_exact
 
     opened = open_bundle(bundle)
-    items, count = labelled(opened, data, images)
-    judged = contenders(opened, device=device, threads=threads, engines=tuple(engine or ()), rehearsed_images=images)
-    with bar() as progress:
-        accuracies, _ = evaluate(judged, items, progress=lambda done: progress("verify", done / count))
+    if workers or results or ray:
+        where = place(opened.manifest.target, device)
+        names = tuple(engine or (a.engine for a in runnable(opened, where) if a.dtype == "int8"))
+        job = Job(str(bundle.absolute()), _absolute(data), names, images, device, threads, images)
+        with bar() as progress:
+            accuracies, _ = verify_shards(
+                job,
+                workers=workers or 1,
+                results=results,
+                ray_address=ray,
+                progress=lambda done, total: progress("verify", done / total),
+            )
+    else:
+        items, count = labelled(opened, data, images)
+        judged = contenders(
+            opened, device=device, threads=threads, engines=tuple(engine or ()), rehearsed_images=images
+        )
+        with bar() as progress:
+            accuracies, _ = evaluate(judged, items, progress=lambda done: progress("verify", done / count))
+    found = _first_differences(opened, accuracies, data, images, device) if diverges else {}
     if as_json:
-        print_json([asdict(a) | {"bit_exact": a.bit_exact} for a in accuracies])
+        print_json(
+            [
+                asdict(a)
+                | {
+                    "bit_exact": a.bit_exact,
+                    "keeps_contract": a.keeps_contract,
+                    "mcnemar_p": mcnemar_exact(a.float_only_correct, a.int8_only_correct),
+                    "first_difference": found.get(a.engine),
+                }
+                for a in accuracies
+            ]
+        )
     else:
         out.print(_accuracy_table(accuracies))
-    if not all(a.bit_exact for a in accuracies):
+        out.print(
+            "p: how often chance alone parts int8 from float at least so far (McNemar's exact test on the images that "
+            "one of them gets right)."
+        )
+        if opened.manifest.float_layers:
+            layers = ", ".join(opened.manifest.float_layers)
+            out.print(f"mixed: {layers} compute in float; int8 layers are exact given the same inputs.")
+        for name, text in found.items():
+            out.print(f"{name}: {text}")
+        if flips:
+            out.print(_flips_table(accuracies))
+    if not all(a.keeps_contract for a in accuracies):
         raise SystemExit(1)
+
+
+def _absolute(data: str) -> str:
+    """A data set as processes in other directories find it."""
+    return data if data.startswith("drawn:") else str(Path(data).absolute())
+
+
+def _flips_table(accuracies: Any) -> Table:
+    table = Table("engine", "image", "label", "float", "int8", "margin")
+    for a in accuracies:
+        for flip in sorted(a.flips, key=lambda flip: flip.margin):
+            label = flip.label or "-"
+            table.add_row(a.engine, flip.image, label, flip.float_class, flip.int8_class, f"{flip.margin:.3f}")
+    return table
+
+
+def _first_differences(
+    bundle: Any, accuracies: Any, data: str, images: int | None, device: str | None
+) -> dict[str, str]:
+    """For each engine that does not keep the contract, the layer where its outputs part from the reference's."""
+    from ..divergence import first_difference
+
+    found = {}
+    for accuracy in accuracies:
+        if not accuracy.keeps_contract:
+            items, _ = labelled(bundle, data, images)
+            found[accuracy.engine] = first_difference(bundle, accuracy.engine, items, device=device)
+    return found
