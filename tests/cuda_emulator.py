@@ -15,7 +15,7 @@ from xceptile.models import graph as ir
 from xceptile.targets.spec import TargetSpec
 
 _HEADER = Path(__file__).parent / "native" / "cuda_on_cpu.h"
-_FLAGS = ("-O1", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared", "-w")
+_FLAGS = ("-O0", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared", "-w")
 
 
 class EmulatedNetwork:

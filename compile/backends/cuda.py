@@ -51,9 +51,8 @@ def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
     assert target.gpu is not None
     plan, weights = assemble(graph, calls, "cuda")
     source = kernel_source(calls, target.gpu.arch)
-    cubin = nvrtc.compile_source(source, target.gpu.arch, report=True)
-    ptx = nvrtc.compile_source(source, target.gpu.arch.replace("sm_", "compute_"))
-    return Compiled(plan, weights, cubin.data, ptx.data, source, cubin.log)
+    binary = nvrtc.compile_source(source, target.gpu.arch)
+    return Compiled(plan, weights, binary.cubin, binary.ptx, source, binary.log)
 
 
 def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
@@ -113,4 +112,6 @@ def _rewrite(generated: str, functions: dict[str, tvm.tirx.PrimFunc]) -> str:
         return f"{head}{symbol}({', '.join(parameters)})"
 
     body = _SIGNATURE.sub(signature, generated[start.start() :])
-    return re.sub(r"^extern .*\);\n", "", body, flags=re.MULTILINE)  # declarations before the definitions
+    body = re.sub(r"^extern .*\);\n", "", body, flags=re.MULTILINE)  # declarations before the definitions
+    # What shall be unrolled is written out already; unrolling more costs registers and minutes of compilation.
+    return re.sub(r"^( *)for \(", r"\1#pragma unroll 1\n\1for (", body, flags=re.MULTILINE)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Contraction would round a multiplication and the addition after it once instead of twice.
-_OPTIONS = ("--fmad=false", "--std=c++14")
+# Contraction would round a multiplication and the addition after it once instead of twice. The report is ptxas's, on
+# each kernel's registers and spills.
+_OPTIONS = ("--fmad=false", "--std=c++14", "--ptxas-options=-v")
 
 
 class NvrtcMissing(RuntimeError):
@@ -42,9 +43,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Binary:
-    """What NVRTC made, and its log; with ``report`` that names each kernel's registers, stack frame and spills."""
+    """What NVRTC made: machine code for one architecture, the PTX it was made from, and the log, which names each
+    kernel's registers, stack frame and spills."""
 
-    data: bytes
+    cubin: bytes
+    ptx: bytes
     log: str
 
 
@@ -54,13 +57,13 @@ def library_for(arch: str) -> tuple[ctypes.CDLL, Version]:
     return _load(major)
 
 
-def compile_source(source: str, architecture: str, *, report: bool = False) -> Binary:
-    """CUDA C++ as a cubin (architecture ``sm_87``) or as PTX (``compute_87``).
+def compile_source(source: str, arch: str) -> Binary:
+    """CUDA C++ compiled for ``sm_87`` or the like.
 
     Raises NvrtcMissing, or NvrtcError with the compiler's log.
     """
-    library, _ = library_for(architecture)
-    options = [*_OPTIONS, f"--gpu-architecture={architecture}", *(["--ptxas-options=-v"] if report else [])]
+    library, _ = library_for(arch)
+    options = [*_OPTIONS, f"--gpu-architecture={arch}"]
     program = ctypes.c_void_p()
     _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
     try:
@@ -69,15 +72,14 @@ def compile_source(source: str, architecture: str, *, report: bool = False) -> B
         log = _fetch(library, "ProgramLog", program).rstrip(b"\0").decode("utf-8", "replace").strip()
         if status:
             first = next((line for line in log.splitlines() if "error" in line), log.partition("\n")[0])
-            raise NvrtcError(f"NVRTC cannot compile the kernels for {architecture}: {first}", log)
-        kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
-        return Binary(_fetch(library, kind, program), log)
+            raise NvrtcError(f"NVRTC cannot compile the kernels for {arch}: {first}", log)
+        return Binary(_fetch(library, "CUBIN", program), _fetch(library, "PTX", program).rstrip(b"\0"), log)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _number(arch: str) -> int:
-    match = re.fullmatch(r"(?:sm|compute)_(\d+)[af]?", arch)
+    match = re.fullmatch(r"sm_(\d+)", arch)
     if match is None:
         raise ValueError(f"{arch!r} is no GPU architecture such as sm_87")
     return int(match[1])

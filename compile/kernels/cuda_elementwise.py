@@ -202,12 +202,15 @@ class Mean:
         phase = c.bind(thread.index // 32)
         word = c.bind(thread.block[0] * 32 + thread.index % 32)
         inside = True if self.pixel_words % 32 == 0 else word < self.pixel_words
-        with T.serial(0, ceil_div(self.pixels, self.PHASES)) as turn:
+
+        def accumulate(turn: Expr) -> None:
             pixel = turn * self.PHASES + phase
             with c.when(c.both(True if self.pixels % self.PHASES == 0 else pixel < self.pixels, inside)):
                 loaded = c.bind(x[(thread.block[1] * self.pixels + pixel) * self.pixel_words + word])
                 for i in range(lanes):
                     c.put(sums, i, sums[i] + c.call(element, loaded, i, dtype=kind))
+
+        c.repeat(ceil_div(self.pixels, self.PHASES), 4, accumulate)
         for i in range(lanes):
             c.do(store, c.at(thread.shared, (thread.index * lanes + i) * 4), sums[i])
         c.do("sync")
@@ -274,13 +277,16 @@ class MatVec:
         total = c.registers(1, kind)
         a, b = c.registers(4), c.registers(4)
         c.put(total, 0, T.cast(0, kind))
-        with T.serial(0, ceil_div(chunks, 32)) as turn:
-            chunk = c.bind(turn * 32 + lane)
+
+        def accumulate(turn: Expr) -> None:
+            chunk = turn * 32 + lane
             with c.when(True if chunks % 32 == 0 else chunk < chunks):
                 c.do("load16", c.at(a, 0), c.at(x, thread.block[1] * (self.k_bytes // 4) + chunk * 4))
                 c.do("load16", c.at(b, 0), c.at(w, channel * (self.k_bytes // 4) + chunk * 4))
                 for i in range(4):
                     c.put(total, 0, c.call(dot, a[i], b[i], total[0], dtype=kind))
+
+        c.repeat(ceil_div(chunks, 32), 4, accumulate)
         suffix = {"int8": "s32", "float16": "f32"}[self.dtype]
         value = c.bind(c.call(f"sum_warp_{suffix}", total[0], dtype=kind) + bias[channel])
         with c.when(lane == 0):

@@ -453,7 +453,8 @@ class _Dot:
         shared, tile = block.thread.shared, gemm.tile
         function = {"int8": "dot4", "float16": "dot2"}[gemm.dtype]
         base = c.bind(slot * gemm.stage_bytes)
-        with T.serial(0, SLICE_BYTES // 4) as k:
+
+        def multiply(k: Expr) -> None:
             a, b = c.registers(self.ROWS), c.registers(self.COLUMNS)
             for i in range(0, self.ROWS, 4):
                 c.do("load16", c.at(a, i), c.at(shared, base + (k * tile.rows + self.row + i) * 4))
@@ -462,6 +463,8 @@ class _Dot:
                 for j in range(self.COLUMNS):
                     n = i * self.COLUMNS + j
                     c.put(self.sums, n, c.call(function, a[i], b[j], self.sums[n], dtype=c.SUM[gemm.dtype]))
+
+        c.repeat(SLICE_BYTES // 4, 4, multiply)
 
     def stage(self) -> None:
         block, gemm = self.block, self.block.gemm
@@ -566,13 +569,16 @@ def _write(block: _Block, multiply: _Mma | _Dot | _Wmma) -> None:
     gemm = block.gemm
     per_row = gemm.tile.columns * gemm.item_bytes // 16
     row_words = gemm.channels * gemm.item_bytes // 4
-    for _, n, there in block.each(gemm.tile.rows * per_row):
+    count, threads = gemm.tile.rows * per_row, gemm.tile.threads
+    with T.serial(0, ceil_div(count, threads)) as turn:
+        n = c.bind(turn * threads + block.thread.index)
         row, chunk = c.bind(n // per_row), c.bind(n % per_row)
         item = c.bind(block.first_row + row)
         pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
         inside: Expr | bool = True
         if gemm.channels % gemm.tile.columns:
             inside = block.first_column + chunk * (16 // gemm.item_bytes) < gemm.channels
+        there = True if count % threads == 0 else n < count
         with c.when(c.both(there, c.both(exists, inside))):
             words = c.registers(4)
             multiply.load_chunk(row, chunk, words)

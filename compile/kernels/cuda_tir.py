@@ -112,6 +112,19 @@ class _When:
             frame.__exit__(*error)
 
 
+def repeat(count: int, at_once: int, body: Callable[[Expr], None]) -> None:
+    """``body(n)`` for n in ``count``, ``at_once`` of them written out in each turn of a loop, so that their loads are
+    under way together. Loops themselves are not unrolled by the compiler (``backends/cuda.py``)."""
+    turns = count // at_once
+    if turns > 1:
+        with T.serial(0, turns) as turn:
+            first = bind(turn * at_once)
+            for i in range(at_once):
+                body(first + i)
+    for i in range(turns * at_once if turns > 1 else 0, count):
+        body(i)
+
+
 def both(a: Expr | bool, b: Expr | bool) -> Expr | bool:
     """Both conditions; True stands for one that always holds."""
     if a is True:

@@ -1,0 +1,321 @@
+"""The CUDA kernels without a GPU. NVRTC compiles them for every Jetson; the same source runs on this machine's
+processor, instructions of tensor cores included (``native/cuda_on_cpu.h``), and equals the reference bit for bit."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_emulator import EmulatedNetwork
+from emulated_bundle import merged
+from int8_graphs import (
+    Int8Builder,
+    all_outputs,
+    as_float,
+    differences,
+    f32,
+    photo,
+    random_input,
+    random_operator_graph,
+    random_xception,
+    tie_graph,
+)
+from needs import requires
+
+from xceptile.compile.backends import cuda as backend
+from xceptile.compile.backends import nvrtc
+from xceptile.compile.kernels import cuda as family
+from xceptile.compile.kernels import cuda_cost, cuda_gemm
+from xceptile.models import graph as ir
+from xceptile.runtime import reference
+from xceptile.runtime.plan import unpack
+from xceptile.targets import catalog
+from xceptile.targets.spec import TargetSpec
+
+emulated = [
+    requires("clang++", package="clang"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulation of CUDA is written for x86-64"),
+]
+
+TARGETS = {name: catalog.get(f"jetson-{name}") for name in ("nano", "tx2", "xavier", "orin")}
+CHANNELS = (1, 3, 8, 17, 33, 128)
+EXTREMES = (-128, 127)
+
+
+def operator_graphs() -> Iterator[ir.Graph]:
+    """Every operator at the edges of words, chunks and tiles, at odd sizes, and with accumulators on exact halves."""
+    for index, channels in enumerate(CHANNELS):
+        outputs = CHANNELS[-1 - index]
+        relu = channels % 2 == 0
+        yield random_operator_graph("conv", (1, 5, 7, channels), channels=outputs, kernel=(1, 1), relu=relu)
+        yield random_operator_graph("depthwise", (1, 5, 7, channels), padding=(1, 1, 1, 1), relu=not relu)
+        yield random_operator_graph("linear", (1, channels), channels=outputs, relu=relu)
+        yield random_operator_graph("relu", (1, 5, 3, channels))
+        yield random_operator_graph("pool", (1, 7, 6, channels), strides=(2, 2), padding=(0, 1, 1, 1))
+        yield random_operator_graph("add", (1, 5, 3, channels), relu=relu)
+        yield random_operator_graph("requantize", (1, 5, 3, channels))
+        yield random_operator_graph("mean", (1, 5, 3, channels))
+    windows = (((1, 1), (1, 1, 1, 1)), ((2, 2), (0, 1, 0, 1)), ((1, 2), (0, 0, 0, 0)), ((3, 2), (2, 1, 0, 2)))
+    for strides, padding in windows:
+        for kind, kernel in (("conv", (3, 3)), ("depthwise", (3, 3)), ("depthwise", (5, 2))):
+            shape = (1, 9, 8, 3) if kind == "conv" else (1, 10, 11, 20)
+            yield random_operator_graph(
+                kind, shape, channels=5, kernel=kernel, strides=strides, padding=padding, relu=strides == (1, 1)
+            )
+    yield random_operator_graph("linear", (9, 70), channels=40)  # more rows than the vectors' kernel takes
+    for kind in ("conv", "depthwise", "linear", "add", "requantize"):
+        for zero_point in (-128, 0, 7, 127):
+            shape = (1, 15) if kind == "linear" else (1, 8, 8, 15)
+            yield tie_graph(kind, shape, zero_point=zero_point, relu=zero_point == 7 and kind != "requantize")
+    for kind in ("conv", "depthwise", "linear"):  # scaled accumulators far beyond int8
+        shape = (1, 15) if kind == "linear" else (1, 6, 5, 15)
+        yield random_operator_graph(kind, shape, quant=ir.PerTensor(f32(2e-5), 3), relu=kind == "conv")
+
+
+def chains(batch: int = 1) -> Iterator[ir.Graph]:
+    """What the lowering joins, and what it must not join."""
+    for index, (height, width, channels, outputs) in enumerate([(13, 13, 40, 24), (7, 9, 64, 136)]):
+        build = Int8Builder(f"chain{index}", index)
+        shape = (batch, height, width, channels)
+        x = build.conv(build.input(np.random.default_rng(index).integers(-128, 128, shape, np.int8)), channels)
+        shared = build.relu(x)
+        first = build.conv(build.depthwise(shared), outputs, relu=True)
+        second = build.conv(build.depthwise(build.conv(shared, channels)), outputs)
+        joined = build.add(first, second, relu=True)
+        third = build.conv(build.depthwise(shared), outputs)
+        last = build.add(build.conv(shared, outputs, (3, 3), (1, 1), (1, 1, 1, 1)), build.add(third, joined))
+        build.fully_connected(build.average_pool(last), 10)
+        yield build.graph(joined, last, build.nodes[-1].name)
+
+
+def some_slow(*quick: str) -> list[object]:
+    """Every board, those that are not ``quick`` marked as slow: they differ in little that other tests do not see."""
+    return [board if board in quick else pytest.param(board, marks=pytest.mark.slow) for board in TARGETS]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request: pytest.FixtureRequest) -> TargetSpec:
+    return TARGETS[request.param]
+
+
+@pytest.fixture(scope="module")
+def operators(target: TargetSpec, tmp_path_factory: pytest.TempPathFactory) -> EmulatedNetwork:
+    graph = merged([*operator_graphs(), *chains()])
+    return EmulatedNetwork(graph, target, tmp_path_factory.mktemp(target.board))
+
+
+class TestEmulated:
+    pytestmark = emulated
+
+    def test_every_operator_equals_the_reference(self, operators: EmulatedNetwork) -> None:
+        graph = operators.graph
+        shapes = [node.type.shape for node in graph.inputs]
+        images = [
+            random_input(graph, 0),
+            *([np.full(shape, value, np.int8) for shape in shapes] for value in EXTREMES),
+            [np.where(np.indices(shape).sum(axis=0) % 2, *EXTREMES).astype(np.int8) for shape in shapes],
+        ]
+        for seed, image in enumerate(images):  # another order of the threads each time
+            assert differences(graph, image, operators.run(*image, seed=seed, early=seed % 2 == 1)) == {}
+
+    def test_a_changed_weight_is_seen(self, operators: EmulatedNetwork) -> None:
+        graph = operators.graph
+        image = random_input(graph, 0)
+        name = next(node.inputs[1] for node in graph.nodes if isinstance(node.op, ir.Conv2d))
+        data = graph.constants[name].data.copy()
+        data.flat[0] = -data.flat[0] or 1
+        changed = graph.with_nodes(graph.nodes, {**graph.constants, name: replace(graph.constants[name], data=data)})
+        assert differences(changed, image, operators.run(*image)) != {}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("board", TARGETS)
+    def test_every_tile(self, board: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        mode = family.mode_of(gpu_arch(TARGETS[board]))
+        for index, tile in enumerate(cuda_cost.tiles(mode)):
+            monkeypatch.setitem(cuda_cost._TILES, mode, (tile,))
+            monkeypatch.setattr(cuda_cost, "front_pays", lambda *_: TARGETS[board].gpu.dot_product)
+            graph = merged([tile_graph(100, 70), tile_graph(33, 300)])
+            network = EmulatedNetwork(graph, TARGETS[board], tmp_path / str(index))
+            assert f"tile{tile.rows}x{tile.columns}" in network.source
+            image = random_input(graph, index)
+            assert differences(graph, image, network.run(*image, seed=index)) == {}
+
+    @pytest.mark.parametrize("board", some_slow("orin", "xavier"))
+    def test_a_small_network_of_two_images(self, board: str, tmp_path: Path) -> None:
+        graph = batched(random_xception(75, 0.125, 10), 2)
+        network = EmulatedNetwork(all_outputs(graph), TARGETS[board], tmp_path)
+        image = np.concatenate([photo(75, 75, seed) for seed in (1, 2)])
+        assert differences(all_outputs(graph), [image], network.run(image, seed=3)) == {}
+
+    @pytest.mark.parametrize("board", some_slow("orin"))
+    def test_the_float16_build_is_near_the_float_reference(self, board: str, tmp_path: Path) -> None:
+        graph = as_float(random_xception(75, 0.125, 10))
+        network = EmulatedNetwork(all_outputs(graph), TARGETS[board], tmp_path)
+        image = photo(75, 75, 4)
+        outputs = network.run(image)
+        feeds = {graph.inputs[0].name: image.astype(np.float32) + 128}
+        expected = dict(reference.iterate(all_outputs(graph), feeds, keep=all_outputs(graph).outputs))
+        for name, value in zip(all_outputs(graph).outputs, outputs, strict=True):
+            assert value.dtype == np.float32
+            assert np.abs(value - expected[name]).max() <= 0.02 * np.abs(expected[name]).max(), name
+
+    @pytest.mark.parametrize(
+        ("board", "sound", "broken"),
+        [
+            ("orin", "xct_wait_2();", "xct_wait_3();"),  # reads a slice before it is there
+            ("orin", "xct_sync();\n", ";\n"),
+            ("xavier", "xct_sync();\n", ";\n"),
+            ("nano", "xct_sync();\n", ";\n"),
+            ("orin", "xct_perm(", "xct_perm(1 + "),
+        ],
+    )
+    def test_a_planted_fault_is_seen(self, board: str, sound: str, broken: str, tmp_path: Path) -> None:
+        graph = merged([tile_graph(100, 300)])
+        network = EmulatedNetwork(graph, TARGETS[board], tmp_path)
+        preamble, _, kernels = network.source.partition("extern")
+        assert sound in kernels
+        extra = "static void xct_wait_3() { wait_for_all_but(3); }\n"
+        network.compile(extra + preamble + "extern" + kernels.replace(sound, broken), tmp_path)
+        image = random_input(graph, 0)
+        found = {}
+        for seed in range(4):
+            try:
+                found |= differences(graph, image, network.run(*image, seed=seed))
+            except RuntimeError:
+                found["error"] = 1
+        assert found != {}
+
+    def test_a_barrier_that_some_threads_miss_is_an_error(self, tmp_path: Path) -> None:
+        network = EmulatedNetwork(merged([tile_graph(33, 20)]), TARGETS["orin"], tmp_path)
+        network.compile(network.source.replace("xct_sync();\n", "if (threadIdx.x) xct_sync();\n"), tmp_path)
+        with pytest.raises(RuntimeError, match="some threads wait"):
+            network.run(*random_input(network.graph, 0))
+
+
+def gpu_arch(target: TargetSpec) -> str:
+    assert target.gpu is not None
+    return target.gpu.arch
+
+
+def tile_graph(channels: int, outputs: int) -> ir.Graph:
+    """A depthwise and two pointwise convolutions and an addition, at sizes that fill no tile."""
+    build = Int8Builder("tile", channels)
+    x = build.input(np.random.default_rng(0).integers(-128, 128, (1, 9, 11, channels), np.int8))
+    x = build.conv(x, channels)
+    y = build.conv(build.depthwise(build.relu(x)), outputs, relu=True)
+    build.add(build.conv(y, outputs), build.conv(x, outputs))
+    return build.graph()
+
+
+def batched(graph: ir.Graph, batch: int) -> ir.Graph:
+    """The same network for ``batch`` images at a time."""
+    nodes = tuple(replace(n, type=replace(n.type, shape=(batch, *n.type.shape[1:]))) for n in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+PROMISED = {
+    "nano": r"\bmad\.lo\.s32\b|\bmul\.lo\.s32\b",
+    "tx2": r"\bdp4a\.s32\.s32\b",
+    "xavier": r"\bwmma\.mma\.sync\.aligned\.row\.col\.m16n16k16\.s32\.s8\.s8\.s32\b",
+    "orin": r"\bmma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32\b",
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(target: TargetSpec) -> backend.Compiled:
+    return backend.build(merged([*chains(), random_operator_graph("pool", (1, 19, 19, 40), strides=(2, 2))]), target)
+
+
+class TestCompiled:
+    def test_the_ptx_holds_the_promised_instruction(self, compiled: backend.Compiled, target: TargetSpec) -> None:
+        board = next(name for name, row in TARGETS.items() if row is target)
+        ptx = compiled.ptx.decode()
+        assert re.search(PROMISED[board], ptx)
+        assert re.search(rf"\.target sm_{gpu_arch(target)[3:]}\b", ptx)
+        assert ("cp.async" in ptx) == ("ldmatrix" in ptx) == (board == "orin")
+        assert ("dp4a" in ptx) == (board != "nano")
+
+    def test_no_kernel_spills_or_has_a_stack(self, compiled: backend.Compiled) -> None:
+        frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.log)
+        assert len(frames) == len({step.kernel for step in compiled.plan.steps})
+        assert set(frames) == {("0", "0", "0")}
+
+    def test_the_source_asks_for_no_header(self, compiled: backend.Compiled) -> None:
+        assert "#include" not in compiled.source
+
+    def test_blocks_fit_every_device(self, compiled: backend.Compiled) -> None:
+        for step in compiled.plan.steps:
+            assert step.launch is not None
+            assert step.launch.shared_bytes <= 48 << 10
+
+
+def test_the_files_of_a_bundle() -> None:
+    files = backend.build_files(tile_graph(3, 5), TARGETS["orin"])
+    assert sorted(files) == ["kernels.cu", "kernels.cubin", "kernels.ptx", "plan.bin", "weights.bin"]
+    assert files["kernels.cubin"].startswith(b"\x7fELF")
+    plan = unpack(files["plan.bin"])
+    assert plan.engine == "cuda"
+    source = files["kernels.cu"].decode()
+    for step in plan.steps:
+        (parameters,) = re.findall(rf"__global__ void .*\b{step.kernel}\((.*)\) {{", source)
+        assert len(parameters.split(",")) == len(step.arguments)
+    assert files == backend.build_files(tile_graph(3, 5), TARGETS["orin"])
+
+
+def test_requirements_name_versions() -> None:
+    assert "12.9" in backend.requirements(TARGETS["orin"])["kernels.ptx"]
+    assert "10.2" in backend.requirements(TARGETS["nano"])["kernels.cu"]
+    assert "sm_110 exactly" in backend.requirements(catalog.get("jetson-thor"))["kernels.cubin"]
+
+
+def test_thor_compiles_with_the_newer_nvrtc() -> None:
+    compiled = backend.build(tile_graph(40, 70), catalog.get("jetson-thor"))
+    assert ".target sm_110" in compiled.ptx.decode()
+
+
+def test_a_refused_source_is_reported_in_a_line() -> None:
+    with pytest.raises(nvrtc.NvrtcError, match=r"cannot compile the kernels for sm_87: .*error") as caught:
+        nvrtc.compile_source("nonsense", "sm_87")
+    assert "\n" not in str(caught.value)
+    assert "nonsense" in caught.value.log
+
+
+def test_tiles_get_smaller_where_maps_are() -> None:
+    target = TARGETS["orin"]
+    rows = {}
+    for size in (10, 74):
+        graph = random_operator_graph("conv", (1, size, size, 64), channels=256, kernel=(1, 1))
+        symbol = next(call.symbol for call in family.lower(graph, target) if call.symbol.startswith("gemm"))
+        match = re.search(r"tile(\d+)x(\d+)", symbol)
+        assert match is not None
+        rows[size] = int(match[1]) * int(match[2])
+    assert rows[10] < rows[74]
+
+
+def test_packed_weights_are_all_there() -> None:
+    weights = np.arange(1, 97, dtype=np.int8).reshape(2, 48)
+    for board in TARGETS.values():
+        mode = family.mode_of(gpu_arch(board))
+        window = cuda_gemm.Window(1, 4, 4, 4, 4, (1, 1), (1, 1), (0, 0), 64)
+        gemm = cuda_gemm.Gemm(mode, "int8", window, 32, cuda_cost.tiles(mode)[0])
+        packed = cuda_gemm.pack_weights(gemm, weights).view(np.int8)
+        assert sorted(packed[packed != 0]) == sorted(weights.reshape(-1))
+
+
+def test_a_mixed_graph_is_refused() -> None:
+    build = Int8Builder("mixed")
+    x = build.input(np.zeros((1, 2, 2, 4), np.int8))
+    node = ir.Node("real", ir.Dequantize(), (x,), ir.TensorType((1, 2, 2, 4), "float32"))
+    with pytest.raises(ir.GraphError, match="int8"):
+        family.lower(replace(build.graph(), nodes=(*build.nodes, node), outputs=("real",)), TARGETS["orin"])
+
+
+@pytest.mark.slow
+def test_the_whole_network_compiles_without_spills(target: TargetSpec) -> None:
+    compiled = backend.build(random_xception(), target)
+    assert re.search(r"[1-9]\d* bytes spill", compiled.log) is None
