@@ -405,8 +405,10 @@ def test_files_of_both_builds() -> None:
     assert (image.name, image.dtype, image.scale, image.zero_point) == ("image", "int8", 1.0, -128)
     assert (logits.dtype, logits.scale) == ("float32", 0.0)
     for step in plan.steps:
-        assert f"__kernel void {step.kernel}(".encode() in files["kernels.cl"]
         assert step.launch is not None
+        size = "{}, {}, {}".format(*step.launch.group_size)
+        head = f"__kernel __attribute__((reqd_work_group_size({size}))) void {step.kernel}("
+        assert head.encode() in files["kernels.cl"]
 
 
 def test_unsupported_is_refused_by_name() -> None:

@@ -44,7 +44,14 @@ def generate(calls: Sequence[GpuCall]) -> str:
     (module,) = executable.mod.imports
     source = module.inspect_source()
     source = re.sub(r"^__kernel void (\w+)_kernel\([^;{]*\);\n", "", source, flags=re.MULTILINE)
-    source = re.sub(r"^(__kernel void \w+)_kernel\(", r"\1(", source, flags=re.MULTILINE)
+    sizes = {call.symbol: ", ".join(map(str, call.group_size)) for call in calls}
+    # With a group's size known, a compiler gives each work-item the registers that there are for it and no more.
+    source = re.sub(
+        r"^__kernel void (\w+)_kernel\(",
+        lambda found: f"__kernel __attribute__((reqd_work_group_size({sizes[found[1]]}))) void {found[1]}(",
+        source,
+        flags=re.MULTILINE,
+    )
     source = re.sub(r"^// Function: .*\n", "", source, flags=re.MULTILINE)
     for call in calls:
         _check_parameters(source, call)
@@ -54,7 +61,7 @@ def generate(calls: Sequence[GpuCall]) -> str:
 def _check_parameters(source: str, call: GpuCall) -> None:
     """Raises RuntimeError where the generated kernel does not take the call's operands in order: the code generator
     sorts parameters by name and drops those that nothing reads."""
-    found = re.search(rf"^__kernel void {call.symbol}\((.*)\) {{$", source, flags=re.MULTILINE)
+    found = re.search(rf"^__kernel .* void {call.symbol}\((.*)\) {{$", source, flags=re.MULTILINE)
     names = re.findall(r"\bp(\d\d)_ptr\b", found.group(1)) if found else []
     if names != [f"{i:02d}" for i in range(len(call.operands))]:
         raise RuntimeError(f"{call.symbol}: the code generator made the parameters {names}")
