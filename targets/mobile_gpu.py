@@ -28,6 +28,9 @@ _MALI_PEAKS = "int8_gops, fp16_gflops, as measured on Mali-G610: https://gist.gi
 _MALI_CORES = "subgroup_width: https://arm-software.github.io/libGPUCounters/mali-g710_counter_reference.html"
 _DIMENSITY_9000 = "compute_units, clock, bandwidth_gb_s: https://nanoreview.net/en/soc-compare/mediatek-dimensity-9000-vs-google-tensor-g2"
 
+# Chips' part numbers, which Android gives as ro.soc.model.
+_SNAPDRAGONS = "https://en.wikipedia.org/wiki/List_of_Qualcomm_Snapdragon_systems_on_chips"
+_MEDIATEKS = "https://en.wikipedia.org/wiki/List_of_MediaTek_systems_on_chips"
 _ANDROID_ABIS = "https://developer.android.com/ndk/guides/abis"
 _LLVM_CORES = "https://github.com/llvm/llvm-project/blob/main/llvm/lib/Target/AArch64/AArch64Processors.td"
 
@@ -87,7 +90,8 @@ TARGETS = (
         ),
         aliases=("snapdragon-8-gen-3-gpu",),
         description="Adreno 750 (Snapdragon 8 Gen 3)",
-        sources=(_LLVM_CORES,),
+        device_tree_model="SM8650",
+        sources=(_LLVM_CORES, _SNAPDRAGONS),
     ),
     TargetSpec(
         name="qualcomm/adreno-740",
@@ -120,7 +124,8 @@ TARGETS = (
         ),
         aliases=("snapdragon-8-gen-2-gpu",),
         description="Adreno 740 (Snapdragon 8 Gen 2)",
-        sources=(_LLVM_CORES,),
+        device_tree_model="SM8550",
+        sources=(_LLVM_CORES, _SNAPDRAGONS),
     ),
     TargetSpec(
         name="qualcomm/adreno-660",
@@ -152,7 +157,8 @@ TARGETS = (
         ),
         aliases=("snapdragon-888-gpu",),
         description="Adreno 660 (Snapdragon 888)",
-        sources=(_LLVM_CORES,),
+        device_tree_model="SM8350",
+        sources=(_LLVM_CORES, _SNAPDRAGONS),
     ),
     TargetSpec(
         name="arm/mali-g710",
@@ -179,7 +185,8 @@ TARGETS = (
         ),
         aliases=("dimensity-9000-gpu",),
         description="Mali-G710 with ten cores (Dimensity 9000)",
-        sources=(_LLVM_CORES,),
+        device_tree_model="MT6983",
+        sources=(_LLVM_CORES, _MEDIATEKS),
     ),
     TargetSpec(
         name="arm/mali-g610",
@@ -237,6 +244,7 @@ TARGETS = (
         ),
         aliases=("helio-p22-gpu",),
         description="PowerVR GE8320 (Helio P22)",
-        sources=(_LLVM_CORES,),
+        device_tree_model="MT6762",
+        sources=(_LLVM_CORES, _MEDIATEKS),
     ),
 )

@@ -38,9 +38,9 @@ class TargetSpec:
     these features, or None where no emulator has them. ``cores`` are those of the board's usual model and
     ``memory_bytes`` the least memory sold with them. ``l1d_bytes`` is per core; ``l2_bytes`` is the L2 that one core
     reaches, and may be shared with its neighbours. ``device_tree_model`` is what the board's firmware calls it in
-    /proc/device-tree/model, or the part of it that every revision shares. ``gpu`` is there where the engine is not
-    ``cpu``; the other fields are then those of the processor beside it, which the runtime is built for. ``sources``
-    are where the facts of the row were read.
+    /proc/device-tree/model, or the part of it that every revision shares; for a phone the part number of its chip.
+    ``gpu`` is there where the engine is not ``cpu``; the other fields are then those of the processor beside it, which
+    the runtime is built for. ``sources`` are where the facts of the row were read.
     """
 
     name: str

@@ -21,7 +21,7 @@ from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.engines.reference import ReferenceEngine
 from xceptile.runtime.measure import REHEARSED
-from xceptile.runtime.session import Placement, device_name, open_engine, open_session, place
+from xceptile.runtime.session import Placement, device_name, is_hardware_of, open_engine, open_session, place
 from xceptile.targets import catalog
 
 pytestmark = [requires_pocl(), requires_module("ziglang", package="ziglang")]
@@ -75,6 +75,13 @@ def test_the_program_that_rehearses(bundle: Bundle) -> None:
         assert engine.self_test()
     with pytest.raises(EngineError, match="has no GPU here, only a processor"):
         NativeProgramEngine((str(program),), bundle.file(bundles.NATIVE), None)
+
+
+def test_a_phone_is_known_by_its_chip() -> None:
+    here = catalog.get("generic/arm64")
+    assert is_hardware_of(catalog.get("adreno-740"), here, "SM-S911B SM8550")
+    assert not is_hardware_of(catalog.get("adreno-740"), here, "Pixel 7 GS201")
+    assert not is_hardware_of(catalog.get("opencl"), here, "SM-S911B SM8550")
 
 
 def test_an_emulator_is_no_gpu(bundle: Bundle) -> None:
