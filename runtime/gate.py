@@ -20,13 +20,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Run:
-    """Where and on what a bundle is measured; ``images`` None: all of ``data``."""
+    """Where and on what a bundle is measured; ``images`` None: all of ``data``. Each artefact is timed in ``rounds``
+    turns that last ``min_duration_s`` together, both at least.
+    """
 
     data: str
     device: str | None = None
     threads: int | None = None
     images: int | None = None
     rounds: int = 20
+    min_duration_s: float = 1.0
 
 
 def baseline_command(bundle: Path, run: Run, output: Path) -> str:
@@ -58,7 +61,7 @@ def measure_latency(bundle: Bundle, run: Run, progress: Progress) -> tuple[Laten
         device=run.device,
         threads=run.threads,
         rounds=run.rounds,
-        min_duration_s=1.0,
+        min_duration_s=run.min_duration_s,
         progress=lambda share: progress("bench", share),
     )
 

@@ -70,14 +70,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings, worst outcome first in ``outcome``: a fail outweighs an inconclusive, which outweighs a pass."""
+    """The findings. ``outcome`` is the worst: a fail outweighs an inconclusive, which outweighs a pass; where nothing
+    was judged, nothing is decided. As text: what did not pass, a line each.
+    """
 
     findings: tuple[Finding, ...]
 
     @property
     def outcome(self) -> str:
         outcomes = {finding.outcome for finding in self.findings}
-        return next(o for o in (FAIL, INCONCLUSIVE, PASS) if o in outcomes or o == PASS)
+        return next((o for o in (FAIL, INCONCLUSIVE, PASS) if o in outcomes), INCONCLUSIVE)
+
+    def __str__(self) -> str:
+        lines = [f"{f.outcome}: {f.what}: {f.reason}" for f in self.findings if f.outcome != PASS]
+        return "\n".join(lines or [f"{self.outcome}: {len(self.findings)} figures judged"])
 
 
 def _int8(report: Report, engine: str) -> Latency | None:
@@ -226,6 +232,12 @@ def _judge_bytes(
     return findings
 
 
+def judge_bytes(report: Report, baseline: Report, budget: Budget) -> list[Finding]:
+    """Of every artefact: what a device stores, and the memory that the native ones hold."""
+    findings = _judge_bytes("size", report.sizes_bytes, baseline.sizes_bytes, budget.size_ratio)
+    return findings + _judge_bytes("memory", report.memory_bytes, baseline.memory_bytes, budget.memory_ratio)
+
+
 def judge_accuracy(report: Report, baseline: Report, budget: Budget) -> list[Finding]:
     """Bit-exactness and top-1 of every int8 engine."""
     findings: list[Finding] = []
@@ -268,9 +280,7 @@ def judge(report: Report, baseline: Report, budget: Budget) -> Verdict:
         )
         findings.append(Finding(FAIL, "target", reason))
     findings += judge_accuracy(report, baseline, budget)
-    findings += judge_latency(report, baseline, budget)
-    findings += _judge_bytes("size", report.sizes_bytes, baseline.sizes_bytes, budget.size_ratio)
-    findings += _judge_bytes("memory", report.memory_bytes, baseline.memory_bytes, budget.memory_ratio)
+    findings += judge_latency(report, baseline, budget) + judge_bytes(report, baseline, budget)
     return Verdict(tuple(findings))
 
 
