@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from needs import requires
+from int8_graphs import Int8Builder, photo
+from needs import requires, requires_module
 from test_native_runtime import ADDRESS, LIBRARY, SOURCES, TESTS, compile_program
 
-from xceptile.compile.backends import native_runtime
+from xceptile.compile.backends import cuda, native_runtime, nvrtc
 from xceptile.runtime.devices.qemu import emulator_command
-from xceptile.runtime.plan import Argument, Launch, Plan, PlanTensor, Step, pack
+from xceptile.runtime.plan import Argument, Launch, Plan, PlanTensor, Step, pack, unpack
 from xceptile.targets import catalog
 
 pytestmark = requires("clang", package="clang")
 
 WEIGHTS = bytes(range(200))
 FUNCTIONS = "conv 3\nfold 2\n"
-KERNELS = {"kernels.cubin": "cubin sm_87\n", "kernels.ptx": "ptx\n", "kernels.cu": "// nvrtc: -std=c++17 -w\n"}
+KERNELS = {"kernels.cubin": "cubin sm_87\n", "kernels.ptx": "ptx\n", "kernels.cu": ""}
 
 
 def plan(shared_bytes: int = 100_000) -> Plan:
@@ -226,9 +227,8 @@ def test_the_first_form_of_the_kernels_that_loads(
     assert (done.status, done.error) == (0, "")
     assert [call.split(" ", 1)[1].removesuffix(" options 2") for call in done.calls if "ModuleLoad" in call] == loaded
     compiled = [call for call in done.calls if call.startswith("nvrtcCompileProgram")]
-    words = f"--gpu-architecture=compute_{capability} --include-path=/usr/local/cuda/include"
-    extra = " -std=c++17 -w" if "nvrtc" in kernels.get("kernels.cu", "") else ""
-    assert compiled == ([f"nvrtcCompileProgram {words}{extra}"] if "kernels.ptx" not in kernels else [])
+    words = f"--gpu-architecture=compute_{capability} --fmad=false --std=c++14"
+    assert compiled == ([f"nvrtcCompileProgram {words}"] if "kernels.ptx" not in kernels else [])
 
 
 def test_why_no_form_of_the_kernels_loads(fake: Fake, tmp_path: Path) -> None:
@@ -277,6 +277,39 @@ def test_a_kernel_that_is_not_there(fake: Fake, tmp_path: Path) -> None:
     other = replace(whole, steps=(whole.steps[0], replace(whole.steps[1], kernel="nothing")))
     done = fake.run(write_bundle(tmp_path / "b", other))
     assert (done.status, "the kernels have no nothing" in done.error) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, bytes]:
+    """A small network of 600 bytes of input for a Jetson Orin."""
+    build = Int8Builder("small")
+    x = build.conv(build.input(photo(10, 20)), 16, (3, 3), relu=True)
+    build.fully_connected(build.average_pool(build.conv(build.depthwise(x), 24)), 10)
+    return cuda.build_files(build.graph(), catalog.get("jetson"))
+
+
+@requires_module("nvidia.cuda_nvrtc", package="'xceptile[cuda]'")
+@pytest.mark.parametrize("form", ["kernels.ptx", "kernels.cu"])
+def test_a_compiled_network(fake: Fake, tmp_path: Path, compiled: dict[str, bytes], form: str) -> None:
+    """What is compiled for a Jetson, as far as it goes without a GPU: the PTX, and the source through the real NVRTC
+    with the runtime's own options. Every kernel gets as many pointers as it takes, each into the session's memory."""
+    plan = unpack(compiled["plan.bin"])
+    hashes = [hashlib.sha256(compiled[name]).hexdigest() for name in ("weights.bin", form)]
+    files = {"plan.bin": pack(plan, *hashes), "weights.bin": compiled["weights.bin"], form: compiled[form]}
+    bundle = tmp_path / "b"
+    bundle.mkdir()
+    for name, data in files.items():
+        (bundle / name).write_bytes(data)
+    library = Path(nvrtc.library_for("sm_87")[0]._name)
+    settings = {"XCEPTILE_NVRTC": str(library), "LD_LIBRARY_PATH": str(library.parent)}
+    done = fake.run(bundle, **settings, FAKE_INTEGRATED="1", ASAN_OPTIONS="detect_leaks=0")  # NVRTC leaks
+    assert (done.status, done.error, len(done.output)) == (0, "", 10)
+    assert not [call for call in done.calls if "captured" in call], "inputs and outputs lie where kernels reach them"
+    launches = [call for call in done.calls if call.startswith("cuLaunchKernel")]
+    assert [call.split()[1] for call in launches] == [step.kernel for step in plan.steps]
+    assert [len(re.findall("device|host", call.split(": ")[1])) for call in launches] == [
+        len(step.arguments) for step in plan.steps
+    ]
 
 
 RELEASES = ("Destroy", "Free", "Unload", "Release", "PopCurrent", "nvrtcVersion")  # what may fail without harm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...models import graph as ir
 from ...runtime.plan import GPU_ALIGNMENT_BYTES, Argument, Launch, Plan, PlanTensor, Step
@@ -16,8 +17,12 @@ def assemble(graph: ir.Graph, calls: Sequence[GpuCall], engine: str) -> tuple[Pl
     """The plan for the driver ``engine`` and the weights' bytes. Equal weights are stored once.
 
     Every offset is a multiple of 512 bytes, so that each operand can be an OpenCL buffer of its own inside the arena.
+    The network's inputs and outputs share their place with nothing: on memory that processor and GPU share, the CUDA
+    driver puts them where both reach them.
     """
-    offsets, arena_bytes = plan_offsets(lifetimes(graph, calls), GPU_ALIGNMENT_BYTES)
+    ends = {node.name for node in graph.inputs} | set(graph.outputs)
+    lives = (replace(x, first=-1, last=len(calls)) if x.name in ends else x for x in lifetimes(graph, calls))
+    offsets, arena_bytes = plan_offsets(tuple(lives), GPU_ALIGNMENT_BYTES)
     weights = bytearray()
     stored: dict[bytes, int] = {}
     steps = []

@@ -359,39 +359,20 @@ static void *open_nvrtc(struct nvrtc *nvrtc, struct reasons *reasons)
     return NULL;
 }
 
-#define OPTIONS_LINE "// nvrtc:" /* how the source's first line begins; what NVRTC must be told follows, in words */
-enum { MAX_OPTIONS = 16 };
-
-/* Splits the rest of the first line, in place, into words; returns how many. */
-static int read_options(char *source, const char *options[MAX_OPTIONS])
-{
-    int count = 0;
-    if (strncmp(source, OPTIONS_LINE, strlen(OPTIONS_LINE)) != 0)
-        return 0;
-    char *rest, *end = strchr(source, '\n');
-    if (end != NULL)
-        *end = 0;
-    for (char *word = strtok_r(source + strlen(OPTIONS_LINE), " \r", &rest); word != NULL && count < MAX_OPTIONS;
-         word = strtok_r(NULL, " \r", &rest))
-        options[count++] = word;
-    return count;
-}
-
-static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, char *source, struct reasons *reasons)
+/* As compile/backends/nvrtc.py compiles it: a multiplication and an addition are rounded one after the other. */
+static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, const char *source, struct reasons *reasons)
 {
     char architecture[48];
-    const char *options[MAX_OPTIONS + 2] = {architecture, "--include-path=/usr/local/cuda/include"};
+    const char *const options[] = {architecture, "--fmad=false", "--std=c++14"};
     snprintf(architecture, sizeof architecture, "--gpu-architecture=compute_%d", cuda->capability);
-    const char *line = strchr(source, '\n');
-    const char *code = strncmp(source, OPTIONS_LINE, strlen(OPTIONS_LINE)) == 0 && line != NULL ? line + 1 : source;
-    int count = 2 + read_options(source, options + 2), major = 0, minor = 0;
+    int major = 0, minor = 0;
     (void)nvrtc->version(&major, &minor);
     void *program = NULL;
     size_t size = 0;
     char *ptx = NULL;
-    int result = nvrtc->create(&program, code, "kernels.cu", 0, NULL, NULL);
+    int result = nvrtc->create(&program, source, "kernels.cu", 0, NULL, NULL);
     if (result == SUCCESS)
-        result = nvrtc->compile(program, count, options);
+        result = nvrtc->compile(program, 3, options);
     if (result == SUCCESS)
         result = nvrtc->ptx_size(program, &size);
     if (result == SUCCESS && (ptx = malloc(size + 1)) != NULL) {
@@ -414,7 +395,7 @@ static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, char *s
     return ptx;
 }
 
-static bool load_source(struct cuda *cuda, char *source, struct reasons *reasons)
+static bool load_source(struct cuda *cuda, const char *source, struct reasons *reasons)
 {
     struct nvrtc nvrtc;
     void *library = open_nvrtc(&nvrtc, reasons);

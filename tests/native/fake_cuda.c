@@ -2,7 +2,8 @@
  * down every call, moves the bytes that are copied and computes nothing: a kernel leaves memory as it is.
  *
  * A "module" is text: a first line, "cubin sm_87", "ptx" or anything else, which does not load, and then one line for
- * each kernel: its name and how many pointers it takes. The environment says what kind of machine is played:
+ * each kernel: its name and how many pointers it takes. Real PTX loads too, if it is for this capability or an older
+ * one. The environment says what kind of machine is played:
  *   FAKE_LOG         the file that calls are appended to
  *   FAKE_FAIL_AT     the call of this number (from 0) fails, FAKE_FAIL_CODE is its result (999); FAKE_NVRTC_FAIL_AT
  *   FAKE_CAPABILITY  such as 87 (the default); FAKE_INTEGRATED, FAKE_NO_DEVICE, FAKE_NO_CAPTURE: if set
@@ -48,13 +49,15 @@ __attribute__((format(printf, 1, 2))) static int record(const char *format, ...)
 #ifndef NVRTC
 
 struct function {
-    char name[64];
+    char name[200];
     int arguments;
 };
 
+#define MAX_FUNCTIONS 128
+
 struct module {
     int count;
-    struct function functions[16];
+    struct function functions[MAX_FUNCTIONS];
 };
 
 struct node {
@@ -221,12 +224,30 @@ API int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *s
     (void)stream;
     return copy(target, (const void *)(uintptr_t)source, size, "cuMemcpyDtoHAsync");
 }
+/* Kernels of real PTX by their declarations: ".entry NAME(", then ".param" for each parameter up to ")". */
+static int load_ptx(void **module, const char *text)
+{
+    struct module *made = calloc(1, sizeof *made);
+    while (made != NULL && made->count < MAX_FUNCTIONS && (text = strstr(text, ".entry ")) != NULL) {
+        struct function *function = &made->functions[made->count++];
+        const char *end = strchr(text, ')');
+        sscanf(text, ".entry %199[^( \n]", function->name);
+        for (const char *at = text; (at = strstr(at, ".param ")) != NULL && at < end; at++)
+            function->arguments++;
+        text = end;
+    }
+    *module = made;
+    return 0;
+}
 API int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values)
 {
     char kind[64] = "", first[64];
     sscanf(image, "%63[^\n]", kind);
     int result = record("cuModuleLoadDataEx \"%s\" options %u", kind, count);
     snprintf(first, sizeof first, "cubin sm_%d", number("FAKE_CAPABILITY", 87));
+    const char *real = result == 0 ? strstr(image, "\n.target sm_") : NULL;
+    if (real != NULL)
+        return atoi(real + 12) <= number("FAKE_CAPABILITY", 87) ? load_ptx(module, image) : 209;
     if (result == 0 && strncmp(kind, "cubin", 5) == 0 && strcmp(kind, first) != 0)
         result = 209;
     else if (result == 0 && strcmp(kind, first) != 0 && strncmp(kind, "ptx", 3) != 0) {
@@ -238,8 +259,8 @@ API int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int
         return result;
     struct module *made = calloc(1, sizeof *made);
     const char *line = strchr(image, '\n');
-    while (made != NULL && line != NULL && made->count < 16
-           && sscanf(line, "%63s %d", made->functions[made->count].name, &made->functions[made->count].arguments) == 2) {
+    while (made != NULL && line != NULL && made->count < MAX_FUNCTIONS
+           && sscanf(line, "%199s %d", made->functions[made->count].name, &made->functions[made->count].arguments) == 2) {
         made->count++;
         line = strchr(line + 1, '\n');
     }
