@@ -29,3 +29,15 @@ def test_constants_count_too() -> None:
     large = Constant(constant.type, np.full_like(constant.data, -1e6))
     with pytest.raises(Float16RangeError, match=name):
         check_float16_range(graph.with_nodes(graph.nodes, {**graph.constants, name: large}), table(a=1.0))
+
+
+def test_sums_of_eight_products_count_too() -> None:
+    """Each of them fits; the node is named in whose sums they would not."""
+    graph = as_float(random_xception(71, 0.125, 10))
+    node = next(n for n in graph.nodes if n.inputs and n.inputs[0] == "depthwise_0")
+    weights = graph.constants[node.inputs[1]]
+    quarter = Constant(weights.type, np.full_like(weights.data, 0.25))
+    graph = graph.with_nodes(graph.nodes, {**graph.constants, node.inputs[1]: quarter})
+    check_float16_range(graph, table(depthwise_0=FLOAT16_MAX / 2))
+    with pytest.raises(Float16RangeError, match=node.name):
+        check_float16_range(graph, table(depthwise_0=FLOAT16_MAX * 0.51))
