@@ -201,7 +201,7 @@ def device_name(placement: Placement, engine: Engine) -> str:
     """The device as a report names it: with the GPU, or what stands in for it, where there is one."""
     from .engines.native import NativeEngine
 
-    gpu = engine.device if isinstance(engine, NativeEngine) else "cpu"
+    gpu = engine.device if isinstance(engine, (NativeEngine, NativeProgramEngine)) else "cpu"
     return placement.device if gpu == "cpu" else f"{placement.device}: {gpu}"
 
 
@@ -211,7 +211,7 @@ def _open_program_there(
     options: tuple[str, ...] = ()
     if bundle.manifest.target.engine != "cpu":
         options = (f"--require-device={'gpu' if placement.obtained == MEASURED else 'any'}",)
-    return remote.RemoteNativeEngine(bundle, artefact, link, threads, cores, options)
+    return remote.open_native(bundle, artefact, link, threads, cores, options)
 
 
 def open_program(bundle: Bundle, artefact: Artefact, placement: Placement, threads: int) -> NativeProgramEngine:

@@ -73,6 +73,7 @@ def test_the_program_that_rehearses(bundle: Bundle) -> None:
     program.chmod(0o755)
     with NativeProgramEngine((str(program), "--require-device=any"), bundle.file(bundles.NATIVE), None) as engine:
         assert engine.self_test()
+        assert "Portable Computing Language" in device_name(Placement("local", REHEARSED), engine)
     with pytest.raises(EngineError, match="has no GPU here, only a processor"):
         NativeProgramEngine((str(program),), bundle.file(bundles.NATIVE), None)
 

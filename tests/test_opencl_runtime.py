@@ -189,7 +189,7 @@ def test_the_fake_runs_the_network(checked: Path, fake: Path, bundle: Path) -> N
         passes(checked, bundle, f"--require-device={device}", XCEPTILE_OPENCL=fake)
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
     described = json.loads(run(checked, "--describe", bundle, XCEPTILE_OPENCL=fake).stdout)
-    assert described["device"] == "fake GPU (fake), driver 1"
+    assert described["device"] == "fake GPU (fake), OpenCL 1.2 fake, driver 1"
 
 
 @pytest.mark.parametrize(

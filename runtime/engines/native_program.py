@@ -65,6 +65,12 @@ class NativeProgramEngine:
         self._execute = execute
         description = self._json(self._run("--describe")[0])
         self._input, self._output = _only(description["inputs"]), _only(description["outputs"])
+        self._device = str(description.get("device", "cpu"))  # runtimes of old bundles know no other
+
+    @property
+    def device(self) -> str:
+        """What computes: ``cpu``, or the GPU's name and the version of its driver."""
+        return self._device
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
@@ -85,10 +91,10 @@ class NativeProgramEngine:
         report = self._json(self._run(*timing, images=self._image_bytes(x))[0])
         return [float(sample) for sample in report["samples_ms"]]
 
-    def profile(self, repeats: int, warmup: int) -> dict[str, Any]:
-        """What ``--layers`` prints of the first golden input: samples of the whole and of every step, the roof, the
-        memory held at most."""
-        return self._json(self._run(f"--repeat={repeats}", f"--warmup={warmup}", "--layers")[0])
+    def profile(self, x: Array, repeats: int, warmup: int) -> dict[str, Any]:
+        """What ``--layers`` prints of the batch ``x``: samples of the whole and of every step, and the roof."""
+        timing = (f"--repeat={repeats}", f"--warmup={warmup}", "--layers")
+        return self._json(self._run(*timing, images=self._image_bytes(x))[0])
 
     def peak_rss_bytes(self) -> int | None:
         """The most memory the program held for one inference; None where it cannot say."""

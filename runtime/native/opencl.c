@@ -141,7 +141,7 @@ struct opencl {
     cl_event *events;    /* one for each step; NULL unless timed */
     uint64_t *step_ns;   /* NULL unless timed */
     uint8_t *output;     /* gathers the output: the caller's is not touched by a run that fails */
-    char name[256];      /* of the device, its platform, and its driver's version */
+    char name[384];      /* of the device, its platform, its OpenCL and its driver */
     int version;         /* of its OpenCL: 12 is 1.2 */
     char options[MAX_VARIANTS][64]; /* for its compiler, of each variant of the kernels, the best first */
     int variants;
@@ -309,20 +309,23 @@ static bool has_word(const char *words, const char *word)
     return false;
 }
 
-/* Sets the device's name, "NAME (PLATFORM), DRIVER". */
+/* Sets the device's name, "NAME (PLATFORM), VERSION, DRIVER": an Adreno tells its number in its version only. */
 static int name_device(struct opencl *gpu, cl_platform platform, cl_device device, struct xct_error *error)
 {
-    char place[64] = {0}, *name = NULL, *driver = NULL;
+    char place[64] = {0}, *name = NULL, *version = NULL, *driver = NULL;
     cl_int status = gpu->cl.clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL);
     gpu->name[0] = 0;
     if (status != CL_SUCCESS)
         return failed(gpu, status, "learn the platform's name", error);
     int code = device_text(gpu, device, CL_DEVICE_NAME, "a device's name", &name, error);
     if (code == XCT_OK)
+        code = device_text(gpu, device, CL_DEVICE_VERSION, "a device's version", &version, error);
+    if (code == XCT_OK)
         code = device_text(gpu, device, CL_DRIVER_VERSION, "a driver's version", &driver, error);
     if (code == XCT_OK)
-        snprintf(gpu->name, sizeof gpu->name, "%.120s (%s), %.60s", name, place, driver);
+        snprintf(gpu->name, sizeof gpu->name, "%.120s (%s), %.90s, %.90s", name, place, version, driver);
     free(name);
+    free(version);
     free(driver);
     for (char *letter = gpu->name; *letter != 0; letter++)
         if (*letter < 0x20 || *letter > 0x7e)
