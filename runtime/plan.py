@@ -301,7 +301,8 @@ def _unpack_launch(fields: tuple[int, ...], engine: str) -> Launch:
 def _unpack_steps(
     table: bytes, text: bytes, kernels: list[str], arguments: list[Argument], launches: list[Launch]
 ) -> tuple[Step, ...]:
-    steps, first = [], 0
+    steps: list[Step] = []
+    first = 0
     for kernel, name_offset, path_offset, first_argument, count, tasks, macs in _STEP.iter_unpack(table):
         name, path = _string(text, name_offset, "step"), _string(text, path_offset, "path")
         _check(name != "", "a step has no name")
