@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,15 @@ def compile_command(
     batch: Annotated[int, typer.Option(min=1, max=64, help="Images that an inference takes at once.")] = 1,
     tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(help="Return layers to float until no more is lost on --data than this share, as 0.1%."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images that --max-drop is judged on: by top-1, or without labels by classes that change."),
+    ] = None,
+    data_images: Annotated[int, typer.Option(min=1, help="Use at most this many images of --data.")] = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
@@ -53,6 +63,7 @@ def compile_command(
     from ...runtime.bundle import check_output, write_bundle
     from ...runtime.signature import load_signer
     from ...targets import catalog
+    from ..accuracy_control import check_artefacts, control, parse_drop
     from ..pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
     from ..tune import load as load_tuning
 
@@ -63,6 +74,9 @@ def compile_command(
     spec = catalog.get(target)
     check_output(output)
     signer = None if sign is None else load_signer(sign)
+    bound = None if max_drop is None else parse_drop(max_drop)
+    if (bound is None) != (data is None):
+        raise typer.BadParameter("--max-drop and --data go together: a bound, and the images it is judged on")
     settings = _recipe(recipe)
     measured = None if tuning is None else load_tuning(tuning)
     if measured is not None:
@@ -74,16 +88,46 @@ def compile_command(
         count = min(images, len(dataset))
         stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
         network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
-        manifest, files = build_bundle_files(
-            network, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured, batch
-        )
+
+        def build(chosen: Any) -> Any:
+            return build_bundle_files(
+                chosen, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured, batch
+            )
+
+        found = None
+        if bound is not None and data is not None:
+            judged_on = _judged_on(data, loaded, data_images)
+            network, found = control(network, spec, judged_on, bound, check_artefacts(build, judged_on), progress)
+        manifest, files = build(network)
+        if found is not None:
+            said = f"{found.metric} on {found.images} images of {data}: {found.drop:.3%} lost, {bound:.3%} allowed"
+            manifest = replace(manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"})
         bundle = write_bundle(output, manifest, files, signer)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
     if as_json:
-        print_json({"bundle": str(output), "sha256": bundle.sha256(), "target": spec.name, "size_bytes": sizes})
-        return
-    out.print(
-        f"[bold]{output}[/]: {manifest.network} for {spec.name}, calibrated on {network.table.image_count} images"
-    )
+        facts = {"bundle": str(output), "sha256": bundle.sha256(), "target": spec.name, "size_bytes": sizes}
+        print_json(facts | ({} if found is None else {"accuracy_control": found.to_json()}))
+    else:
+        _print_result(output, manifest, network.table.image_count, sizes, found)
+    if found is not None and not found.met:
+        raise SystemExit(1)
+
+
+def _judged_on(data: str, model: Any, count: int) -> Any:
+    """The images of accuracy control, in memory: every candidate sees them all."""
+    from ...models.datasets import open_dataset
+    from ...runtime.measure import Labelled
+
+    dataset = open_dataset(data, labels=model.labels)
+    return [Labelled(i.name, i.label, dataset.load(i, model.input_spec)) for i in dataset.items[:count]]
+
+
+def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int], found: Any) -> None:
+    out.print(f"[bold]{output}[/]: {manifest.network} for {manifest.target.name}, calibrated on {images} images")
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
+    if found is not None:
+        verdict = "kept" if found.met else "NOT kept"
+        out.print(f"  bound {verdict}: {found.drop:.3%} of {found.metric} lost on {found.images} images; {found.reason}")
+        if found.float_layers:
+            out.print(f"  in float: {', '.join(found.float_layers)} (about {found.lost_ms:.3f} ms more, estimated)")
