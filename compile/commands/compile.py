@@ -101,7 +101,9 @@ def compile_command(
         manifest, files = build(network)
         if found is not None:
             said = f"{found.metric} on {found.images} images of {data}: {found.drop:.3%} lost, {bound:.3%} allowed"
-            manifest = replace(manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"})
+            manifest = replace(
+                manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"}
+            )
         bundle = write_bundle(output, manifest, files, signer)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
     if as_json:
@@ -128,6 +130,8 @@ def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int
         out.print(f"  {name}: {size / 1e6:.2f} MB")
     if found is not None:
         verdict = "kept" if found.met else "NOT kept"
-        out.print(f"  bound {verdict}: {found.drop:.3%} of {found.metric} lost on {found.images} images; {found.reason}")
+        out.print(
+            f"  bound {verdict}: {found.drop:.3%} of {found.metric} lost on {found.images} images; {found.reason}"
+        )
         if found.float_layers:
             out.print(f"  in float: {', '.join(found.float_layers)} (about {found.lost_ms:.3f} ms more, estimated)")
