@@ -6,25 +6,31 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shutil
+import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import opencl_network
 import pytest
 from fake_network import CLASSES, SOURCES, TESTS, expected, images
-from needs import requires, requires_pocl
+from needs import requires, requires_module, requires_pocl
 from opencl_network import KERNELS, write_bundle
 
 from xceptile.compile import doctor
 from xceptile.compile.backends import native_runtime
+from xceptile.runtime.devices.qemu import QemuNativeEngine
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.plan import Argument, Launch, Step
+from xceptile.targets import catalog
 
 pytestmark = requires("clang", package="clang")
 pocl = requires_pocl()
@@ -67,6 +73,18 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     compile_c(folder / "libxceptile.so", *FLAGS, "-fPIC", "-shared", "-DXCT_BUILD_SHARED", *LIBRARY)
     return compile_c(folder / "xceptile-run", *FLAGS, SOURCES / "main.c", *LIBRARY)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The AArch64 xceptile-run that is shipped, and the fake library. Before a test has caches of its own."""
+    folder = tmp_path_factory.mktemp("shipped")
+    program = folder / "xceptile-run"
+    program.write_bytes(native_runtime.build(catalog.get("mali-g710"))["xceptile-run"])
+    program.chmod(0o755)
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.17", "-fPIC", "-shared"]
+    subprocess.run([*zig, TESTS / "native/fake_opencl.c", "-o", folder / "fake_opencl.so"], check=True)
+    return folder
 
 
 @pytest.fixture
@@ -181,6 +199,21 @@ def test_the_doctor_names_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.ok, "no OpenCL library" in finding.detail) == (False, True)
 
 
+@pocl
+def test_sessions_run_at_once(plain: Path, bundle: Path) -> None:
+    """Four threads open a session each, on a cold cache, and share a fifth."""
+    library = plain.parent / "libxceptile.so"
+    with NativeEngine(bundle / "native", library=library, require_device="any") as shared:
+
+        def work(seed: int) -> bool:
+            x = images(10, seed)
+            with NativeEngine(bundle / "native", library=library, require_device="any") as own:
+                return all(np.array_equal(engine.run(x), expected(x)) for engine in (own, shared) * 5)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(4)))
+
+
 # ---- what a device can and cannot ----
 
 
@@ -190,6 +223,22 @@ def test_the_fake_runs_the_network(checked: Path, fake: Path, bundle: Path) -> N
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
     described = json.loads(run(checked, "--describe", bundle, XCEPTILE_OPENCL=fake).stdout)
     assert described["device"] == "fake GPU (fake), OpenCL 1.2 fake, driver 1"
+
+
+@requires("qemu-aarch64", package="qemu-user")
+@requires_module("ziglang", package="ziglang")
+def test_the_runtime_for_a_phones_architecture(shipped: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shipped, under the emulator, with the fake library built for it."""
+    target = catalog.get("mali-g710")
+    (bundle / "native/xceptile-run").symlink_to(shipped / "xceptile-run")
+    monkeypatch.setenv("XCEPTILE_OPENCL", str(shipped / "fake_opencl.so"))
+    x = images(4)
+    with QemuNativeEngine(bundle / "native", target) as engine:
+        assert engine.device.startswith("fake GPU")
+        np.testing.assert_array_equal(engine.run(x), expected(x))
+    monkeypatch.setenv("XCEPTILE_OPENCL", "/no/such/library.so")
+    with pytest.raises(EngineError, match="cannot load the OpenCL library"):
+        QemuNativeEngine(bundle / "native", target)
 
 
 @pytest.mark.parametrize(
@@ -431,6 +480,31 @@ def test_where_programs_are_kept(checked: Path, fake: Path, bundle: Path, tmp_pa
     # Nowhere at all: every start compiles.
     (tmp_path / "file").write_text("")
     passes(checked, bundle, XCEPTILE_OPENCL=fake, XCEPTILE_CACHE=tmp_path / "file/none")
+
+
+def test_starts_at_once_leave_one_whole_program(checked: Path, fake: Path, bundle: Path) -> None:
+    environment = os.environ | {"XCEPTILE_OPENCL": str(fake)}
+    command = [checked, "--self-test", bundle]
+    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    for process in started:
+        assert process.communicate()[1] == "self-test passed: 5 outputs, bit for bit\n"
+    assert len(list(Path(f"{bundle}.cache").iterdir())) == 1
+
+
+def test_a_full_disk_only_costs_the_next_start(checked: Path, fake: Path, bundle: Path) -> None:
+    """A limit on the size of files stands in for the disk: the program is cut off while it is written."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, the write fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    environment = os.environ | {"XCEPTILE_OPENCL": str(fake)}
+    command = [checked, "--self-test", bundle]
+    done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert kept_in(Path(f"{bundle}.cache")) == {}
+    passes(checked, bundle, XCEPTILE_OPENCL=fake)
+    assert len(kept_in(Path(f"{bundle}.cache"))) == 1
 
 
 # ---- failures of every call ----
