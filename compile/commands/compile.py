@@ -11,7 +11,8 @@ import typer
 from .common import JsonOption, bar, out, print_json
 
 
-def _recipe(name: str) -> Any:
+def recipe_named(name: str) -> Any:
+    """A preset, or what a recipe file holds."""
     from ...calibration.recipe import PRESETS, recipe_from_text
 
     if name in PRESETS:
@@ -77,7 +78,7 @@ def compile_command(
     bound = None if max_drop is None else parse_drop(max_drop)
     if (bound is None) != (data is None):
         raise typer.BadParameter("--max-drop and --data go together: a bound, and the images it is judged on")
-    settings = _recipe(recipe)
+    settings = recipe_named(recipe)
     measured = None if tuning is None else load_tuning(tuning)
     if measured is not None:
         measured.check_target(spec)
