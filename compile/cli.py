@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from .commands import bench, check, doctor, inspect, report, run, sign, targets, tune, verify
+from .commands import bench, check, doctor, inspect, recipe, report, run, sensitivity, sign, targets, tune, verify
 from .commands import compile as compile_verb
 from .commands.common import err
 
@@ -31,6 +31,8 @@ for _verb in (
     bench.bench,
     check.baseline,
     check.check,
+    sensitivity.sensitivity,
+    recipe.recipe,
     report.report,
     targets.targets,
     tune.tune,
