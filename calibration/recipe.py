@@ -92,7 +92,7 @@ class QuantRecipe:
         return {
             "schema": SCHEMA,
             "name": self.name,
-            **{stage: getattr(self, stage) for stage in _STAGES},
+            **{stage: getattr(self, stage) for stage in STAGES},
             "rules": [_rule_to_json(rule) for rule in self.rules],
         }
 
@@ -118,18 +118,18 @@ def recipe_from_json(values: object) -> QuantRecipe:
     schema = values.get("schema")
     if schema != SCHEMA:
         raise RecipeError(f"recipe: this version reads schema {SCHEMA}, the file says {schema!r}")
-    _refuse_unknown(values, {"schema", "name", "rules", *_STAGES}, "recipe", -1)
+    _refuse_unknown(values, {"schema", "name", "rules", *STAGES}, "recipe", -1)
     name, rules = values.get("name", "custom"), values.get("rules", [])
     if not isinstance(name, str) or not isinstance(rules, list):
         raise RecipeError("recipe: name is a string and rules is a list")
-    stages = {stage: values[stage] for stage in _STAGES if stage in values}
+    stages = {stage: values[stage] for stage in STAGES if stage in values}
     for stage, value in stages.items():
         if not isinstance(value, bool):
             raise RecipeError(f"recipe: {stage} is true or false, got {value!r}")
     return QuantRecipe(name, tuple(_rule_from_json(rule, i) for i, rule in enumerate(rules)), **stages)
 
 
-_STAGES = tuple(f.name for f in fields(QuantRecipe) if f.type in (bool, "bool"))
+STAGES = tuple(f.name for f in fields(QuantRecipe) if f.type in (bool, "bool"))
 
 
 def recipe_from_text(text: str) -> QuantRecipe:

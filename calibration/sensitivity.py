@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -37,6 +37,10 @@ class LayerSensitivity:
     low: float
     high: float
     clipped: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite SQNR is null."""
+        return {**asdict(self), "sqnr_db": None if math.isinf(self.sqnr_db) else self.sqnr_db}
 
 
 def measure_sensitivity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from xceptile.calibration.observers import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile
 from xceptile.calibration.recipe import (
@@ -16,6 +17,7 @@ from xceptile.calibration.recipe import (
     recipe_from_json,
     recipe_from_text,
 )
+from xceptile.calibration.recipe_schema import recipe_schema
 
 
 def test_a_later_rule_wins_field_by_field():
@@ -108,3 +110,25 @@ def test_an_error_of_the_recipe_itself(text, message):
     with pytest.raises(RecipeError, match=message) as error:
         recipe_from_text(text)
     assert error.value.rule == -1
+
+
+def valid(values: object) -> bool:
+    return Draft202012Validator(recipe_schema()).is_valid(values)
+
+
+def test_the_schema_is_one_and_takes_what_is_taken():
+    Draft202012Validator.check_schema(recipe_schema())
+    assert all(valid(recipe.to_json()) for recipe in PRESETS.values())
+    assert valid({"schema": 1, "rules": [{"pattern": "*", "observer": "mse", "scheme": None, "float": True}]})
+
+
+@pytest.mark.parametrize("rule", [rule for rule, _ in RULE_ERRORS])
+def test_the_schema_refuses_what_is_refused(rule):
+    assert not valid({"schema": 1, "rules": [{"pattern": "*"}, rule]})
+
+
+@pytest.mark.parametrize("values", [[], {}, {"schema": 2}, {"schema": 1, "rulez": []}, {"schema": 1, "center": 1}])
+def test_the_schema_refuses_what_is_refused_of_the_whole(values):
+    assert not valid(values)
+    with pytest.raises(RecipeError):
+        recipe_from_json(values)

@@ -1,0 +1,51 @@
+"""`xceptile sensitivity`: which layers quantization hurts, worst first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from .common import BundleArgument, DataOption, JsonOption, bar, labelled, out, print_json
+
+
+def sensitivity(
+    bundle: BundleArgument,
+    data: DataOption,
+    images: Annotated[int, typer.Option("--images", min=1, help="Use only the first images.")] = 64,
+    top: Annotated[int | None, typer.Option(min=1, help="Print only the worst layers.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Each layer alone in int8, all others in float: what that does to the logits, worst first."""
+    from ...calibration.sensitivity import measure_sensitivity
+    from ...models import serialize
+    from ...runtime import bundle as bundles
+
+    opened = bundles.open_bundle(bundle)
+    manifest = opened.manifest
+    items, count = labelled(opened, data, images)
+    with bar() as progress:
+        rows = measure_sensitivity(
+            serialize.load(opened.file(bundles.FLOAT_GRAPH)),
+            serialize.load(opened.file(bundles.INT8_GRAPH)),
+            (item.pixels for item in items),
+            None if manifest.pixel_table is None else manifest.input_spec,
+            lambda done: progress("sensitivity", done / count),
+        )[:top]
+    if as_json:
+        print_json([row.to_json() for row in rows])
+        return
+    table = Table(Column("layer", overflow="fold"), "kind", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("SQNR dB", "flips", "range", "clipped"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        limits = f"[{row.low:.3g}, {row.high:.3g}]"
+        table.add_row(
+            row.path or row.name, row.kind, f"{row.sqnr_db:.1f}", str(row.flips), limits, f"{row.clipped:.3%}"
+        )
+    out.print(table)
+    out.print(
+        f"SQNR at the logits and classes changed, of {count} images, by this layer's int8 weights, input and output "
+        "alone; the range its output can hold, and the share of float values outside."
+    )
