@@ -30,7 +30,7 @@ from ..models.graph import Graph
 from ..models.zoo import Model
 from ..runtime import reference
 from ..runtime.bundle import sha256
-from ..runtime.session import QEMU, Placement, default_threads, place, runs_here
+from ..runtime.session import LOCAL, QEMU, Placement, place, processors, runs_here
 from ..targets.spec import TargetSpec
 
 SCHEMA = 1
@@ -169,7 +169,7 @@ def check_device(target: TargetSpec, device: str | None) -> Placement:
             f"{target.name} is only emulated here, and an emulator's time says nothing of the target's; "
             f"run `xceptile tune {target.board}` on the device"
         )
-    if not runs_here(target):
+    if placement.device == LOCAL and not runs_here(target):
         raise TuningError(f"this machine cannot run code for {target.name} ({', '.join(target.features)})")
     return placement
 
@@ -209,7 +209,7 @@ def tune(
     is an emulator, the file is another target's, or the cost model's own network does not run.
     """
     placement = check_device(target, device)
-    count = threads or default_threads()
+    count = threads or processors(placement)
     tuning = Tuning(target.name, target.features, count, placement.obtained)
     if path.exists():
         tuning = load(path)
@@ -223,7 +223,7 @@ def tune(
         serialize.save(graph, folder / "graph.safetensors")
         np.save(folder / "input.npy", images)
         np.save(folder / "expected.npy", np.concatenate([reference.run(graph, x[np.newaxis])[0] for x in images]))
-        bench = _Bench(folder, target, count, rounds, timeout_s, tuple(worker))
+        bench = _Bench(folder, target, count, rounds, timeout_s, tuple(worker), placement.device)
         progress("build the cost model's network", 0.0)
         sizes = bench.run({})
         if isinstance(sizes, str):
@@ -309,11 +309,13 @@ class _Bench:
     rounds: int
     timeout_s: float
     worker: tuple[str, ...]
+    device: str = LOCAL
 
     def run(self, choices: Mapping[str, int]) -> dict[str, Any] | str:
         """Without choices: builds the cost model's network, and returns its ``TaskSize`` by key. With: the medians by
         key, and for the whole network by the key "". Or why it failed."""
         job = {"target": self.target.name, "choices": choices, "threads": self.threads, "rounds": self.rounds}
+        job["device"] = self.device
         (self.folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         result = self.folder / "result.json"
         result.unlink(missing_ok=True)

@@ -206,7 +206,7 @@ def _windows(
         samples: list[float] = []
         began = time.monotonic() - start
         while not samples or time.monotonic() - start < (number + 1) * window_s:
-            samples += time_ms(x, turn, 0)
+            samples += time_ms(x, turn, 1)
             progress(min(1.0, (time.monotonic() - start) / duration_s))
         look(DURING)
         windows.append(Window(began, time.monotonic() - start, tuple(samples), moments[-1].state))

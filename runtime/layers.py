@@ -14,7 +14,7 @@ from . import bundle as bundles
 from .bundle import Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
-from .session import LOCAL, default_threads, place
+from .session import LOCAL, QEMU, Placement, open_program, place, processors
 
 ROOF_RUNS = 100
 # In the order of the report's colours, by how a kernel is called; the first that fits.
@@ -105,13 +105,16 @@ def _rate(count: int, time_ms: float) -> float:
 def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | None = None, repeats: int = 50) -> Profile:
     """Runs the native artefact ``repeats`` times on its first golden input, then the plan that measures the roof.
 
-    Raises EngineError off this machine.
+    Raises EngineError on an emulator.
     """
     target = bundle.manifest.target
-    if place(target, device).device != LOCAL:
+    placement = place(target, device)
+    if placement.device == QEMU:
         raise EngineError("time by layer is taken on the device itself: an emulator's says nothing of the target's")
-    count = threads or default_threads()
+    count = threads or processors(placement)
     golden, _ = bundle.golden()
+    if placement.device != LOCAL:
+        return _time_there(bundle, placement, count, golden[: bundle.manifest.input.shape[0]], repeats)
     native = bundle.file(bundles.NATIVE)
     with NativeEngine(native, threads=count, time_steps=True) as engine:
         steps, samples = _samples_ms(engine, golden[: bundle.manifest.input.shape[0]], repeats)
@@ -120,6 +123,21 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
         for step, ms in zip(steps, np.median(samples, axis=0), strict=True)
     )
     return Profile(target.name, count, layers, _measure_roof(bundle, count))
+
+
+def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[np.int8], repeats: int) -> Profile:
+    """On a device elsewhere, by xceptile-run."""
+    artefact = bundle.artefact("native")
+    if artefact is None:
+        raise EngineError(f"{bundle.path}: holds no native artefact; compile it with that backend")
+    with open_program(bundle, artefact, placement, threads) as program:
+        seen = program.profile(x, repeats, 5)
+    layers = (
+        LayerTime(s["name"], s["kernel"], s["path"], s["macs"], s["bytes"], float(np.median(s["samples_ms"])))
+        for s in seen["steps"]
+    )
+    roof = Roof(seen["roof"]["peak"]["gmac_per_s"], seen["roof"]["stream"]["gb_per_s"]) if "roof" in seen else None
+    return Profile(bundle.manifest.target.name, threads, tuple(layers), roof)
 
 
 def _samples_ms(

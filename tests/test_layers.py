@@ -31,13 +31,14 @@ AT_IMPORT: dict[str, set[str]] = {
 WHEN_CALLED: dict[str, set[str]] = {
     "targets": set(),
     "models": {"numpy", "torch", "PIL", "safetensors", "h5py", "onnx"},
-    "runtime": {"numpy", "PIL", "ai_edge_litert", "tflite_runtime", "jinja2"},
+    "runtime": {"numpy", "PIL", "ai_edge_litert", "cryptography", "tflite_runtime", "jinja2", "ray"},
     "calibration": {"numpy", "torch", "PIL", "safetensors"},
 }
 
 # The files of models/ that travel to devices, and the files that are about torch.
 NUMPY_FILES = {f"models/{name}.py" for name in ("graph", "preprocess", "serialize", "text", "verify")}
 TORCH_FILES = {f"models/{name}.py" for name in ("xception", "from_torch", "keras_weights", "train", "weights")}
+PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")
 
 
@@ -91,6 +92,8 @@ def allowed(path: Path, at_import: bool) -> set[str]:
         return WHEN_CALLED[path.parts[0]]
     if path.as_posix() in NUMPY_FILES:
         return {"numpy"}
+    if path.as_posix() == PYTEST_FILE:
+        return {"pytest"}
     return AT_IMPORT[path.parts[0]] | ({"torch"} if path.as_posix() in TORCH_FILES else set())
 
 

@@ -13,16 +13,21 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import int8_graphs
 import numpy as np
 import pytest
 from needs import requires
 from ssh_server import ssh_server, sshd
 
 from xceptile.compile import cli
+from xceptile.compile.tune import tune
+from xceptile.models import graph as ir
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.evaluate import runnable
+from xceptile.runtime.gate import Run, baseline_command, measure
+from xceptile.runtime.judge import Budget, judge, load_baseline, save_baseline
 from xceptile.runtime.session import open_engine, open_session, place
 from xceptile.targets import catalog
 
@@ -288,14 +293,16 @@ def test_two_sessions_at_once(link: ssh.SshLink, home: Path, small_bundle: Bundl
     assert not list((home / link.root).rglob("*.part"))
 
 
-def test_what_killed_sessions_left_goes_after_a_day(link: ssh.SshLink, home: Path) -> None:
-    for name, days in (("run.old", 3), ("run.new", 0), ("keep", 3)):
-        folder = home / link.root / name
-        folder.mkdir(parents=True)
-        stamp = folder.stat().st_mtime - days * 86400
-        os.utime(folder, (stamp, stamp))
+def test_what_nobody_uses_goes(link: ssh.SshLink, home: Path) -> None:
+    for name, days in (("run.old", 3), ("run.new", 0), ("keep", 3), ("files/a", 40), ("files/b", 20)):
+        path = home / link.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if name.startswith("files/") else path.mkdir()
+        stamp = path.stat().st_mtime - days * 86400
+        os.utime(path, (stamp, stamp))
     made = remote.Scratch(link).folder
-    assert {path.name for path in (home / link.root).iterdir()} == {"run.new", "keep", made.name}
+    left = {path.relative_to(home / link.root).as_posix() for path in (home / link.root).rglob("*")}
+    assert left == {"run.new", "keep", "files", "files/b", made.name}
 
 
 def test_a_failing_program_says_why(link: ssh.SshLink, small_bundle: Bundle) -> None:
@@ -359,3 +366,56 @@ def test_verify_and_run_take_the_device(
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["device"], row["obtained"]) == ("native", link.name, "measured")
     assert row["bit_exact"]
+
+
+def test_bench_check_and_layers_take_the_device(
+    link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, brief = ["--device", link.name], ["--duration", "0.001s", "--rounds", "2"]
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), *where, *brief, "--cores", CORE, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {(x["device"], x["obtained"], x["threads"]) for x in data["latencies"]} == {(link.name, "measured", 1)}
+    assert data["machine"]["cores"] == str(remote.facts(link).processors)
+    assert {moment["when"] for moment in data["moments"]} >= {"before", "after"}
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), *where, "--layers", "--json"]) == 0
+    profile = json.loads(capsys.readouterr().out)
+    assert len(profile["layers"]) >= 3
+    assert profile["roof"]["gmac_per_s"] > 0
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), *where, "--sustained", "2s", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["windows"]) == 10
+
+
+def test_a_gate_over_ssh(link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path) -> None:
+    run = Run("drawn:val:3", device=link.name, rounds=2, min_duration_s=0.0)
+    report = measure(small_bundle, run)
+    assert report.device == link.name
+    assert (report.memory_bytes["native/int8"] or 0) > 500_000
+    save_baseline(report, tmp_path / "b.json")
+    command = baseline_command(small_bundle.path, run, tmp_path / "b.json")
+    assert f"--device {link.name}" in command
+    before = load_baseline(tmp_path / "b.json", report.target, link.name, command)
+    findings = {f.what: f.outcome for f in judge(report, before, Budget()).findings}
+    assert findings[f"bit-exactness, native on {link.name}"] == "pass"
+    assert "latency against the baseline's, native" in findings
+    assert findings["memory, native/int8"] == "pass"
+    # No float build ran there (its python3 has no LiteRT): that is said, and is no pass.
+    if not remote.has_litert(link):
+        assert findings["latency int8 / float, native"] == "fail"
+
+
+@pytest.mark.slow
+def test_tuning_on_the_device(link: ssh.SshLink, tmp_path: Path) -> None:
+    graph = single_convolution()
+    images = int8_graphs.random_input(graph, 0)[0]
+    path = tmp_path / "tuning.json"
+    result = tune(graph, images, catalog.get("host"), path, device=link.name, rounds=2, candidates=1, threads=1)
+    assert result.obtained == "measured"
+    trials = [trial for each in result.trials.values() for trial in each]
+    assert trials
+    assert all(trial.time_ms for trial in trials)
+
+
+def single_convolution() -> ir.Graph:
+    build = int8_graphs.Int8Builder("small", 0)
+    x = build.conv(build.input(int8_graphs.photo(17, 15)), 16, (3, 3), (1, 1), relu=True)
+    return build.graph(build.fully_connected(build.average_pool(x), 5))

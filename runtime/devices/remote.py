@@ -3,7 +3,7 @@
 The device needs a POSIX shell and ``sha256sum``, nothing of ours. Files lie under ``Link.root``: ``files/SHA256`` by
 their contents, so that what two bundles share is sent once; ``KEY/`` with links to them for one artefact;
 ``run.XXXXXX`` for one session's inputs and outputs, removed when it ends (those of sessions that were killed, after a
-day).
+day). A file that nobody used for 30 days is removed.
 
 Whatever becomes part of a command for the device's shell goes through ``shlex.quote``.
 """
@@ -210,9 +210,9 @@ def push(link: Link, files: Mapping[str, tuple[Path, str]]) -> PurePosixPath:
 
 
 def _present(link: Link, store: PurePosixPath, digests: Sequence[str]) -> set[str]:
-    """Those of the digests whose file is there with just these contents."""
+    """Those of the digests whose file is there with just these contents; they are used from now on."""
     script = f"{quoted(['mkdir', '-p', store])} && cd {quoted([store])} && for f in {quoted(digests)}; do "
-    script += 'if [ -f "$f" ]; then sha256sum "$f"; fi; done'
+    script += 'if [ -f "$f" ]; then touch "$f"; sha256sum "$f"; fi; done'
     lines = ask(link, script).decode("utf-8", "replace").splitlines()
     pairs = (line.split() for line in lines)
     return {pair[0] for pair in pairs if len(pair) == 2 and pair[0] == pair[1].lstrip("*")}
@@ -258,6 +258,7 @@ class Scratch:
 
     def __init__(self, link: Link) -> None:
         old = f"find {quoted([link.root])} -maxdepth 1 -name 'run.*' -mtime +1 -exec rm -rf '{{}}' + 2>/dev/null"
+        old += f"; find {quoted([link.root / 'files'])} -type f -mtime +30 -exec rm -f '{{}}' + 2>/dev/null"
         made = ask(link, f"{old}; {quoted(['mktemp', '-d', link.root / 'run.XXXXXX'])}").decode("utf-8", "replace")
         self.folder = PurePosixPath(made.rstrip("\n"))
         if self.folder.parent != link.root:
@@ -304,26 +305,26 @@ class Scratch:
 
 
 class RemoteNativeEngine(NativeProgramEngine):
-    """A bundle's native artefact on a device. Raises EngineError where it cannot be reached or the program fails."""
+    """xceptile-run on a device with ``files`` (as for ``push``), of which ``program`` and ``plan`` name two.
+
+    Raises EngineError where the device cannot be reached or the program fails.
+    """
 
     def __init__(
         self,
-        bundle: Bundle,
-        artefact: Artefact,
         link: Link,
+        files: Mapping[str, tuple[Path, str]],
+        program: str,
+        plan: str,
         threads: int | None = None,
         cores: str | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
-        # Of several artefacts, those after the first may leave the program to it.
-        names = (*artefact.files, *(name for name in bundle.manifest.files if name.startswith(f"{NATIVE}/")))
-        program = next(name for name in names if PurePosixPath(name).name == PROGRAM)
-        plan = min((name for name in artefact.files if PurePosixPath(name).name == "plan.bin"), key=len)
-        folder = push(link, _with_digests(bundle, {*artefact.files, program, GOLDEN_INPUT, GOLDEN_OUTPUT}))
-        command = (str(folder / program), *options)
+        folder = push(link, files)
+        directory = folder / PurePosixPath(plan).parent
         self._scratch = Scratch(link)
         try:
-            directory = folder / PurePosixPath(plan).parent
+            command = (str(folder / program), *options)
             super().__init__(command, directory, threads, cores=cores, execute=self._scratch.execute)
         except BaseException:
             self.close()
@@ -332,6 +333,23 @@ class RemoteNativeEngine(NativeProgramEngine):
     def close(self) -> None:
         """Removes this session's files from the device."""
         self._scratch.close()
+
+
+def open_native(
+    bundle: Bundle,
+    artefact: Artefact,
+    link: Link,
+    threads: int | None = None,
+    cores: str | None = None,
+    options: tuple[str, ...] = (),
+) -> RemoteNativeEngine:
+    """A bundle's native artefact on a device: only what that needs goes there. Raises EngineError."""
+    # Of several artefacts, those after the first may leave the program to it.
+    names = (*artefact.files, *(name for name in bundle.manifest.files if name.startswith(f"{NATIVE}/")))
+    program = next(name for name in names if PurePosixPath(name).name == PROGRAM)
+    plan = min((name for name in artefact.files if PurePosixPath(name).name == "plan.bin"), key=len)
+    files = _with_digests(bundle, {*artefact.files, program, GOLDEN_INPUT, GOLDEN_OUTPUT})
+    return RemoteNativeEngine(link, files, program, plan, threads, cores, options)
 
 
 # argv: model, threads, repeats, warmup, the file of images, the file to write; repeats 0: no timing.
