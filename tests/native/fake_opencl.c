@@ -456,6 +456,13 @@ API int clEnqueueUnmapMemObject(struct object *queue, struct object *buffer, voi
     return SUCCESS;
 }
 
+API int clFlush(struct object *queue)
+{
+    check(queue, QUEUE);
+    MAYBE_FAIL();
+    return SUCCESS;
+}
+
 API int clFinish(struct object *queue)
 {
     check(queue, QUEUE);

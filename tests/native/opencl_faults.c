@@ -101,7 +101,7 @@ int main(int argc, char **argv)
         "clCreateCommandQueue", "clCreateBuffer", "clCreateSubBuffer", "clCreateProgramWithSource",
         "clCreateProgramWithBinary", "clBuildProgram", "clGetProgramInfo", "clGetProgramBuildInfo", "clCreateKernel",
         "clSetKernelArg", "clGetKernelInfo", "clGetKernelWorkGroupInfo", "clEnqueueNDRangeKernel", "clEnqueueMapBuffer",
-        "clEnqueueUnmapMemObject", "clFinish", "clGetEventProfilingInfo", "malloc",
+        "clEnqueueUnmapMemObject", "clFlush", "clFinish", "clGetEventProfilingInfo", "malloc",
     };
     const char *function = "none";
     int n = 0;
