@@ -58,6 +58,7 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     told = {"model of the estimates": gpu_cost.MODEL}
     if target.engine == "cuda":
         told |= {f"needed by {name}": need for name, need in cuda.requirements(target).items()}
+        told["litert"] = "runs on the board's processor cores: LiteRT has no CUDA delegate"
     graphs = {"int8": int8}
     try:
         check_float16_range(real, table)
