@@ -71,7 +71,7 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
         progress(f"compile {dtype} kernels for {target.name}", 0.0)
         made = backend.build_files(graph, target)
         estimated = gpu_cost.estimate(lower(graph, target), target.gpu, dtype)
-        made["estimate.json"] = gpu_cost.estimate_to_json(estimated)
+        made[bundles.ESTIMATE] = gpu_cost.estimate_to_json(estimated)
         folder = bundles.NATIVE if dtype == "int8" else bundles.NATIVE_FLOAT16
         own = {f"{folder}/{name}": data for name, data in (made | runtime).items()}
         artefacts.append(Artefact("native", dtype, tuple(sorted(own | rehearsal))))

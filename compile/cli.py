@@ -13,7 +13,21 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from .commands import bench, check, doctor, inspect, recipe, report, run, sensitivity, sign, targets, tune, verify
+from .commands import (
+    bench,
+    check,
+    doctor,
+    estimate,
+    inspect,
+    recipe,
+    report,
+    run,
+    sensitivity,
+    sign,
+    targets,
+    tune,
+    verify,
+)
 from .commands import compile as compile_verb
 from .commands.common import err
 
@@ -29,6 +43,7 @@ for _verb in (
     run.run,
     verify.verify,
     bench.bench,
+    estimate.estimate,
     check.baseline,
     check.check,
     sensitivity.sensitivity,

@@ -42,6 +42,7 @@ LITERT_FLOAT = "litert/float.tflite"
 GPU_DELEGATE_FLOAT16 = "litert/gpu_float16.tflite"
 GPU_DELEGATE_INT8 = "litert/gpu_int8.tflite"
 NATIVE = "native"
+ESTIMATE = "estimate.json"  # beside a GPU's kernels: the latency by a model
 NATIVE_FLOAT16 = "native-float16"  # a GPU's float16 build, the rival of its int8
 ROOF = "native/roof"
 GOLDEN_TOLERANCE = "golden/tolerance"  # of a mixed network: how many steps the self-test allows, as text
