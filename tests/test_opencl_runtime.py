@@ -223,6 +223,9 @@ def test_the_fake_runs_the_network(checked: Path, fake: Path, bundle: Path) -> N
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
     described = json.loads(run(checked, "--describe", bundle, XCEPTILE_OPENCL=fake).stdout)
     assert described["device"] == "fake GPU (fake), OpenCL 1.2 fake, driver 1"
+    numbered = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": "102B=fake GPU 740"}
+    described = json.loads(run(checked, "--describe", bundle, **numbered).stdout)
+    assert described["device"] == "fake GPU 740 (fake), driver 1"
 
 
 @requires("qemu-aarch64", package="qemu-user")

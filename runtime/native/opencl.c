@@ -313,7 +313,8 @@ static bool has_word(const char *words, const char *word)
     return false;
 }
 
-/* Sets the device's name, "NAME (PLATFORM), VERSION, DRIVER": an Adreno tells its number in its version only. */
+/* Sets the device's name, "NAME (PLATFORM), DRIVER"; a name without a number is followed by the version, because an
+ * Adreno tells its number there only. */
 static int name_device(struct opencl *gpu, cl_platform platform, cl_device device, struct xct_error *error)
 {
     char place[64] = {0}, *name = NULL, *version = NULL, *driver = NULL;
@@ -326,8 +327,11 @@ static int name_device(struct opencl *gpu, cl_platform platform, cl_device devic
         code = device_text(gpu, device, CL_DEVICE_VERSION, "a device's version", &version, error);
     if (code == XCT_OK)
         code = device_text(gpu, device, CL_DRIVER_VERSION, "a driver's version", &driver, error);
+    if (code == XCT_OK && strpbrk(name, "0123456789") != NULL)
+        version[0] = 0;
     if (code == XCT_OK)
-        snprintf(gpu->name, sizeof gpu->name, "%.120s (%s), %.90s, %.90s", name, place, version, driver);
+        snprintf(gpu->name, sizeof gpu->name, "%.120s (%s)%s%.90s, %.90s", name, place, version[0] != 0 ? ", " : "",
+                 version, driver);
     free(name);
     free(version);
     free(driver);
