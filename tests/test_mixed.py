@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from emulated_bundle import EmulatedBundle
 from float_graphs import drawn_images, random_xception
 from kernel_runner import KernelRunner
+from needs import requires
+from small_bundle import labelled, litert_files, quantized
 
 from xceptile.calibration.collect import collect
 from xceptile.calibration.quantize import quantize
 from xceptile.calibration.recipe import PRESETS, QuantRecipe, Rule
+from xceptile.compile.accuracy_control import return_to_float
 from xceptile.compile.backends import tflite
 from xceptile.compile.kernels.mixed import int8_part, is_mixed, lower_mixed
 from xceptile.compile.passes.fold_input import fold_input
 from xceptile.compile.passes.pipeline import FLOAT_PASSES, run_passes
+from xceptile.compile.pipeline import build_bundle_files
 from xceptile.models import graph as ir
 from xceptile.models.preprocess import InputSpec
 from xceptile.models.verify import verify
+from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
 from xceptile.runtime.engines.litert import LiteRtEngine
+from xceptile.runtime.evaluate import contenders, evaluate
 from xceptile.targets import catalog, host
 
 SIZE = 40
@@ -57,7 +67,7 @@ def reference_outputs(graph: ir.Graph, x: np.ndarray) -> np.ndarray:
     return np.concatenate([reference.run(graph, image[None])[0] for image in x])
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.slow) for part in PARTS if part != "a block"])
 def test_tvm_runs_mixed_graphs_within_a_step_or_two(graph, table, part):
     made = mixed(graph, table, PARTS[part])
     assert is_mixed(made)
@@ -89,8 +99,10 @@ def test_the_int8_parts_of_a_mixed_network_are_exact_given_the_same_inputs(graph
     """The float layers' outputs as the kernels make them, put through the reference's int8 operators."""
     made = mixed(graph, table, PARTS["a block"])
     runner = KernelRunner(made, host.detect())
-    x = pixels(1)[0]
-    (logits,) = runner.run(x[None])
+    stack = pixels(4)
+    seen = np.concatenate([runner.run(image[None])[0] for image in stack])
+    assert np.abs(seen.astype(int) - reference_outputs(made, stack)).max() <= MIXED_STEPS
+    x, logits = stack[-1], seen[-1:]
     border = {n.name: n.type.shape for n in made.nodes if isinstance(n.op, ir.Quantize)}
     feeds = {name: runner.memory[name].numpy()[: int(np.prod(shape))].reshape(shape) for name, shape in border.items()}
     part = int8_part(made)
@@ -196,3 +208,60 @@ def test_int8_calls_of_an_all_int8_graph_are_the_family_s_own(graph, table):
             assert set(reads) <= written, call
             written.add(call.output)
     assert lower_mixed is not None
+
+
+@requires("qemu-aarch64", package="qemu-user")
+@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
+@pytest.mark.slow
+@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-5"])
+def test_mixed_graphs_run_on_arm(graph, table, board, tmp_path):
+    from xceptile.compile.backends import tvm as backend
+
+    made, target = mixed(graph, table, PARTS["a block"]), catalog.get(board)
+    bundle = EmulatedBundle(made, backend.lower(made, target), target, tmp_path)
+    assert " fmla" in bundle.assembly.replace("\t", " ")
+    assert "fmaf" not in bundle.assembly  # no call: every fused multiply-add is an instruction
+    x = pixels(3)
+    seen = np.concatenate([out[0].reshape(1, -1) for out in bundle.run([[image] for image in x])])
+    assert np.abs(seen.astype(int) - reference_outputs(made, x)).max() <= MIXED_STEPS
+
+
+def test_a_mixed_bundle_says_what_holds(tmp_path):
+    network = return_to_float(quantized(), ["blocks.0.sep0.pointwise"])
+    manifest, files = litert_files(network)
+    assert manifest.float_layers == ("blocks.0.sep0.pointwise",)
+    assert files[bundles.GOLDEN_TOLERANCE] == b"2\n"
+    bundle = bundles.write_bundle(tmp_path / "bundle", manifest, files)
+    assert bundles.open_bundle(bundle.path).manifest == bundle.manifest
+    (accuracy,) = evaluate(contenders(bundle), labelled(8))[0]
+    assert (accuracy.allowed_steps, accuracy.keeps_contract) == (MIXED_STEPS, True)
+    off = replace(accuracy, differing_values=3, largest_difference_steps=2)
+    assert off.keeps_contract
+    assert not off.bit_exact
+    assert not replace(off, largest_difference_steps=3).keeps_contract
+    assert not replace(off, allowed_steps=0).keeps_contract
+
+
+@pytest.mark.slow
+def test_the_self_test_of_a_mixed_bundle_allows_its_steps_and_no_more(tmp_path):
+    network = return_to_float(quantized(), ["blocks.0.sep0.pointwise", "classifier"])
+    manifest, files = build_bundle_files(network, host.detect(), ("tvm",), (), lambda what, share: None)
+    expected = np.frombuffer(files[bundles.GOLDEN_OUTPUT], np.int8)
+
+    def self_test(shift: int) -> subprocess.CompletedProcess[str]:
+        moved = np.where(expected > 0, expected.astype(int) - shift, expected.astype(int) + shift).astype(np.int8)
+        changed = {**files, bundles.GOLDEN_OUTPUT: moved.tobytes()}
+        bundle = bundles.write_bundle(tmp_path / "bundle", manifest, changed)
+        command = [str(bundle.file("native/xceptile-run")), "--self-test", str(bundle.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    passed = self_test(0)
+    assert passed.returncode == 0, passed.stderr
+    assert "within 2 steps: some layers are in float" in passed.stderr
+    assert self_test(5).returncode == 1
+    folder = tmp_path / "bundle" / "golden" / "tolerance"
+    folder.write_text("many")
+    command = [str(tmp_path / "bundle/native/xceptile-run"), "--self-test", str(tmp_path / "bundle")]
+    damaged = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert damaged.returncode != 0
+    assert "golden/tolerance is damaged" in damaged.stderr
