@@ -63,7 +63,7 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     try:
         check_float16_range(real, table)
         pixels = int8.inputs[0].type.per_tensor
-        graphs["float16"] = real if target.engine == "cuda" else opencl.with_pixels(real, pixels)
+        graphs["float16"] = opencl.with_pixels(real, pixels)
     except Float16RangeError as error:
         told["no float16 build"] = str(error)
     artefacts, files = [], {}

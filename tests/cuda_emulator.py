@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from xceptile.compile.backends import cuda as backend
+from xceptile.compile.backends.gpu_plan import assemble
 from xceptile.compile.kernels import cuda as family
-from xceptile.compile.kernels.call import Activation
 from xceptile.models import graph as ir
+from xceptile.runtime.plan import PlanTensor
 from xceptile.targets.spec import TargetSpec
 
 _HEADER = Path(__file__).parent / "native" / "cuda_on_cpu.h"
@@ -19,13 +20,14 @@ _FLAGS = ("-O0", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-
 
 
 class EmulatedNetwork:
-    """A graph's launches, compiled once. Every tensor has memory of its own, filled with rubbish."""
+    """A graph's plan, on kernels compiled once."""
 
     def __init__(self, graph: ir.Graph, target: TargetSpec, folder: Path) -> None:
         self.graph = graph
-        self.calls = family.lower(graph, target)
+        calls = family.lower(graph, target)
         assert target.gpu is not None
-        self.source = backend.kernel_source(self.calls, target.gpu.arch)
+        self.plan, self.weights = assemble(graph, calls, "cuda")
+        self.source = backend.kernel_source(calls, target.gpu.arch)
         self.compile(self.source, folder)
 
     def compile(self, source: str, folder: Path) -> None:
@@ -41,32 +43,31 @@ class EmulatedNetwork:
     def run(self, *inputs: np.ndarray, seed: int = 0, early: bool = False) -> tuple[np.ndarray, ...]:
         """The outputs. ``seed`` other than 0 runs the threads in some other order; ``early``: asynchronous copies
         arrive at once, not at the last moment. Raises RuntimeError where a launch breaks CUDA's rules."""
-        rng = np.random.default_rng(0)
-        sizes: dict[str, int] = {}
-        for call in self.calls:
-            for operand in call.operands:
-                if isinstance(operand, Activation):
-                    size = operand.count * np.dtype(operand.dtype).itemsize
-                    sizes[operand.name] = max(size, sizes.get(operand.name, 0))
-        memory = {name: _aligned(rng.integers(0, 256, size, np.uint8)) for name, size in sizes.items()}
-        for node, value in zip(self.graph.inputs, inputs, strict=True):
-            memory[node.name][:] = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
-        for call in self.calls:
-            arrays = [
-                memory[operand.name] if isinstance(operand, Activation) else _aligned(operand.data.view(np.uint8))
-                for operand in call.operands
-            ]
-            pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-            groups = (ctypes.c_uint * 3)(*call.groups)
-            function = ctypes.cast(getattr(self._library, call.symbol), ctypes.c_void_p)
-            error = self._library.emulate(function, pointers, len(arrays), groups, call.group_size[0], seed, int(early))
+        arena = _aligned(np.random.default_rng(0).integers(0, 256, self.plan.arena_bytes, np.uint8))  # rubbish
+        spaces = {"arena": arena, "weights": _aligned(np.frombuffer(self.weights, np.uint8))}
+        given = dict(zip((node.name for node in self.graph.inputs), inputs, strict=True))
+        results = {}
+        for tensor in self.plan.tensors:
+            if tensor.kind == "input":
+                self._slice(arena, tensor)[:] = given[tensor.name]
+        for step in self.plan.steps:
+            assert step.launch is not None
+            addresses = [spaces[a.space].ctypes.data + a.offset_bytes for a in step.arguments]
+            pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+            groups = (ctypes.c_uint * 3)(*step.launch.groups)
+            function = ctypes.cast(getattr(self._library, step.kernel), ctypes.c_void_p)
+            threads = step.launch.group_size[0]
+            error = self._library.emulate(function, pointers, len(addresses), groups, threads, seed, int(early))
             if error:
-                raise RuntimeError(f"{call.symbol}: {error.decode()}")
-        results = []
-        for name in self.graph.outputs:
-            kind = self.graph.type_of(name)
-            results.append(memory[name][: kind.size_bytes].view(kind.dtype).reshape(kind.shape))
-        return tuple(results)
+                raise RuntimeError(f"{step.kernel}: {error.decode()}")
+        for tensor in self.plan.tensors:
+            results[tensor.name] = self._slice(arena, tensor)
+        return tuple(results[name] for name in self.graph.outputs)
+
+    @staticmethod
+    def _slice(arena: np.ndarray, tensor: PlanTensor) -> np.ndarray:
+        size = int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
+        return arena[tensor.offset_bytes : tensor.offset_bytes + size].view(tensor.dtype).reshape(tensor.shape)
 
 
 def _aligned(data: np.ndarray) -> np.ndarray:

@@ -41,8 +41,8 @@ class Compiled:
 
 
 def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
-    """Given: an int8 graph, or a float graph that takes pixels, of any batch size. Result: everything the native
-    runtime needs to run it on ``target``, in int8 or in float16.
+    """Given: an int8 graph, or a float graph behind ``opencl.with_pixels``, of any batch size. Result: everything the
+    native runtime needs to run it on ``target``, in int8 or in float16.
 
     Raises GraphError for what has no kernel, ValueError for a target without a GPU, nvrtc.NvrtcMissing or
     nvrtc.NvrtcError where the kernels cannot be compiled.
@@ -113,5 +113,7 @@ def _rewrite(generated: str, functions: dict[str, tvm.tirx.PrimFunc]) -> str:
 
     body = _SIGNATURE.sub(signature, generated[start.start() :])
     body = re.sub(r"^extern .*\);\n", "", body, flags=re.MULTILINE)  # declarations before the definitions
+    # Hexadecimal floats are C++17: NVRTC before CUDA 12 does not take them.
+    body = re.sub(r"(0x[0-9a-f.]+p[+-]\d+)f/\*.*?\*/", lambda match: f"{float.fromhex(match[1])!r}f", body)
     # What shall be unrolled is written out already; unrolling more costs registers and minutes of compilation.
     return re.sub(r"^( *)for \(", r"\1#pragma unroll 1\n\1for (", body, flags=re.MULTILINE)

@@ -5,8 +5,8 @@ point is folded into the bias: sum (x - z) w + b = sum x w + (b - z sum w), exac
 computed by the depthwise convolutions that read it; an addition by the convolution before it; a depthwise convolution
 by the pointwise one behind it where the cost model says that this pays.
 
-A float graph takes the same pixels as the int8 graph, int8 less 128, and gives float32; its input must be pixel values
-(``passes/fold_input.py``). It is the rival the int8 build is compared with, not bound by the contract.
+A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``opencl.with_pixels``), and gives
+float32. It is the rival the int8 build is compared with, not bound by the contract.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ class _Lowering:
     def __init__(self, graph: ir.Graph, gpu: GpuSpec) -> None:
         self.graph, self.gpu = graph, gpu
         self.mode = mode_of(gpu.arch)
-        kinds = {node.type.dtype for node in graph.nodes}
-        if kinds not in ({"int8"}, {"float32"}):
-            raise ir.GraphError(f"CUDA kernels take int8 or float32 graphs, this one has {', '.join(sorted(kinds))}")
-        self.dtype = "int8" if kinds == {"int8"} else "float16"
+        self.dtype = "float16" if any(node.type.dtype == "float32" for node in graph.nodes) else "int8"
+        # Tensors that are the network's input as it comes: plain int8 pixels.
+        self.plain = {node.name: node for node in graph.nodes if self._check_kind(node)}
         self.calls: list[GpuCall] = []
         self.stored: dict[str, Activation] = {}
         self.relus = {node.name for node in graph.nodes if self._relu_in_depthwise(node)}
@@ -80,9 +79,8 @@ class _Lowering:
 
     def _lower_node(self, node: ir.Node) -> None:
         match node.op:
-            case ir.Input():
-                if node.name in self.graph.outputs:
-                    raise ir.GraphError(f"{node.name}: an input that is an output", node.name, node.path)
+            case ir.Input() | ir.Dequantize():
+                pass
             case ir.Conv2d():
                 self._convolution(node, node.op)
             case ir.FullyConnected():
@@ -102,14 +100,30 @@ class _Lowering:
             case _:
                 raise ir.GraphError(f"no CUDA kernel for {type(node.op).__name__}", node.name, node.path)
 
+    def _check_kind(self, node: ir.Node) -> bool:
+        """Whether a tensor is the network's input. Raises GraphError for what kernels of this dtype cannot take."""
+        if isinstance(node.op, ir.Input | ir.Dequantize) and node.name in self.graph.outputs:
+            raise ir.GraphError(f"{node.name}: an input that is an output", node.name, node.path)
+        if self.dtype == "int8":
+            return isinstance(node.op, ir.Input)
+        if isinstance(node.op, ir.Input):
+            readers = self.graph.users(node.name)
+            sound = node.type.dtype == "int8" and all(isinstance(reader.op, ir.Dequantize) for reader in readers)
+        else:
+            sound = node.type.dtype == "float32"
+        if not sound:
+            raise ir.GraphError(
+                f"{node.name} is {node.type.dtype}; CUDA kernels take int8 graphs, or float32 ones of int8 inputs",
+                node.name,
+                node.path,
+            )
+        return isinstance(node.op, ir.Dequantize)
+
     # Where tensors lie.
 
     def _stored_channels(self, channels: int) -> int:
         lanes = PIXEL_BYTES // ITEM_BYTES[self.dtype]
         return -(-channels // lanes) * lanes
-
-    def _is_input(self, name: str) -> bool:
-        return isinstance(self.graph.node(name).op, ir.Input)
 
     def _padded(self, name: str) -> Activation:
         """A tensor as kernels store it; a network input is brought to that form once."""
@@ -126,14 +140,20 @@ class _Lowering:
     def _patches(self, node: ir.Node, name: str, window: Window, row_bytes: int, target: Activation) -> None:
         kind = self.graph.type_of(name)
         channels = kind.shape[-1]
+        zero: tuple[Weights, ...]
         if name in self.stored:
             source, x, stride = self.dtype, self.stored[name], self._stored_channels(channels)
+            zero = (_int32(kind.per_tensor.zero_point if self.dtype == "int8" else 0),)
         else:
-            source = "int8" if self.dtype == "int8" else "pixels"
-            x, stride = Activation(name, "int8", int(np.prod(kind.shape))), channels
-        zero = kind.per_tensor.zero_point if self.dtype == "int8" else 0
+            pixels = self.plain[name]
+            pixels = pixels if isinstance(pixels.op, ir.Input) else self.graph.node(pixels.inputs[0])
+            source, stride = ("int8" if self.dtype == "int8" else "pixels"), channels
+            x = Activation(pixels.name, "int8", int(np.prod(kind.shape)))
+            zero = (_int32(pixels.type.per_tensor.zero_point),)
+            if self.dtype == "float16":
+                zero += (Weights(np.array([pixels.type.per_tensor.scale], np.float32)),)
         patches = Patches(self.dtype, source, window, channels, stride, row_bytes)
-        self._append(patches.symbol, patches.build, (x, _int32(zero)), target, groups_of(patches.threads), THREADS,
+        self._append(patches.symbol, patches.build, (x, *zero), target, groups_of(patches.threads), THREADS,
                      node, patches.traffic_bytes)  # fmt: skip
 
     def _append(
@@ -248,7 +268,7 @@ class _Lowering:
             macs += int(np.prod(front.type.shape)) * window.taps
         else:
             window = self._window(node, weights.shape[1:3], op.strides, op.padding)
-            if (self._is_input(source) and source not in self.stored) or any(op.padding):
+            if (source in self.plain and source not in self.stored) or any(op.padding):
                 window = self._gather(node, window)
                 before = (self.stored[f"{node.name}.patches"],)
                 rows = weights.reshape(weights.shape[0], -1)

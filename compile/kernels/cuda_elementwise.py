@@ -304,8 +304,8 @@ class Patches:
     """The pixels under every window side by side: [output pixel][tap][channel], in rows of ``row_bytes``; with a window
     of one pixel a plain tensor as it is stored. What lies outside, and beyond the last tap, is the input's zero.
 
-    ``source`` is ``int8`` or ``float16``, or ``pixels``: int8 pixels less 128, read as float16. ``channels`` are those
-    that count, ``stride`` the elements from pixel to pixel. Operands: x, (zero point).
+    ``source`` is ``int8`` or ``float16``, or ``pixels``: int8 that are read as float16. ``channels`` are those that
+    count, ``stride`` the elements from pixel to pixel. Operands: x, its zero point and, for ``pixels``, its scale.
     """
 
     dtype: str
@@ -333,7 +333,7 @@ class Patches:
         lanes = c.WORD_LANES[self.dtype]
         count = window.batch * window.in_height * window.in_width * self.stride
 
-        def element(x: Buffer, p: Buffer, image: Expr, top: Expr, left: Expr, k: Expr) -> Expr:
+        def element(x: Buffer, p: Buffer, scale: Buffer | None, image: Expr, top: Expr, left: Expr, k: Expr) -> Expr:
             tap, channel = split(k, self.channels)
             row, column = split(tap, window.kernel[1])
             y, z = c.bind(top + row), c.bind(left + column)
@@ -342,19 +342,23 @@ class Patches:
             if self.source == "int8":
                 return T.if_then_else(inside, T.cast(x[at], "int32"), p[0])
             if self.source == "pixels":
-                return T.if_then_else(inside, T.cast(T.cast(x[at], "int32") + 128, "float32"), T.float32(0))
+                assert scale is not None
+                real = T.cast(T.cast(x[at], "int32") - p[0], "float32") * scale[0]
+                return T.if_then_else(inside, real, T.float32(0))
             half = c.call("half_to_float", T.cast(x[at], "int32"), dtype="float32")
             return T.if_then_else(inside, half, T.float32(0))
 
-        def body(n: Expr, x: Buffer, p: Buffer, y: Buffer) -> None:
+        def body(n: Expr, x: Buffer, p: Buffer, *others: Buffer) -> None:
+            scale, y = others if len(others) == 2 else (None, others[0])
             pixel, word = (c.bind(part) for part in split(n, self.row_bytes // 4))
             image, top, left = (c.bind(part) for part in window.origin(pixel))
-            values = [element(x, p, image, top, left, word * lanes + i) for i in range(lanes)]
+            values = [element(x, p, scale, image, top, left, word * lanes + i) for i in range(lanes)]
             c.put(y, n, c.call({"int8": "pack4", "float16": "pack2"}[self.dtype], *values))
 
         parameters = [
             Parameter("x", "int16" if self.source == "float16" else "int8", count),
             Parameter("p", "int32", 1),
+            *([Parameter("scale", "float32", 1)] if self.source == "pixels" else []),
             Parameter("y", "int32", self.threads),
         ]
         return _each(self.symbol, parameters, self.threads, body)
