@@ -13,16 +13,16 @@ from ..calibration.recipe import PRESETS
 from ..models import zoo
 from ..models.datasets import Dataset, open_dataset
 from ..runtime.bundle import Bundle, write_bundle
-from ..runtime.evaluate import contenders, evaluate, machine, time_bundle, versions
-from ..runtime.judge import Report, save_report
+from ..runtime.evaluate import contenders, judge_images
+from ..runtime.gate import Run as Settings
+from ..runtime.judge import save_report
 from ..runtime.layers import time_layers
-from ..runtime.measure import MEASURED, Accuracy, Labelled, Latency
+from ..runtime.measure import Accuracy, Labelled, Latency
 from ..runtime.report import Run, write_html
-from ..runtime.session import place
 from ..targets import catalog
 from .commands.common import bar, out
 from .pipeline import BACKENDS, build_bundle_files, quantize_model
-from .report_run import assemble, recorded
+from .report_run import assemble, has_layers, report_of, time_artefacts
 
 TARGETS = ("host", "raspberry-pi-5")
 CALIBRATION = "drawn:calibration:256"
@@ -71,40 +71,25 @@ def _milliseconds(latency: Latency | None) -> str:
 
 def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Run]]:
     """Runs every artefact; one pass over the held-out images serves all bundles, which hold the same network."""
-    judged = [c for bundle in bundles for c in recorded(contenders(bundle, rehearsed_images=REHEARSED_IMAGES))]
+    judged = [c for bundle in bundles for c in contenders(bundle, rehearsed_images=REHEARSED_IMAGES)]
     data, images = _held_out(bundles[0])
-    accuracies, digest = evaluate(
+    results = judge_images(
         judged, images, progress=lambda done: progress(f"run {len(data):,} held-out images", done / len(data))
     )
     for contender in judged:
         contender.engine.close()
     rows, runs = [], []
     for bundle in bundles:
-        progress(f"time {bundle.manifest.target.name}", 0.0)
-        latencies = time_bundle(bundle, rounds=20, repeats=10)
-        mine = [a for a, c in zip(accuracies, judged, strict=True) if c.bundle is bundle]
-        engines = [c for c in judged if c.bundle is bundle]
-        sizes = {f"{a.engine}/{a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
-        real = _latency(latencies, "litert", "float32")
-        for accuracy in mine:
-            int8 = _latency(latencies, accuracy.engine, "int8")
-            size = sizes[f"{accuracy.engine}/int8"]
+        timed = time_artefacts(bundle, Settings(HELD_OUT), progress)
+        report = report_of(bundle, judged, results, HELD_OUT, timed)
+        real = _latency(timed.latencies, "litert", "float32")
+        for accuracy in report.accuracies:
+            int8 = _latency(timed.latencies, accuracy.engine, "int8")
+            size = report.sizes_bytes[f"{accuracy.engine}/int8"]
             backend = {"native": "TVM", "litert": "TFLite"}[accuracy.engine]
             rows.append(Row(bundle.manifest.target.name, backend, accuracy, int8, real, size))
-        report = Report(
-            target=bundle.manifest.target.name,
-            bundle_sha256=bundle.sha256(),
-            data=HELD_OUT,
-            data_sha256=digest,
-            machine=machine(),
-            versions=versions(),
-            sizes_bytes=sizes,
-            accuracies=tuple(mine),
-            latencies=latencies,
-        )
-        # Time by layer is taken where the bundle's target is this machine.
-        profile = time_layers(bundle) if place(bundle.manifest.target, None).obtained == MEASURED else None
-        runs.append(assemble(bundle, report, engines, data, data.items, profile))
+        profile = time_layers(bundle) if has_layers(bundle) else None
+        runs.append(assemble(bundle, report, judged, results, data, data.items, timed, profile))
     return rows, runs
 
 

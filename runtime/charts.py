@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arena import Resident, live_bytes, residents
+from .bench import Sustained
 from .measure import Latency
 from .plan import Plan
 from .roofline import Tick
@@ -86,6 +87,54 @@ def round_numbers(low: float, high: float) -> list[float]:
         step = 10.0 ** math.floor(math.log10(high - low))
         found = [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return found[:: 1 + (len(found) - 1) // 7]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A sustained run: p50 and p99 of its windows over time, and the hottest temperature where it is known."""
+
+    p50: tuple[tuple[float, float], ...]
+    p99: tuple[tuple[float, float], ...]
+    heat: tuple[tuple[float, float], ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    heat_ticks: tuple[Tick, ...]
+
+
+def curve(sustained: Sustained) -> Curve:
+    """Milliseconds from 0 at the bottom; temperatures on an axis of their own, from the coolest to the hottest."""
+    left, right, top, bottom = 40.0, WIDTH - 44, 10.0, 180.0
+    end_s = sustained.windows[-1].end_s
+    highest = max(window.percentile_ms(99) for window in sustained.windows) * 1.1
+
+    def x(seconds: float) -> float:
+        return left + (right - left) * seconds / end_s
+
+    def y(ms: float) -> float:
+        return bottom - (bottom - top) * ms / highest
+
+    middles = [x((window.start_s + window.end_s) / 2) for window in sustained.windows]
+    hottest = [max(window.state.temperatures_c.values(), default=math.nan) for window in sustained.windows]
+    known = [each for each in hottest if not math.isnan(each)]
+    heat: tuple[tuple[float, float], ...] = ()
+    heat_ticks: tuple[Tick, ...] = ()
+    if known:
+        low, high = math.floor(min(known)) - 1, math.ceil(max(known)) + 1
+
+        def place(degrees: float) -> float:
+            return bottom - (bottom - top) * (degrees - low) / (high - low)
+
+        heat = tuple((at, place(each)) for at, each in zip(middles, hottest, strict=True) if not math.isnan(each))
+        heat_ticks = tuple(Tick(place(each), f"{each:g} °C") for each in (low, high))
+    seconds = [end_s * part / 4 for part in range(5)]
+    return Curve(
+        tuple((at, y(w.percentile_ms(50))) for at, w in zip(middles, sustained.windows, strict=True)),
+        tuple((at, y(w.percentile_ms(99))) for at, w in zip(middles, sustained.windows, strict=True)),
+        heat,
+        tuple(Tick(x(each), f"{each:.0f} s" if end_s < 600 else f"{each / 60:.0f} min") for each in seconds),
+        tuple(Tick(y(highest * part / 4), f"{highest * part / 4:.3g}") for part in range(5)),
+        heat_ticks,
+    )
 
 
 @dataclass(frozen=True)

@@ -8,30 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines.engine import Array, Engine
-from .measure import Flip
+from .accuracy import ImageResult
 
 DRAWN_CLASSES = 40  # a matrix of more is not readable
-
-
-class RecordingEngine:
-    """An engine that keeps the class of every output it gives: ``predicted``, in order."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.name = engine.name
-        self.predicted: list[int] = []
-
-    def run(self, x: Array) -> Array:
-        outputs = self.engine.run(x)
-        self.predicted += outputs.argmax(1).tolist()
-        return outputs
-
-    def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
-        return self.engine.time_ms(x, repeats, warmup)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 @dataclass(frozen=True)
@@ -59,23 +38,15 @@ class Confusion:
 
 
 def confusion(
-    engine: str,
-    classes: Sequence[str],
-    names: Sequence[str],
-    labels: Sequence[int | None],
-    predicted: Sequence[int],
-    flips: Sequence[Flip],
-    top: int = 20,
+    engine: str, classes: Sequence[str], results: Sequence[ImageResult], key: str, top: int = 20
 ) -> Confusion | None:
-    """From int8's class of every image and the images where float's is another; None where no image has a label."""
-    real = dict(zip(names, predicted, strict=True))
-    real.update({flip.image: classes.index(flip.float_class) for flip in flips})
+    """Of the images that the engine under ``key`` ran; None where none of them has a label."""
     int8_counts: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
     float_counts = np.zeros_like(int8_counts)
-    for name, label, found in zip(names, labels, predicted, strict=True):
-        if label is not None:
-            int8_counts[label, found] += 1
-            float_counts[label, real[name]] += 1
+    for result in results:
+        if result.label is not None and key in result.engines:
+            int8_counts[result.label, result.engines[key].top[0]] += 1
+            float_counts[result.label, result.float_top[0]] += 1
     images = int(int8_counts.sum())
     if images == 0:
         return None

@@ -101,7 +101,7 @@ def judge_group(
     floats = np.concatenate([networks.real.run(float_input(bundle, part)) for part in parts]).astype(np.float32)
     expected = np.concatenate([networks.truth.run(bundle.quantize_pixels(part)) for part in parts]).astype(np.int8)
     engines: list[dict[str, Seen]] = [{} for _ in group]
-    for key, contender in zip(_keys(judged), judged, strict=True):
+    for key, contender in zip(keys(judged), judged, strict=True):
         wanted = len(group) if contender.images is None else max(0, min(len(group), contender.images - start))
         if not wanted:
             continue
@@ -136,9 +136,16 @@ def evaluate(
 ) -> tuple[tuple[Accuracy, ...], str]:
     """Runs every image through float, the integer reference and each contender, in one pass over the data.
 
-    The contenders' bundles hold the same networks (compared by hash); the first one's are run as the truth. Returns
-    one Accuracy per contender and the data's sha256.
+    Returns one Accuracy per contender and the data's sha256.
     """
+    results = judge_images(judged, items, progress=progress)
+    return accuracies(judged[0].bundle, keys(judged), results), data_sha256(results)
+
+
+def judge_images(
+    judged: Sequence[Contender], items: Iterable[Labelled], *, progress: Callable[[int], None] = lambda done: None
+) -> list[ImageResult]:
+    """The result of every image. The contenders' bundles hold the same networks; the first one's are the truth."""
     networks = Networks(judged[0].bundle)
     results: list[ImageResult] = []
     for group in _grouped(items, BATCH):
@@ -146,10 +153,10 @@ def evaluate(
         progress(len(results))
     if not results:
         raise ValueError("the data set holds no images")
-    return accuracies(judged[0].bundle, _keys(judged), results), data_sha256(results)
+    return results
 
 
-def _keys(judged: Sequence[Contender]) -> list[str]:
+def keys(judged: Sequence[Contender]) -> list[str]:
     """What each contender's results are kept under: its engine, numbered where several bundles have the same."""
     names = [contender.engine_name for contender in judged]
     return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle as bundles
+from .bench import Moment, Sustained
 from .bundle import Bundle
-from .charts import arena, histograms, size_text
+from .charts import arena, curve, histograms, size_text
 from .confusion import Confusion
 from .judge import Report, speedup_over_float
 from .layers import LayerTime, Profile
@@ -25,32 +25,32 @@ from .measure import Accuracy, Flip, Latency
 from .plan import Plan, unpack
 from .roofline import bars, roofline
 from .signature import SIGNATURE
-from .typed_json import decode
+from .statistics import mcnemar_exact
 
 PICTURES = 60  # flipped images shown, the clearest first
 PICTURE_PIXELS = 112
 SLOWEST = 15  # layers shown at once
 
 
-class SensitivityError(ValueError):
-    """A file of sensitivities that cannot be used."""
+class LayerSensitivity(Protocol):
+    """What quantizing one layer alone does, as calibration/sensitivity.py measures it."""
 
-
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """What quantizing one layer alone costs, as ``xceptile sensitivity --json`` writes it: the signal to noise ratio
-    it leaves at the outputs (None: no noise), the images of ``images`` whose class it changes, what its output can
-    represent and the share of values outside."""
-
-    name: str
-    path: str
-    kind: str
-    sqnr_db: float | None
-    flips: int
-    images: int
-    low: float
-    high: float
-    clipped: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def sqnr_db(self) -> float: ...
+    @property
+    def flips(self) -> int: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def clipped(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,12 @@ class Run:
 
     bundle: Bundle
     report: Report
+    moments: tuple[Moment, ...] = ()
+    sustained: Sustained | None = None
     profile: Profile | None = None
     sensitivity: tuple[LayerSensitivity, ...] = ()
     confusion: Confusion | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
-
-
-def load_sensitivity(path: Path) -> tuple[LayerSensitivity, ...]:
-    """The layers of a JSON file, worst first. Raises SensitivityError."""
-    try:
-        rows: tuple[LayerSensitivity, ...] = decode(tuple[LayerSensitivity, ...], json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise SensitivityError(f"{path}: is no list of layers' sensitivities ({error})") from error
-    return tuple(sorted(rows, key=_sqnr_db))
-
-
-def _sqnr_db(row: LayerSensitivity) -> float:
-    return math.inf if row.sqnr_db is None else row.sqnr_db
 
 
 def picture_uri(pixels: NDArray[np.uint8]) -> str:
@@ -102,6 +91,7 @@ def write_html(title: str, runs: Sequence[Run], path: Path) -> None:
     page = jinja2.Environment(
         loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    page.globals["INFINITY"] = math.inf
     page.filters |= {"bytes": size_text, "percent": _percent, "number": "{:.1f}".format}
     text = page.get_template("report.html.j2").render(title=title, runs=[_view(run) for run in runs])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,9 +118,12 @@ def _view(run: Run) -> dict[str, Any]:
         "manifest": run.bundle.manifest,
         "signed": run.bundle.file(SIGNATURE).exists(),
         "cards": _cards(run.report),
-        "accuracies": [(a, wilson(a.int8_correct, a.labelled)) for a in run.report.accuracies],
+        "accuracies": [(a, wilson(a.int8_correct, a.labelled), _paired(a)) for a in run.report.accuracies],
         "latencies": [(x, _ratio(run.report, x)) for x in run.report.latencies],
         "histograms": histograms(run.report.latencies),
+        "moments": [(m, *_clocks_and_heat(m)) for m in _told(run.moments)],
+        "sustained": run.sustained,
+        "curve": curve(run.sustained) if run.sustained else None,
         "profile": profile,
         "roofline": roofline(profile) if profile else None,
         "bars": bars(profile) if profile else (),
@@ -140,6 +133,25 @@ def _view(run: Run) -> dict[str, Any]:
         "flips": [(a, clearest(a.flips)) for a in _distinct(run.report.accuracies)],
         "calibration": _calibration(run.bundle.manifest.calibration),
     }
+
+
+def _paired(a: Accuracy) -> float | None:
+    """McNemar's p-value that int8 and float are equally often right."""
+    return mcnemar_exact(a.int8_only_correct, a.float_only_correct) if a.labelled else None
+
+
+def _told(moments: Sequence[Moment]) -> list[Moment]:
+    """Before, the hottest during, and after: those that tell anything."""
+    during = sorted(moments[1:-1], key=lambda m: -max(m.state.temperatures_c.values(), default=0.0))
+    told = [*moments[:1], *during[:1], *moments[1:][-1:]]
+    return [m for m in told if m.state.cpu_khz or m.state.governors or m.state.temperatures_c or m.state.gpu_hz]
+
+
+def _clocks_and_heat(moment: Moment) -> tuple[str, str]:
+    clocks = sorted({khz // 1000 for khz in moment.state.cpu_khz.values()})
+    heat = max(moment.state.temperatures_c.items(), key=lambda item: item[1], default=None)
+    span = "" if not clocks else f"{clocks[0]}" if len(clocks) == 1 else f"{clocks[0]} to {clocks[-1]}"
+    return span, "" if heat is None else f"{heat[1]:.1f} °C ({heat[0]})"
 
 
 def _plan(bundle: Bundle) -> Plan | None:

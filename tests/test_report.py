@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -16,25 +15,20 @@ from browser import look
 from needs import requires
 from test_bundle import FILES, manifest
 
+from xceptile.calibration.sensitivity import LayerSensitivity
 from xceptile.compile.backends import tvm
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
+from xceptile.runtime.accuracy import ImageResult, Seen
+from xceptile.runtime.bench import Moment, Sustained, Window
 from xceptile.runtime.bundle import Bundle, write_bundle
 from xceptile.runtime.charts import arena, histograms, round_numbers
 from xceptile.runtime.confusion import confusion
+from xceptile.runtime.devices.board import MachineState
 from xceptile.runtime.judge import Report
 from xceptile.runtime.layers import LayerTime, Profile, Roof
 from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Flip, Latency
-from xceptile.runtime.report import (
-    PICTURES,
-    LayerSensitivity,
-    Run,
-    SensitivityError,
-    load_sensitivity,
-    picture_uri,
-    wilson,
-    write_html,
-)
+from xceptile.runtime.report import PICTURES, Run, picture_uri, wilson, write_html
 from xceptile.targets import catalog
 
 CLASSES = tuple(f"class number {i} with_a_long_name<&>" for i in range(30))
@@ -64,7 +58,7 @@ def report(**changes: object) -> Report:
         "vendor/a-board-with-quite-a-long-name", "0" * 64, "a/folder/of/images", "1" * 64,
         {"processor": "A Processor of 16 Cores @ 2.4 GHz", "cores": "16"}, {"numpy": "2.3.5"},
         {"native/int8": 23_000_000, "litert/float32": 91_000_000},
-        (accuracy(), accuracy(engine="tflite-runtime", differing_values=7, labelled=0)),
+        (accuracy(), accuracy(engine="tflite-runtime", differing_values=7, largest_difference_steps=2, labelled=0)),
         (latency("int8", 4.0, 0), latency("float32", 20.0, 1)),
     )  # fmt: skip
     return replace(whole, **changes)  # type: ignore[arg-type]  # the keys are the caller's
@@ -82,7 +76,7 @@ def sensitivity() -> tuple[LayerSensitivity, ...]:
         LayerSensitivity(f"blocks.{i}.pointwise", "p", "Conv2d", 20.0 + i, 9 - i % 9, 64, -3.5, 4.5, 0.001)
         for i in range(40)
     ]
-    return (*rows, LayerSensitivity("exact", "p", "Relu", None, 0, 64, 0.0, 1.0, 0.0))
+    return (*rows, LayerSensitivity("exact", "p", "Relu", math.inf, 0, 64, 0.0, 1.0, 0.0))
 
 
 def full_run(folder: Path) -> Run:
@@ -92,19 +86,36 @@ def full_run(folder: Path) -> Run:
         )
         for i in range(40)
     )
+    windows = tuple(
+        Window(60.0 * i, 60.0 * i + 60, tuple(latency("int8", 4.0 + i / 10, i).samples_ms), state(60.0 + i))
+        for i in range(10)
+    )
     dice = np.random.default_rng(0)
     labels = [i % 30 for i in range(1000)]
     predicted = [label if dice.random() < 0.9 else int(dice.integers(30)) for label in labels]
-    names = [flip.image for flip in accuracy().flips] + [f"other/{i}" for i in range(930)]
     pixels = dice.integers(0, 256, (80, 80, 3), np.uint8)
     return Run(
         bundle(folder),
         report(),
+        tuple(Moment(when, at, state(60.0 + at)) for when, at in (("before", 0.0), ("during", 2.0), ("after", 9.0))),
+        Sustained("native", "int8", "local", MEASURED, 2, windows, ()),
         Profile("vendor/board", 2, layers, Roof(900.0, 60.0)),
         sensitivity(),
-        confusion("native", CLASSES, names, labels, predicted, accuracy().flips),
+        confusion("native", CLASSES, [result(*each) for each in zip(labels, predicted, labels, strict=True)], "native"),
         {flip.image: picture_uri(pixels) for flip in accuracy().flips},
     )
+
+
+def result(label: int | None, int8: int, float32: int) -> ImageResult:
+    seen = Seen("local", MEASURED, (int8,), 0.1, 0.1, 0, 0)
+    return ImageResult(0, "image", label, "", (float32,), 1.0, 30, {"native": seen})
+
+
+def state(degrees: float) -> MachineState:
+    return MachineState(
+        {"cpu0": "schedutil", "cpu1": "schedutil"}, {"cpu0": 2_400_000, "cpu1": 1_100_000},
+        {"cpu-thermal": degrees, "gpu-thermal": degrees - 7}, 1_300_000_000, None, "MAXN (0)",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +145,9 @@ def test_names_are_text_not_markup(page: Path) -> None:
 def test_every_section_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
     parts = (
-        "89.90 %", "90.10 %", "-0.20", "NO: 7 of 30000 differ", "rehearsed", "no latency", "0.200", "SQNR", "∞",
+        "89.90 %", "90.10 %", "-0.20", "NO: 7 of 30000 differ, by up to 2", "rehearsed", "no latency", "0.200", "∞",
         "One arena of 3.78 kB", "every sample", "roofline", "by int8", "70 of 1000", "not signed", "0" * 64,
+        "0.754", "sustained", "schedutil", "62.0 °C (cpu-thermal)", "MAXN (0)", "1300", "held at most", "23 MB",
     )  # fmt: skip
     assert [part for part in parts if part not in text] == []
     assert text.count("data:image/jpeg") == 2 * PICTURES
@@ -178,17 +190,17 @@ def test_wilson() -> None:
 
 
 def test_confusion_counts_both_networks() -> None:
-    labels = [0, 0, 1, None, 2]
-    flips = (Flip("b", "x", "x", "y", 0.1), Flip("e", "z", "y", "z", 0.2))
-    found = confusion("native", ("x", "y", "z"), "abcde", labels, [0, 1, 1, 2, 2], flips)
+    results = [result(*each) for each in ((0, 0, 0), (0, 1, 0), (1, 1, 1), (None, 2, 2), (2, 2, 1))]
+    found = confusion("native", ("x", "y", "z"), results, "native")
     assert found is not None
     assert found.matrix == ((1, 1, 0), (0, 1, 0), (0, 0, 1))
     assert [(m.label, m.predicted, m.int8, m.float32) for m in found.mistakes] == [("x", "y", 1, 0), ("z", "y", 0, 1)]
-    assert confusion("native", ("x",), "a", [None], [0], ()) is None
-    many = confusion("native", tuple(map(str, range(41))), "a", [3], [40], ())
+    assert confusion("native", ("x",), [result(None, 0, 0)], "native") is None
+    assert confusion("native", ("x",), [result(0, 0, 0)], "litert") is None
+    many = confusion("native", tuple(map(str, range(41))), [result(3, 40, 3)], "native")
     assert many is not None
     assert many.matrix == ()
-    assert len(many.mistakes) == 1
+    assert [(m.predicted, m.int8, m.float32) for m in many.mistakes] == [("40", 1, 0)]
 
 
 def test_residents_of_the_fake_network() -> None:
@@ -241,16 +253,3 @@ def test_round_numbers(low: float, high: float) -> None:
     found = round_numbers(low, high)
     assert 1 <= len(found) <= 8
     assert all(low <= each <= high for each in found)
-
-
-def test_sensitivities_are_read_worst_first_or_refused(tmp_path: Path) -> None:
-    file = tmp_path / "s.json"
-    rows = [row.__dict__ for row in reversed(sensitivity())]
-    file.write_text(json.dumps(rows))
-    assert load_sensitivity(file) == sensitivity()
-    for text in ("", "{}", '[{"name": 1}]', json.dumps([{**rows[0], "extra": 1}])):
-        file.write_text(text)
-        with pytest.raises(SensitivityError, match=r"s\.json"):
-            load_sensitivity(file)
-    with pytest.raises(SensitivityError):
-        load_sensitivity(tmp_path / "none.json")

@@ -240,7 +240,7 @@ def svgs(text: str) -> list[ElementTree.Element]:
 
 def page(folder: Path, profile_: Profile) -> str:
     bundle = test_bundle.write_bundle(folder / "b", test_bundle.manifest(), test_bundle.FILES)
-    write_html("t", [Run(bundle, REPORT, profile_)], folder / "report.html")
+    write_html("t", [Run(bundle, REPORT, profile=profile_)], folder / "report.html")
     return (folder / "report.html").read_text()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -18,19 +17,26 @@ def report(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     images: ImagesOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes.")] = 20,
-    sensitivity: Annotated[Path | None, typer.Option(help="Layers' sensitivities, in JSON.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns each artefact takes, at least.")] = 20,
+    sensitivity: Annotated[
+        int, typer.Option(min=0, help="Measure what each layer alone does to so many of the images.", metavar="IMAGES")
+    ] = 0,
+    sustained: Annotated[
+        str | None, typer.Option(help="Run int8 for so long, too, such as 10m: does it throttle?", metavar="TIME")
+    ] = None,
     public_key: PublicKeyOption = None,
 ) -> None:
     """Accuracy, latency, layers, memory, confusion and flips of a bundle as one HTML file."""
+    from ...runtime.bench import parse_duration_s
     from ...runtime.bundle import open_bundle
-    from ...runtime.report import load_sensitivity, write_html
+    from ...runtime.gate import Run
+    from ...runtime.report import write_html
     from ..report_run import measure
 
     opened = open_bundle(bundle, public_key)
-    layers = () if sensitivity is None else load_sensitivity(sensitivity)
+    seconds = None if sustained is None else parse_duration_s(sustained)
+    settings = Run(data, device, threads, images, rounds)
     with bar() as progress:
-        run = measure(opened, data, device=device, threads=threads, images=images, rounds=rounds, progress=progress)
-    title = f"{opened.manifest.network} for {opened.manifest.target.name}"
-    write_html(title, [dataclasses.replace(run, sensitivity=layers)], output)
-    out.print(f"{output}: written")
+        run = measure(opened, settings, sensitivity_images=sensitivity, sustained_s=seconds, progress=progress)
+    write_html(f"{opened.manifest.network} for {opened.manifest.target.name}", [run], output)
+    out.print(f"{output}: written", soft_wrap=True)
