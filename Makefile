@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.set-up
 PACKAGES := calibration compile models runtime targets
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all lint bench gpu-kit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all   all of it, as CI runs it"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the goals of speed, size and compile time against the peers (BENCH_FLAGS=--all: qemu, too)"
+	@echo "make gpu-kit the folder that borrowed_gpu.py in it checks and times on a machine with an NVIDIA GPU (build/gpu_kit)"
 	@echo "make clean   remove what was built, .venv apart"
 
 setup: $(STAMP)
@@ -41,6 +42,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) tests/benchmarks/table.py $(BENCH_FLAGS)
+
+gpu-kit: $(STAMP)
+	$(PY) tests/benchmarks/gpu_kit.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -53,7 +53,8 @@ struct function {
     int arguments;
 };
 
-#define MAX_FUNCTIONS 128
+#define MAX_FUNCTIONS 512
+#define MAX_COPIES 1024
 
 struct module {
     int count;
@@ -68,7 +69,7 @@ struct node {
 
 struct graph {
     int launches, copies;
-    struct node nodes[16];
+    struct node nodes[MAX_COPIES];
 };
 
 struct memory {
@@ -210,6 +211,8 @@ static int copy(void *target, const void *source, size_t size, const char *name)
         return result;
     if (capturing == NULL)
         memcpy(target, source, size);
+    else if (capturing->copies == MAX_COPIES)
+        return 2;
     else
         capturing->nodes[capturing->copies++] = (struct node){target, source, size};
     return 0;

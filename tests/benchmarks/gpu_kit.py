@@ -1,0 +1,152 @@
+"""Makes the kit that ``borrowed_gpu.py`` runs on a machine with an NVIDIA GPU: ``python tests/benchmarks/gpu_kit.py``.
+
+The kit (build/gpu_kit) is one folder to be copied: compiled operators for every Jetson architecture and the whole
+Xception at 299x299 for Jetson Orin (int8 and float16, batch 1 and 8), each with an input and the reference's outputs;
+the runtime for x86-64 and AArch64; the float network for torch; the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from emulated_bundle import merged
+from int8_graphs import as_float, photo, random_input, random_xception
+from test_cuda_kernels import chains, operator_graphs
+from torch_network import AXES, symmetric
+
+from xceptile.compile.backends import cuda, native_runtime, opencl
+from xceptile.compile.passes.set_batch import set_batch
+from xceptile.models import graph as ir
+from xceptile.runtime import reference
+from xceptile.targets import catalog
+from xceptile.targets.spec import TargetSpec
+
+BOARDS = ("nano", "tx2", "xavier", "orin")
+FLOAT16_TOLERANCE = 0.05  # of the largest logit
+HERE = Path(__file__).resolve()
+
+
+def write(
+    kit: Path,
+    name: str,
+    graph: ir.Graph,
+    target: TargetSpec,
+    x: list[np.ndarray],
+    expected: list[np.ndarray],
+    batch: int,
+) -> dict[str, Any]:
+    """One network's folder; returns its entry in kit.json. ``batch`` 0: not to be timed."""
+    folder = kit / name
+    folder.mkdir(parents=True)
+    for file, data in cuda.build_files(graph, target).items():
+        (folder / file).write_bytes(data)
+    (folder / "input.bin").write_bytes(b"".join(each.tobytes() for each in x))
+    (folder / "expected.bin").write_bytes(b"".join(each.tobytes() for each in expected))
+    outputs = [{"name": n, "bytes": y.nbytes} for n, y in zip(graph.outputs, expected, strict=True)]
+    dtype = str(expected[0].dtype)
+    return {
+        "name": name, "target": target.name, "dtype": dtype, "outputs": outputs, "batch": batch,
+        "tolerance": FLOAT16_TOLERANCE,
+    }  # fmt: skip
+
+
+def operators(kit: Path, board: str) -> dict[str, Any]:
+    """Every operator and the chains that kernels are joined over, as one network."""
+    graph = merged([*operator_graphs(), *chains()])
+    x = list(random_input(graph, 0))
+    expected = list(reference.run(graph, *x))
+    return write(kit, f"operators-{board}", graph, catalog.get(f"jetson-{board}"), x, expected, 0)
+
+
+def networks(kit: Path, graph: ir.Graph, batches: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The whole network in int8 and float16 for Jetson Orin."""
+    target, real = catalog.get("jetson-orin"), as_float(graph)
+    half = opencl.with_pixels(real, graph.inputs[0].type.per_tensor)
+    _, height, width, _ = graph.inputs[0].type.shape
+    images = np.concatenate([photo(height, width, seed) for seed in range(max(batches))])
+    pixels = images.astype(np.float32) + 128
+    expected = np.concatenate([reference.run(graph, image[None])[0] for image in images])
+    floats = np.concatenate([reference.run(real, image[None])[0] for image in pixels])
+    entries = []
+    for batch in batches:
+        x = [images[:batch]]
+        forms = (("int8", graph, expected), ("float16", half, floats))
+        for dtype, form, y in forms:
+            entries.append(write(kit, f"{dtype}-batch{batch}", set_batch(form, batch), target, x, [y[:batch]], batch))
+    return entries
+
+
+def describe_for_torch(kit: Path, real: ir.Graph) -> None:
+    """The float network as torch.json and torch.npz: operators in torch's words, weights in torch's layout."""
+    nodes, weights = [], {}
+    for node in real.nodes:
+        op, row = node.op, {"name": node.name, "weights": [], "relu": getattr(node.op, "relu", False)}
+        row["inputs"] = [name for name in node.inputs if name not in real.constants]
+        if len(node.inputs) == 3:
+            weight, bias = (real.constants[name].data for name in node.inputs[1:])
+            weight = weight.transpose(AXES.get(type(op), tuple(range(weight.ndim))))
+            weights[node.inputs[1]] = weight[:, None] if isinstance(op, ir.DepthwiseConv2d) else weight
+            weights[node.inputs[2]] = bias
+            row["weights"] = list(node.inputs[1:])
+        match op:
+            case ir.Input():
+                continue
+            case ir.Conv2d() | ir.DepthwiseConv2d():
+                groups = node.type.shape[3] if isinstance(op, ir.DepthwiseConv2d) else 1
+                row |= {"op": "conv", "strides": op.strides, "padding": symmetric(op.padding), "groups": groups}
+            case ir.MaxPool2d():
+                row |= {"op": "max_pool", "kernel": op.kernel, "strides": op.strides, "padding": symmetric(op.padding)}
+            case ir.FullyConnected():
+                row["op"] = "linear"
+            case ir.Relu():
+                row["op"] = "relu"
+            case ir.Add():
+                row["op"] = "add"
+            case ir.GlobalAveragePool():
+                row["op"] = "mean"
+            case _:
+                raise NotImplementedError(f"{op}")
+        nodes.append(row)
+    _, height, width, channels = real.inputs[0].type.shape
+    described = {"input": real.inputs[0].name, "output": real.outputs[0], "shape": [channels, height, width]}
+    (kit / "torch.json").write_text(json.dumps({**described, "nodes": nodes}))
+    np.savez(kit / "torch.npz", **{name: np.ascontiguousarray(value, np.float16) for name, value in weights.items()})
+
+
+def make(kit: Path, *, size: int = 299, width: float = 1.0, batches: tuple[int, ...] = (1, 8),
+         boards: tuple[str, ...] = BOARDS) -> None:  # fmt: skip
+    """The whole kit, made beside its place and renamed."""
+    aside = kit.with_name(kit.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    graph = random_xception(size, width, 1000 if width == 1.0 else 10, same_padding=False)
+    entries = [operators(aside, board) for board in boards] + networks(aside, graph, batches)
+    describe_for_torch(aside, as_float(graph))
+    for architecture, target in (("x86_64", "avx2"), ("aarch64", "jetson-orin")):
+        library = native_runtime.build(catalog.get(target))["libxceptile.so"]
+        (aside / f"libxceptile-{architecture}.so").write_bytes(library)
+    shutil.copy(HERE.with_name("borrowed_gpu.py"), aside)
+    (aside / "kit.json").write_text(json.dumps({"networks": entries}))
+    shutil.rmtree(kit, ignore_errors=True)
+    aside.rename(kit)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("build/gpu_kit"))
+    parser.add_argument("--quick", action="store_true", help="a small network for one board: to try the kit itself")
+    options = parser.parse_args()
+    if options.quick:
+        make(options.output, size=75, width=0.125, batches=(1, 2), boards=("orin",))
+    else:
+        make(options.output)
+    print(f"{options.output}: copy it to the machine with the GPU and run `python borrowed_gpu.py` in it")
