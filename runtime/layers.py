@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import bundle as bundles
-from .bundle import Bundle
+from .bundle import Artefact, Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
-from .session import LOCAL, QEMU, Placement, open_program, place, processors
+from .session import LOCAL, QEMU, Placement, open_native_here, open_program, place, processors
 
 ROOF_RUNS = 100
 # In the order of the report's colours, by how a kernel is called; the first that fits.
@@ -115,8 +115,7 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
     golden, _ = bundle.golden()
     if placement.device != LOCAL:
         return _time_there(bundle, placement, count, golden[: bundle.manifest.input.shape[0]], repeats)
-    native = bundle.file(bundles.NATIVE)
-    with NativeEngine(native, threads=count, time_steps=True) as engine:
+    with open_native_here(bundle, _native(bundle), placement, count, time_steps=True) as engine:
         steps, samples = _samples_ms(engine, golden[: bundle.manifest.input.shape[0]], repeats)
     layers = tuple(
         LayerTime(step.name, step.kernel, step.path, step.macs, step.bytes_moved, float(ms))
@@ -125,12 +124,16 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
     return Profile(target.name, count, layers, _measure_roof(bundle, count))
 
 
-def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[np.int8], repeats: int) -> Profile:
-    """On a device elsewhere, by xceptile-run."""
+def _native(bundle: Bundle) -> Artefact:
     artefact = bundle.artefact("native")
     if artefact is None:
         raise EngineError(f"{bundle.path}: holds no native artefact; compile it with that backend")
-    with open_program(bundle, artefact, placement, threads) as program:
+    return artefact
+
+
+def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[np.int8], repeats: int) -> Profile:
+    """On a device elsewhere, by xceptile-run."""
+    with open_program(bundle, _native(bundle), placement, threads) as program:
         seen = program.profile(x, repeats, 5)
     layers = (
         LayerTime(s["name"], s["kernel"], s["path"], s["macs"], s["bytes"], float(np.median(s["samples_ms"])))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .devices import remote
 from .engines.engine import Array, Engine, EngineError
+from .engines.native import LIBRARY, NativeEngine
 from .engines.native_program import PROGRAM, NativeProgramEngine
 from .engines.reference import ReferenceEngine
 from .measure import MEASURED, REHEARSED
@@ -157,7 +159,7 @@ def open_engine(
             return _open_program_there(bundle, artefact, placement, link, count, cores)
         return remote.RemoteLiteRtEngine(bundle, artefact, link, count, cores)
     if engine == "native" and target.engine != "cpu":
-        return _open_gpu(bundle, artefact, placement)
+        return open_native_here(bundle, artefact, placement, count)
     if engine == "native":
         if placement.device == LOCAL and platform.machine() != target.architecture:
             raise EngineError(
@@ -169,9 +171,7 @@ def open_engine(
             from .devices.qemu import QemuNativeEngine
 
             return QemuNativeEngine(directory, target, count)
-        from .engines.native import NativeEngine
-
-        return NativeEngine(directory, threads=count)
+        return open_native_here(bundle, artefact, placement, count)
     file = bundle.file(artefact.files[0])
     if engine == "tflite-runtime":
         from .engines.litert import LiteRtEngine
@@ -186,21 +186,37 @@ def open_engine(
     return LiteRtEngine(file, threads=count)
 
 
-def _open_gpu(bundle: Bundle, artefact: Artefact, placement: Placement) -> Engine:
-    """On the target's own hardware its GPU and nothing else; elsewhere a rehearsal on any device of the same API."""
-    from .engines.native import LIBRARY, NativeEngine
+def _runtime_here(bundle: Bundle, artefact: Artefact) -> tuple[Path, Path]:
+    """The folder of a native artefact's plan, and that of the runtime which this machine can start."""
+    (plan,) = (name for name in artefact.files if PurePosixPath(name).parts[1:] == ("plan.bin",))
+    directory, target = bundle.file(plan).parent, bundle.manifest.target
+    own = target.engine == "cpu" or platform.machine() == target.architecture
+    return directory, directory if own else bundle.file(bundles.REHEARSAL)
 
-    plan = next(name for name in artefact.files if name.endswith("/plan.bin"))
-    directory = bundle.file(plan).parent
-    same = platform.machine() == bundle.manifest.target.architecture
-    library = directory / LIBRARY if same else bundle.file(f"{bundles.REHEARSAL}/{LIBRARY}")
-    return NativeEngine(directory, library=library, require_device="gpu" if placement.obtained == MEASURED else "any")
+
+def open_native_here(
+    bundle: Bundle, artefact: Artefact, placement: Placement, threads: int, *, time_steps: bool = False
+) -> NativeEngine:
+    """A native artefact in this process. Raises EngineError.
+
+    For a GPU: on the target's own hardware its GPU and nothing else, elsewhere a rehearsal on any device of the same
+    API.
+    """
+    directory, runtime = _runtime_here(bundle, artefact)
+    required = _required_device(bundle, placement)
+    return NativeEngine(
+        directory, threads, time_steps=time_steps, library=runtime / LIBRARY, require_device=required or "default"
+    )
+
+
+def _required_device(bundle: Bundle, placement: Placement) -> str | None:
+    if bundle.manifest.target.engine == "cpu":
+        return None
+    return "gpu" if placement.obtained == MEASURED else "any"
 
 
 def device_name(placement: Placement, engine: Engine) -> str:
     """The device as a report names it: with the GPU, or what stands in for it, where there is one."""
-    from .engines.native import NativeEngine
-
     gpu = engine.device if isinstance(engine, (NativeEngine, NativeProgramEngine)) else "cpu"
     return placement.device if gpu == "cpu" else f"{placement.device}: {gpu}"
 
@@ -208,9 +224,8 @@ def device_name(placement: Placement, engine: Engine) -> str:
 def _open_program_there(
     bundle: Bundle, artefact: Artefact, placement: Placement, link: remote.Link, threads: int, cores: str | None
 ) -> remote.RemoteNativeEngine:
-    options: tuple[str, ...] = ()
-    if bundle.manifest.target.engine != "cpu":
-        options = (f"--require-device={'gpu' if placement.obtained == MEASURED else 'any'}",)
+    required = _required_device(bundle, placement)
+    options = (f"--require-device={required}",) if required else ()
     return remote.open_native(bundle, artefact, link, threads, cores, options)
 
 
@@ -218,12 +233,14 @@ def open_program(bundle: Bundle, artefact: Artefact, placement: Placement, threa
     """A native artefact as the program that devices run, here too. Raises EngineError."""
     if link := remote.connect(placement.device):
         return _open_program_there(bundle, artefact, placement, link, threads, None)
-    program = bundle.file(next(name for name in sorted(artefact.files) if name.endswith(f"/{PROGRAM}")))
+    directory, runtime = _runtime_here(bundle, artefact)
     if placement.device == QEMU:
         from .devices.qemu import QemuNativeEngine
 
-        return QemuNativeEngine(program.parent, bundle.manifest.target, threads)
-    return NativeProgramEngine((str(program),), program.parent, threads)
+        return QemuNativeEngine(directory, bundle.manifest.target, threads)
+    required = _required_device(bundle, placement)
+    options = (f"--require-device={required}",) if required else ()
+    return NativeProgramEngine((str(runtime / PROGRAM), *options), directory, threads)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,17 @@ from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.engines.reference import ReferenceEngine
+from xceptile.runtime.layers import time_layers
 from xceptile.runtime.measure import REHEARSED
-from xceptile.runtime.session import Placement, device_name, is_hardware_of, open_engine, open_session, place
+from xceptile.runtime.session import (
+    Placement,
+    device_name,
+    is_hardware_of,
+    open_engine,
+    open_program,
+    open_session,
+    place,
+)
 from xceptile.targets import catalog
 
 pytestmark = [requires_pocl(), requires_module("ziglang", package="ziglang")]
@@ -76,6 +85,16 @@ def test_the_program_that_rehearses(bundle: Bundle) -> None:
         assert "Portable Computing Language" in device_name(Placement("local", REHEARSED), engine)
     with pytest.raises(EngineError, match="has no GPU here, only a processor"):
         NativeProgramEngine((str(program),), bundle.file(bundles.NATIVE), None)
+
+
+def test_time_by_layer_and_the_program_here(bundle: Bundle) -> None:
+    profile = time_layers(bundle, repeats=2)
+    assert [layer.median_ms > 0 for layer in profile.layers] == [True] * len(profile.layers)
+    assert profile.roof is None
+    artefact, placement = bundle.artefact("native"), place(bundle.manifest.target, None)
+    assert artefact is not None
+    with open_program(bundle, artefact, placement, 1) as program:
+        assert program.self_test()
 
 
 def test_a_phone_is_known_by_its_chip() -> None:
