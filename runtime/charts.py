@@ -131,7 +131,7 @@ def curve(sustained: Sustained) -> Curve:
         tuple((at, y(w.percentile_ms(50))) for at, w in zip(middles, sustained.windows, strict=True)),
         tuple((at, y(w.percentile_ms(99))) for at, w in zip(middles, sustained.windows, strict=True)),
         heat,
-        tuple(Tick(x(each), f"{each:.0f} s" if end_s < 600 else f"{each / 60:.0f} min") for each in seconds),
+        tuple(Tick(x(each), f"{each:.3g} s" if end_s < 600 else f"{each / 60:.3g} min") for each in seconds),
         tuple(Tick(y(highest * part / 4), f"{highest * part / 4:.3g}") for part in range(5)),
         heat_ticks,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,6 +125,7 @@ def _view(run: Run) -> dict[str, Any]:
         "moments": [(m, *_clocks_and_heat(m)) for m in _told(run.moments)],
         "sustained": run.sustained,
         "curve": curve(run.sustained) if run.sustained else None,
+        "estimates": _estimates(run.bundle),
         "profile": profile,
         "roofline": roofline(profile) if profile else None,
         "bars": bars(profile) if profile else (),
@@ -157,6 +159,12 @@ def _clocks_and_heat(moment: Moment) -> tuple[str, str]:
 def _plan(bundle: Bundle) -> Plan | None:
     file = bundle.file(f"{bundles.NATIVE}/plan.bin")
     return unpack(file.read_bytes()) if file.exists() else None
+
+
+def _estimates(bundle: Bundle) -> list[Any]:
+    """What the bundle's cost model says of each GPU artefact."""
+    names = [name for name in bundle.manifest.files if name.endswith(f"/{bundles.ESTIMATE}")]
+    return [json.loads(bundle.file(name).read_bytes()) for name in sorted(names)]
 
 
 def _of_total(layer: LayerTime | None, profile: Profile | None) -> float | None:

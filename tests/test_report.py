@@ -33,6 +33,7 @@ from xceptile.targets import catalog
 
 CLASSES = tuple(f"class number {i} with_a_long_name<&>" for i in range(30))
 PHONE, DESK = 360, 1280
+ESTIMATE = b'{"latency_ms": 1.25, "dtype": "int8", "gpu": "adreno-1", "launch_count": 9, "model": "a roofline"}'
 
 
 def accuracy(**changes: object) -> Accuracy:
@@ -67,7 +68,9 @@ def report(**changes: object) -> Report:
 def bundle(folder: Path) -> Bundle:
     packed = plans.pack(fake_network.plan(), "0" * 64, "0" * 64)
     return write_bundle(
-        folder, manifest(provenance={"source": "https://example.org/" + "x" * 200}), FILES | {"native/plan.bin": packed}
+        folder,
+        manifest(provenance={"source": "https://example.org/" + "x" * 200}),
+        FILES | {"native/plan.bin": packed, "native/estimate.json": ESTIMATE},
     )
 
 
@@ -145,7 +148,8 @@ def test_names_are_text_not_markup(page: Path) -> None:
 def test_every_section_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
     parts = (
-        "89.90 %", "90.10 %", "-0.20", "NO: 7 of 30000 differ, by up to 2", "rehearsed", "no latency", "0.200", "∞",
+        "89.90 %", "90.10 %", "-0.20", "NO: 7 of 30000 differ, by up to 2", "rehearsed",
+        "no time taken", "1.25 ms for int8 on adreno-1", "0.200", "∞",
         "One arena of 3.78 kB", "every sample", "roofline", "by int8", "70 of 1000", "not signed", "0" * 64,
         "0.754", "sustained", "schedutil", "62.0 °C (cpu-thermal)", "MAXN (0)", "1300", "held at most", "23 MB",
     )  # fmt: skip
