@@ -20,9 +20,9 @@ from tvm.tirx import PrimFunc
 from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import TargetSpec
-from . import arm_convolution, arm_depthwise, arm_depthwise_dot, arm_elementwise
+from . import arm_chain, arm_convolution, arm_depthwise, arm_depthwise_dot, arm_elementwise
 from .arm_depthwise import LANES, DepthwiseShape, Window
-from .arm_gemm import BLOCKS, Block, choose_block, pack_weights
+from .arm_gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
 from .call import Activation, KernelCall, TaskSize, Weights, task_size
 
 _BAND_BYTES = 96 << 10  # of packed pixels: they are read once for every panel of output channels
@@ -177,7 +177,7 @@ class _Lowering:
             window = _window(graph, node, (weights.shape[1], weights.shape[2]), op.strides, op.padding)
         else:
             window = Window(1, 1, 1, 1, (1, 1), (1, 1), (0, 0, 0, 0))
-        relu = isinstance(op, ir.Conv2d | ir.FullyConnected) and op.relu
+        relu = _clamps(node)
         draft = arm_convolution.ConvolutionShape(
             self.block.isa, window, in_channels, inputs, outputs, stored_channels(outputs), relu,
             _fits16(graph, node), 1,
@@ -190,6 +190,12 @@ class _Lowering:
             )
             shape = replace(shape, rows_per_task=size.value)
         packed = _patch_weights(weights, in_channels, shape)
+        corrections: tuple[Weights, ...] = ()
+        if self.block.isa == "neon" and shape.splits == 1:
+            parts = arm_chain.split(packed)
+            if arm_chain.pays(parts, max(arm_convolution.band_pixels(shape))):
+                shape, packed = replace(shape, chained=True), parts.chained
+                corrections = _corrections(parts, -(-outputs // self.block.channels) * self.block.channels)
         width = -(-outputs // self.block.channels) * self.block.channels
         bias, multipliers = _scaling(graph, node, width)
         zero_points = (graph.type_of(source).per_tensor.zero_point, node.type.per_tensor.zero_point)
@@ -199,6 +205,7 @@ class _Lowering:
             Weights(pack_weights(self.block, packed)),
             bias,
             multipliers,
+            *corrections,
             _int32(*zero_points, 0, *(front_constants if front else ())),
         )
         macs = window.out_height * window.out_width * int(weights.size)
@@ -216,7 +223,7 @@ class _Lowering:
         channels = stored_channels(weights.shape[2])
         window = _window(graph, node, (weights.shape[0], weights.shape[1]), op.strides, op.padding)
         after_relu = node.inputs[0] in self.fused
-        shape = DepthwiseShape(window, channels, op.relu, after_relu, _fits16(graph, node))
+        shape = DepthwiseShape(window, channels, _clamps(node), after_relu, _fits16(graph, node))
         zeros = tuple(
             graph.type_of(name).per_tensor.zero_point
             for name in (node.inputs[0], node.name, _without_relu(graph, node, self.fused))
@@ -242,7 +249,7 @@ class _Lowering:
         out = node.type.per_tensor
         c = arithmetic.add_constants(qa.scale, qa.zero_point, qb.scale, qb.zero_point, out.scale)
         constants = _int32(c.a_multiplier, c.b_multiplier, c.bias, -c.shift, out.zero_point)
-        shape = arm_elementwise.ShiftedSum(2, a.activation.count, op.relu)
+        shape = arm_elementwise.ShiftedSum(2, a.activation.count, _clamps(node))
         tasks = arm_elementwise.elementwise_tasks(shape.count)
         self._call(node, shape.symbol, shape.build, (a.activation, b.activation, constants), tasks)
 
@@ -265,6 +272,18 @@ class _Lowering:
 
 def _int32(*values: int) -> Weights:
     return Weights(np.array(values, np.int32))
+
+
+def _clamps(node: ir.Node) -> bool:
+    """Whether a fused ReLU is an instruction: at a zero point of -128, saturation is the ReLU."""
+    return bool(getattr(node.op, "relu", False)) and node.type.per_tensor.zero_point != arithmetic.INT8_MIN
+
+
+def _corrections(parts: arm_chain.Split, outputs: int) -> tuple[Weights, Weights]:
+    """For ``outputs`` channels; one entry at least, so that there is something to point at."""
+    starts = np.pad(parts.starts, (0, outputs + 1 - parts.starts.size), mode="edge")
+    entries = parts.entries if parts.entries.size else np.zeros(1, np.int32)
+    return Weights(starts), Weights(entries)
 
 
 def _only_reader(graph: ir.Graph, name: str) -> ir.Node | None:
@@ -360,9 +379,7 @@ def _with_tasks(shape: arm_convolution.ConvolutionShape) -> arm_convolution.Conv
 
     def cost(rows: int) -> float:
         full, last = divmod(height, rows)
-        padded = sum(
-            n * -(-r * width // block.row_step) * block.row_step for n, r in ((full, rows), (1, last)) if n and r
-        )
+        padded = sum(n * -(-r * width // ROW_STEP) * ROW_STEP for n, r in ((full, rows), (1, last)) if n and r)
         bands = full + (last > 0)
         idle = -(-bands // _MIN_TASKS) * _MIN_TASKS * rows / height  # the slowest core's share
         oversize = max(1.0, rows * width * shape.patch_bytes / _BAND_BYTES)

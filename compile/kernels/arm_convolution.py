@@ -16,8 +16,10 @@ from tvm.tirx.script.builder import ir as T
 from . import arm_depthwise_dot as dot
 from . import arm_epilogue as epilogue
 from . import arm_neon as neon
+from . import arm_stream
+from .arm_chain import Corrections, padded_pixels
 from .arm_depthwise import LANES, Depthwise, DepthwiseOperands, DepthwiseShape, Window, stage_bytes
-from .arm_gemm import BLOCKS, Accumulators, pack
+from .arm_gemm import BLOCKS, ROW_STEP, Accumulators, Bias, pack
 from .arm_neon import Buffer, Expr
 
 
@@ -25,7 +27,7 @@ from .arm_neon import Buffer, Expr
 class ConvolutionShape:
     """A dense convolution. ``in_channels`` is the stride of a pixel in memory; ``depth`` the input channels that
     matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``fits16``: no scaled
-    accumulator leaves int16."""
+    accumulator leaves int16. ``chained``: weights are split as ``arm_chain`` has it."""
 
     isa: str
     window: Window
@@ -38,13 +40,15 @@ class ConvolutionShape:
     rows_per_task: int
     depthwise: DepthwiseShape | None = None
     splits: int = 1
+    chained: bool = False
 
     @property
     def symbol(self) -> str:
         front = f"{self.depthwise}_" if self.depthwise else ""
         relu = ("_relu" if self.relu else "") + ("" if self.fits16 else "_wide")
+        isa = f"{self.isa}_chained" if self.chained else self.isa
         return (
-            f"{self.isa}_{front}conv{self.window}_c{self.in_channels}d{self.depth}_o{self.out_channels}"
+            f"{isa}_{front}conv{self.window}_c{self.in_channels}d{self.depth}_o{self.out_channels}"
             f"s{self.out_stride}{relu}_r{self.rows_per_task}n{self.splits}"
         )
 
@@ -81,14 +85,15 @@ def band_pixels(shape: ConvolutionShape) -> tuple[int, ...]:
 
 
 def build(shape: ConvolutionShape) -> Any:
-    """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, constants, y.
+    """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, [starts and
+    entries of corrections,] constants, y.
 
     ``constants`` (int32): the zero points of the padding and of the output, a zero, then the depthwise convolution's
     three.
     """
     block, window, front = BLOCKS[shape.isa], shape.window, shape.depthwise
     outputs = -(-shape.out_channels // block.channels) * block.channels
-    k = block.groups(shape.used_bytes) * block.depth
+    k = block.padded(shape.used_bytes)
     by_dot = front is not None and dot.applies(shape.isa, front.window)
     with IRBuilder() as builder:
         with T.prim_func():
@@ -104,69 +109,76 @@ def build(shape: ConvolutionShape) -> Any:
             weights = T.arg("weights", T.buffer((outputs * k,), "int8"))
             bias = T.arg("bias", T.buffer((outputs,), "int32"))
             multipliers = T.arg("multipliers", T.buffer((outputs,), "float32"))
+            if shape.chained:
+                starts = T.arg("starts", T.buffer((outputs + 1,), "int32"))
+                entries = T.arg("entries", T.buffer((T.int32(),), "int32"))  # as many as the weights have
             constants = T.arg("constants", T.buffer((6 if front else 3,), "int32"))
             y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
-            most = max(band_pixels(shape))
-            panels = T.alloc_buffer((-(-most // block.rows) * block.rows * shape.patch_bytes,), "int8")
-            accumulators = Accumulators(block)
-            output = epilogue.load_output(constants, 1, shape.relu, shape.fits16)
-            zero = neon.bind(constants[2])
-            if front:
-                stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")
-                operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 3)
-                depthwise = Depthwise(front, operands, x, stage)
-                if by_dot:
-                    windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
-                    results = T.alloc_buffer((4 * dot.results_plane_bytes(most),), "int8")
-                    by_dots = dot.DotDepthwise(depthwise, shape.rows_per_task, windows, results)
-                else:
-                    pixels = T.alloc_buffer(((most + 1) * LANES,), "int8")
-            elif shape.staged:
-                stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
-            with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
-                task = neon.bind(begin + at)
-                band = neon.bind(task // shape.splits)
-                first_row = neon.bind(band * shape.rows_per_task)
-                rows = neon.bind(T.min(T.int32(shape.rows_per_task), window.out_height - first_row))
+            with arm_stream.functions():
+                most = max(band_pixels(shape))
+                room = padded_pixels(most) if shape.chained else -(-most // block.rows) * block.rows
+                panels = T.alloc_buffer((room * shape.patch_bytes,), "int8")
+                accumulators = Accumulators(block, shape.chained)
+                corrections = Corrections(starts, entries, most, k) if shape.chained else None
+                output = epilogue.load_output(constants, 1, shape.relu, shape.fits16)
+                zero = neon.bind(constants[2])
                 if front:
-                    depthwise.begin_band(shape.rows_per_task)
-                    with T.serial(0, front.channels // LANES) as channel_block:
-                        depthwise.stage_channels(first_row, rows, channel_block)
-                        if by_dot:
-                            by_dots.lay_out_windows(rows)
-                            by_dots.compute(rows, channel_block)
-                            _pack_results(shape, by_dots, panels, rows, channel_block)
-                        else:
-                            depthwise.compute(
-                                rows,
-                                channel_block,
-                                lambda pixel, value: neon.store(pixels, pixel * LANES, value, LANES),
-                            )
-                            _pack_pixels(shape, pixels, panels, rows, channel_block)
+                    stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")
+                    operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 3)
+                    depthwise = Depthwise(front, operands, x, stage)
+                    if by_dot:
+                        windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
+                        results = T.alloc_buffer((4 * dot.results_plane_bytes(most),), "int8")
+                        by_dots = dot.DotDepthwise(depthwise, shape.rows_per_task, windows, results)
+                    else:
+                        pixels = T.alloc_buffer(((most + 1) * LANES,), "int8")
                 elif shape.staged:
-                    _stage_dense(shape, x, stage, constants, first_row, rows)
-                    _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), panels, rows)
-                else:
-                    row_bytes = window.in_width * shape.in_channels
-                    _pack_patches(
-                        shape, x, row_bytes, neon.bind(first_row * (window.strides[0] * row_bytes)), panels, rows
+                    stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    task = neon.bind(begin + at)
+                    band = neon.bind(task // shape.splits)
+                    first_row = neon.bind(band * shape.rows_per_task)
+                    rows = neon.bind(T.min(T.int32(shape.rows_per_task), window.out_height - first_row))
+                    if front:
+                        depthwise.begin_band(shape.rows_per_task)
+                        with T.serial(0, front.channels // LANES) as channel_block:
+                            depthwise.stage_channels(first_row, rows, channel_block)
+                            if by_dot:
+                                by_dots.lay_out_windows(rows)
+                                by_dots.compute(rows, channel_block)
+                                _pack_results(shape, by_dots, panels, rows, channel_block)
+                            else:
+                                depthwise.compute(
+                                    rows,
+                                    channel_block,
+                                    lambda pixel, value: neon.store(pixels, pixel * LANES, value, LANES),
+                                )
+                                _pack_pixels(shape, pixels, panels, rows, channel_block)
+                    elif shape.staged:
+                        _stage_dense(shape, x, stage, constants, first_row, rows)
+                        _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), panels, rows)
+                    else:
+                        row_bytes = window.in_width * shape.in_channels
+                        _pack_patches(
+                            shape, x, row_bytes, neon.bind(first_row * (window.strides[0] * row_bytes)), panels, rows
+                        )
+                    split = neon.bind(task % shape.splits)
+                    _multiply(
+                        shape,
+                        accumulators,
+                        corrections,
+                        panels,
+                        (weights, bias, multipliers),
+                        output,
+                        y,
+                        first_row,
+                        rows,
+                        split,
+                        k,
+                        zero,
                     )
-                split = neon.bind(task % shape.splits)
-                _multiply(
-                    shape,
-                    accumulators,
-                    panels,
-                    (weights, bias, multipliers),
-                    output,
-                    y,
-                    first_row,
-                    rows,
-                    split,
-                    k,
-                    zero,
-                )
     return builder.get()
 
 
@@ -180,7 +192,7 @@ def _for_each_panel(shape: ConvolutionShape, rows: Expr, emit: Any) -> None:
         with T.serial(0, full) as panel:
             emit(panel, block.rows, block.rows)
     for rest in sorted({size % block.rows for size in sizes} - {0}):
-        packed = -(-rest // block.row_step) * block.row_step
+        packed = rest if block.depth == 16 and not shape.chained else -(-rest // ROW_STEP) * ROW_STEP
         if len({size % block.rows for size in sizes}) == 1:
             emit(full, packed, rest)
         else:
@@ -278,6 +290,7 @@ def _stage_dense(
 def _multiply(
     shape: ConvolutionShape,
     accumulators: Accumulators,
+    corrections: Corrections | None,
     panels: Buffer,
     operands: tuple[Buffer, Buffer, Buffer],
     output: epilogue.Output,
@@ -295,9 +308,16 @@ def _multiply(
     each = -(-total // shape.splits)
     first_panel = neon.bind(split * each)
     y_base = neon.bind(first_row * (shape.window.out_width * shape.out_stride))
+    bias = Bias(block)
+    if corrections:
+        chunks = neon.bind((rows * shape.window.out_width + 15) // 16)
+        corrections.transpose(panels, block.rows * shape.patch_bytes, chunks)
     with T.serial(first_panel, T.min(first_panel + each, T.int32(total))) as n:
         vectors = block.channels // 4
-        bias = [neon.load(biases, n * block.channels + 4 * i, "int32x4") for i in range(vectors)]
+        if corrections:
+            corrections.compute(biases, n, chunks)
+        else:
+            bias.load(biases, n)
         scales = [neon.load(multipliers, n * block.channels + 4 * i, "float32x4") for i in range(vectors)]
         # Were the base a plain function of n, LLVM would share one counter between this loop and the product's, with
         # offsets too large for the instruction that loads two vectors.
@@ -305,19 +325,17 @@ def _multiply(
 
         def emit(panel: Expr, packed: int, valid: int) -> None:
             base = neon.bind(panel * (block.rows * shape.patch_bytes))
-            results = accumulators.multiply(packed, panels, base, weights, weights_base, bias, k)
+            start = corrections.start(panel) if corrections else bias.start
+            results = accumulators.multiply(packed, valid, (panels, base), (weights, weights_base), k, start)
             target = neon.bind(y_base + panel * (block.rows * shape.out_stride) + n * block.channels)
             scaled = [[neon.bind(epilogue.scale(a, m)) for a, m in zip(row, scales, strict=True)] for row in results]
             if vectors == 2:
                 for r in range(valid):
                     neon.store(y, target + r * shape.out_stride, epilogue.narrow8(scaled[r], output), 8)
                 return
-            for r in range(0, valid, 2):
-                second = min(r + 1, valid - 1)
-                pair = epilogue.narrow8([scaled[r][0], scaled[second][0]], output)
-                neon.store(y, target + r * shape.out_stride, neon.low(pair, 8), 4)
-                if second > r:
-                    neon.store(y, target + second * shape.out_stride, neon.high(pair, 8), 4)
+            quads = epilogue.narrow16([scaled[min(r, valid - 1)][0] for r in range(4)], output)
+            for r in range(valid):
+                neon.store_word(y, target + r * shape.out_stride, quads, r)
 
         _for_each_panel(shape, rows, emit)
 

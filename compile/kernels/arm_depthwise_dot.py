@@ -16,6 +16,7 @@ from . import arm_neon as neon
 from .arm_depthwise import LANES, Depthwise, Window
 from .arm_gemm import Block
 from .arm_neon import Buffer, Expr, Register
+from .arm_stream import Repeated
 
 _QUAD = 4  # output pixels, and channels, of a result
 _VECTORS = 6  # of weights, for 4 channels
@@ -71,6 +72,8 @@ class DotDepthwise:
         self.plane = _plane_bytes(self.window, rows_per_task)
         self.results_plane = results_plane_bytes(rows_per_task * self.window.out_width)
         self.left = [Register("int8x16") for _ in range(2)]
+        self.unroll = max(n for n in range(1, _MOST_UNROLLED + 1) if quads(self.window) % n == 0)
+        self.bias = Repeated(_QUAD * self.unroll)
 
     def lay_out_windows(self, rows: Expr) -> None:
         """Zips pixels, then pairs of pixels, of every staged row."""
@@ -103,16 +106,17 @@ class DotDepthwise:
         """16 channels of ``rows`` output rows into ``results``: [4][pixel][4 channels]."""
         operands, window = self.staged.operands, self.window
         row_bytes = quads(window) * 2 * LANES
+        unroll = self.unroll
         with T.serial(0, 4) as g:
             first = neon.bind(block * 4 + g)
             weights = [neon.load(operands.weights, (first * _VECTORS + i) * LANES) for i in range(_VECTORS)]
-            bias = neon.load(operands.bias, first * _QUAD, "int32x4")
+            self.bias.set([neon.load(operands.bias, first * _QUAD, "int32x4")])
             multiplier = neon.load(operands.multipliers, first * _QUAD, "float32x4")
             with T.serial(0, rows) as row:
                 base = neon.bind(g * self.plane + row * row_bytes)
                 target = neon.bind(g * self.results_plane + row * (window.out_width * _QUAD))
 
-                def quad(i: Expr) -> None:
+                def quad(i: Expr, starts: list[Expr]) -> None:
                     seen = [
                         [
                             neon.load(self.windows, base + i * (2 * LANES) + (y * row_bytes + w * LANES))
@@ -121,18 +125,17 @@ class DotDepthwise:
                         for y in range(3)
                     ]
                     scaled = []
-                    for pixel in range(_QUAD):
-                        acc = bias
+                    for pixel, acc in enumerate(starts):
                         for y in range(3):
                             acc = neon.bind(neon.sdot_vector(acc, seen[y][pixel // 2], weights[2 * y + pixel % 2]))
                         scaled.append(neon.bind(epilogue.scale(acc, multiplier)))
                     value = epilogue.narrow16(scaled, self.staged.output)
                     neon.store(self.results, target + i * LANES, value, LANES)
 
-                unroll = max(n for n in range(1, _MOST_UNROLLED + 1) if quads(window) % n == 0)
                 with T.serial(0, quads(window) // unroll) as i:
+                    starts = self.bias.load(_QUAD * unroll)
                     for u in range(unroll):
-                        quad(i * unroll + u)
+                        quad(i * unroll + u, starts[_QUAD * u : _QUAD * (u + 1)])
 
     def pack(self, block: Block, panel_index: Expr, packed: int, panels: Buffer, base: Expr) -> None:
         """``packed`` pixels of 16 channels into a panel; ``base`` as ``arm_gemm.pack`` has it."""

@@ -1,17 +1,20 @@
 """The int8 matrix product of the AArch64 kernels: packed panels of pixels by packed panels of output channels.
 
 A block of ``rows`` pixels by ``channels`` outputs stays in registers while ``depth`` input channels are consumed at a
-time. Panels: x as [depth groups][rows][depth] bytes, written by ``pack``; weights as [output panel][depth groups]
-[channels][depth], made by ``pack_weights``.
+time. Panels: x as [depth groups][rows][depth] bytes, written by ``pack``; weights as [output panel][steps][channels]
+[depth of a step], made by ``pack_weights``. Both are read by ``Stream``, front to back.
 
-* dotprod: 12 x 8, sdot by element: 24 sdot for 5 vectors loaded.
-* i8mm: 12 x 8, smmla, 2x8 by 8x2: 24 smmla for 10 vectors loaded.
-* neon: 4 x 4, two int8 products summed in int16 (weights are at least -127, so |sum| <= 2 * 127 * 128 < 2^15), pairs
-  of sums added to int32: smull, smlal2 and sadalp for 16 products.
+* dotprod: 12 x 8, sdot by element: 48 sdot for 3 loads of 10 vectors.
+* i8mm: 12 x 8, smmla, 2x8 by 8x2: 24 smmla for 3 loads of 10 vectors.
+* neon: 4 x 4, in steps of 32 input channels. Two int8 products summed in int16 (weights are at least -127, so |sum|
+  <= 2 * 127 * 128 < 2^15), pairs of sums added to int32: 2 smull, 2 smlal2 and 2 sadalp for 32 products. ``chained``,
+  four products are summed in int16: smull, smlal2, smlal, smlal2 and one sadalp. That wants weights that
+  ``arm_chain.split`` has proven.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,34 +23,33 @@ from tvm.tirx.script.builder import ir as T
 
 from . import arm_neon as neon
 from .arm_neon import Buffer, Expr, Register
+from .arm_stream import Repeated, Stream
 
-_MOST_UNROLLED = {4: 20, 8: 10, 16: 12}  # depth groups, by depth: so many loads are within the reach of ldp, and the
-# loop's own instructions are near 1 %
+_MOST_UNROLLED = {4: 20, 8: 10, 16: 6}  # steps, by depth: the loop's own instructions are near 1 %
+ROW_STEP = 4  # rows that a panel is packed in
+_MOST_WEIGHTS = 4  # vectors held at a time
 
 
 @dataclass(frozen=True)
 class Block:
-    """The register block of an instruction set."""
+    """The register block of an instruction set. ``depth``: input channels that lie together in a panel of pixels;
+    ``step``: those multiplied together."""
 
     isa: str
     rows: int
     channels: int
     depth: int
+    step: int
 
-    @property
-    def row_step(self) -> int:
-        """Rows come in multiples of this."""
-        return 1 if self.depth == 16 else 4
-
-    def groups(self, k: int) -> int:
-        """Depth groups that cover k input bytes."""
-        return -(-k // self.depth)
+    def padded(self, k: int) -> int:
+        """k input bytes in whole depth groups."""
+        return -(-k // self.depth) * self.depth
 
 
 BLOCKS = {
-    "i8mm": Block("i8mm", 12, 8, 8),
-    "dotprod": Block("dotprod", 12, 8, 4),
-    "neon": Block("neon", 4, 4, 16),
+    "i8mm": Block("i8mm", 12, 8, 8, 8),
+    "dotprod": Block("dotprod", 12, 8, 4, 4),
+    "neon": Block("neon", 4, 4, 16, 32),
 }
 
 
@@ -57,13 +59,14 @@ def choose_block(features: tuple[str, ...]) -> Block:
 
 
 def pack_weights(block: Block, weights: NDArray[np.int8]) -> NDArray[np.int8]:
-    """(O, K) as [O / channels][K / depth][channels][depth], zero beyond O and K; flat."""
+    """(O, K) as [O / channels][K / step][channels][step], zero beyond O and K, a last step as short as can be; flat."""
     outputs, k = weights.shape
-    panels, groups = -(-outputs // block.channels), block.groups(k)
-    padded = np.zeros((panels * block.channels, groups * block.depth), np.int8)
+    panels, width = -(-outputs // block.channels), block.padded(k)
+    padded = np.zeros((panels * block.channels, width), np.int8)
     padded[:outputs, :k] = weights
-    blocked = padded.reshape(panels, block.channels, groups, block.depth).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(blocked).reshape(-1)
+    by_panel = padded.reshape(panels, block.channels, width)
+    steps = [by_panel[..., at : at + block.step].reshape(panels, -1) for at in range(0, width, block.step)]
+    return np.ascontiguousarray(np.concatenate(steps, axis=1)).reshape(-1)
 
 
 def pack(block: Block, panel: Buffer, base: Expr, rows: int, vectors: list[Expr]) -> None:
@@ -96,91 +99,145 @@ def _transpose_words(vectors: list[Expr]) -> list[Expr]:
     ]
 
 
-def _unroll(block: Block, k: int) -> int:
-    """Depth groups a turn of the loop: many, and few left over. Two turns at least where there is something to
-    multiply: LLVM reorders a product that is one straight line until its registers no longer suffice."""
-    groups = block.groups(k)
-    most = min(_MOST_UNROLLED[block.depth], max(1, groups // 2))
-    return min(range((most + 1) // 2, most + 1), key=lambda unroll: (groups % unroll, -unroll))
+def _unroll(block: Block, steps: int) -> int:
+    """Steps a turn of the loop: many, and few left over. Two turns at least where there is something to multiply."""
+    most = min(_MOST_UNROLLED[block.depth], max(1, steps // 2))
+    return min(range((most + 1) // 2, most + 1), key=lambda unroll: (steps % unroll, -unroll))
 
 
 class Accumulators:
     """The registers of one block; allocated once per kernel, outside its loops."""
 
-    def __init__(self, block: Block) -> None:
-        self.block = block
+    def __init__(self, block: Block, chained: bool = False) -> None:
+        self.block, self.chained = block, chained
         self.registers = [Register("int32x4") for _ in range(24 if block.depth < 16 else 16)]
+        self.xs, self.ws = Stream(), Stream()
 
     def multiply(
-        self, rows: int, panel: Buffer, panel_base: Expr, weights: Buffer, weights_base: Expr, bias: list[Expr], k: int
+        self,
+        packed: int,
+        valid: int,
+        panel: tuple[Buffer, Expr],
+        weights: tuple[Buffer, Expr],
+        k: int,
+        start: Callable[[int], Sequence[Expr]],
     ) -> list[list[Expr]]:
-        """bias + x W for ``rows`` pixels and ``block.channels`` outputs: for every row its int32x4 vectors.
+        """start + x W for ``block.channels`` outputs of the ``valid`` first of ``packed`` pixels: for every pixel its
+        int32x4 vectors.
 
-        ``bias``: the channels' biases, int32x4 each; offsets in bytes; ``k`` the input channels.
+        ``panel`` and ``weights``: where they begin, in bytes; ``k`` the input channels; ``start(n)`` the first values
+        of n registers, as ``Bias`` or ``arm_chain`` have them.
         """
         block = self.block
-        for index, register in enumerate(self.registers[: self._used(rows)]):
-            register.set(self._initial(index, bias))
-        groups, unroll = block.groups(k), _unroll(block, k)
-        x_step, w_step = rows * block.depth, block.channels * block.depth
-        full, rest = divmod(groups, unroll)
+        used = self.registers[: self._registers_of(valid)]
+        for register, value in zip(used, start(len(used)), strict=True):
+            register.set(value)
+        self.xs.at(*panel)
+        self.ws.at(*weights)
+        steps, last = divmod(block.padded(k), block.step)
+        if steps:
+            unroll = _unroll(block, steps)
+            full, rest = divmod(steps, unroll)
+            self._steps(packed, used, rest)
+            if full > 1:
+                with T.serial(0, full):
+                    self._steps(packed, used, unroll)
+            else:
+                self._steps(packed, used, unroll)
+        if last:
+            self._sum_products(packed, used, 1)
+        return self._results(valid)
 
-        def step(count: int, first: Expr) -> None:
-            x_base = neon.bind(panel_base + first * x_step)
-            w_base = neon.bind(weights_base + first * w_step)
-            for u in range(count):
-                self._group(rows, panel, x_base + u * x_step, weights, w_base + u * w_step)
-
-        if rest:  # first, where its offsets fit the instruction that loads two vectors
-            step(rest, T.int32(0))
-        if full > 1:
-            with T.serial(0, full) as i:
-                step(unroll, i * unroll + rest)
-        elif full == 1:
-            step(unroll, T.int32(rest))
-        return self._results(rows, bias)
-
-    def _used(self, rows: int) -> int:
-        return rows * (2 if self.block.depth < 16 else 4)
-
-    def _initial(self, index: int, bias: list[Expr]) -> Expr:
+    def _registers_of(self, rows: int) -> int:
         match self.block.depth:
             case 4:
-                return bias[index % 2]
+                return 2 * rows
             case 8:
-                first = index % 4 % 2 * 2
-                return neon.shuffle([bias[index % 4 // 2]], [first, first + 1] * 2)
+                return 4 * -(-rows // 2)
             case _:
-                return neon.splat(T.int32(0), 4)
+                return 4 * rows
 
-    def _group(self, rows: int, panel: Buffer, x_base: Expr, weights: Buffer, w_base: Expr) -> None:
-        """One depth group of every row and channel."""
-        depth, channels = self.block.depth, self.block.channels
-        xs = [neon.load(panel, x_base + i * 16) for i in range(rows * depth // 16)]
-        ws = [neon.load(weights, w_base + i * 16) for i in range(channels * depth // 16)]
-        match depth:
+    def _steps(self, rows: int, used: list[Register], count: int) -> None:
+        match self.block.depth:
             case 4:
-                for i, register in enumerate(self.registers[: rows * 2]):
-                    register.set(neon.sdot(register.get(), ws[i % 2], xs[i // 8], i // 2 % 4))
+                self._dot_products(rows, used, count)
             case 8:
-                for i, register in enumerate(self.registers[: rows * 2]):
-                    register.set(neon.smmla(register.get(), xs[i // 4], ws[i % 4]))
+                for _ in range(count):
+                    self._matrix_products(rows, used)
             case _:
-                for i, register in enumerate(self.registers[: rows * 4]):
-                    x, w = xs[i // 4], ws[i % 4]
-                    products = neon.smull(neon.low(x, 16), neon.low(w, 16))
-                    products = products + neon.smull(neon.high(x, 16), neon.high(w, 16))
-                    register.set(register.get() + neon.saddlp(products))
+                for _ in range(count):
+                    self._sum_products(rows, used, self.block.step // self.block.depth)
 
-    def _results(self, rows: int, bias: list[Expr]) -> list[list[Expr]]:
-        values = [neon.bind(register.get()) for register in self.registers[: self._used(rows)]]
+    def _dot_products(self, rows: int, used: list[Register], count: int) -> None:
+        """``count`` steps of 4 input channels, whose weights are loaded for two at a time."""
+        ws: list[Expr] = []
+        for u in range(count):
+            xs = self.xs.load(rows // 4, used)
+            if not ws:
+                ws = self.ws.load(min(_MOST_WEIGHTS, 2 * (count - u)), used)
+            for i, register in enumerate(used):
+                register.set(neon.sdot(register.get(), ws[i % 2], xs[i // 8], i // 2 % 4))
+            ws = ws[2:]
+
+    def _matrix_products(self, rows: int, used: list[Register]) -> None:
+        """A step of 8 input channels, 6 rows at a time."""
+        ws = self.ws.load(4, used)
+        for first in range(0, rows, 6):
+            part = used[2 * first : 2 * (first + 6)]
+            xs = self.xs.load(min(6, rows - first) // 2, used)
+            for i, register in enumerate(part):
+                register.set(neon.smmla(register.get(), xs[i // 4], ws[i % 4]))
+
+    def _sum_products(self, rows: int, used: list[Register], vectors: int) -> None:
+        """A step of 16 or 32 input channels, 4 outputs of one channel at a time."""
+        xs = [self.xs.load(rows, used if v == 0 else used[-1:]) for v in range(vectors)]
+        for channel in range(4):
+            ws = self.ws.load(vectors, used[(channel - 1) % 4 :: 4])
+            for row, register in enumerate(used[channel::4]):
+                products = [
+                    neon.smull(half(xs[v][row], 16), half(ws[v], 16))
+                    for v in range(vectors)
+                    for half in (neon.low, neon.high)
+                ]
+                length = len(products) if self.chained else 2
+                for first in range(0, len(products), length):
+                    total = products[first]
+                    for product in products[first + 1 : first + length]:
+                        total = total + product
+                    register.set(register.get() + neon.saddlp(total))
+
+    def _results(self, rows: int) -> list[list[Expr]]:
+        values = [neon.bind(register.get()) for register in self.registers]
         match self.block.depth:
             case 4:
                 return [values[2 * r : 2 * r + 2] for r in range(rows)]
             case 8:
                 return [_row_of_pairs(values[r // 2 * 4 : r // 2 * 4 + 4], r % 2) for r in range(rows)]
             case _:
-                return [[_sum_across(values[4 * r : 4 * r + 4]) + bias[0]] for r in range(rows)]
+                return [[_sum_across(values[4 * r : 4 * r + 4])] for r in range(rows)]
+
+
+class Bias:
+    """What ``Accumulators.multiply`` starts with: every output channel's bias."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._repeated = Repeated(24 if block.depth < 16 else 16)
+
+    def load(self, biases: Buffer, panel: Expr) -> None:
+        """Those of a panel of output channels."""
+        first = panel * self._block.channels
+        if self._block.depth == 16:  # a register is summed across in the end
+            self._repeated.set([neon.load_first_lane(biases, first + i) for i in range(4)])
+            return
+        vectors = [neon.load(biases, first + 4 * i, "int32x4") for i in range(2)]
+        if self._block.depth == 8:
+            vectors = [neon.bind(neon.shuffle([v], [i, i + 1] * 2)) for v in vectors for i in (0, 2)]
+        self._repeated.set(vectors)
+
+    def start(self, count: int) -> list[Expr]:
+        """The first values of ``count`` registers."""
+        return self._repeated.load(count)
 
 
 def _row_of_pairs(pairs: list[Expr], row: int) -> list[Expr]:

@@ -46,9 +46,20 @@ def store(buffer: Buffer, offset: Expr, value: Expr, lanes: int) -> None:
     T.buffer_store(buffer, value, [T.Ramp(offset, 1, lanes)])
 
 
+def store_word(buffer: Buffer, offset: Expr, v: Expr, word: int) -> None:
+    """st1 of a lane: 4 bytes of an int8x16."""
+    value = T.reinterpret("int8x4", T.Shuffle([T.reinterpret("int32x4", v)], [word]))
+    T.buffer_store(buffer, value, [T.Ramp(offset, 1, 4)])
+
+
 def load_splat(buffer: Buffer, index: int, dtype: str) -> Expr:
     """ld1r: one element in every lane."""
     return T.Bind(T.Broadcast(buffer[index], int(dtype.rpartition("x")[2])))
+
+
+def load_first_lane(buffer: Buffer, index: Expr) -> Expr:
+    """ldr of a word: an int32x4 of it and three zeros."""
+    return T.Bind(T.Shuffle([T.Broadcast(buffer[index], 4), T.Broadcast(T.int32(0), 4)], [0, 4, 4, 4]))
 
 
 def splat(value: Expr, lanes: int) -> Expr:

@@ -1,0 +1,91 @@
+"""Chains of four products in int16 on plain NEON: the split of the weights, and that its bound is the right one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emulated_bundle import EmulatedBundle
+from int8_graphs import differences, f32, random_operator_graph
+from needs import requires
+
+from xceptile.compile.kernels import arm, arm_chain
+from xceptile.models import graph as ir
+from xceptile.targets import catalog
+
+TARGET = catalog.get("raspberry-pi-4")
+
+
+def weights_at_the_bound(outputs: int, k: int) -> np.ndarray:
+    """Every lane's four weights of one sign, their magnitudes 255 together, but for one lane in sixteen: 381."""
+    rng = np.random.default_rng(0)
+    lanes = rng.integers(0, 16, (outputs, -(-k // 32), 1, 8))
+    links = np.where(lanes == 0, np.reshape([127, 127, 127, 0], (4, 1)), np.reshape([127, 1, 0, 127], (4, 1)))
+    signs = rng.integers(0, 2, lanes.shape) * 2 - 1
+    return (links * signs).reshape(outputs, -1)[:, :k].astype(np.int8)
+
+
+def chained_graph() -> ir.Graph:
+    """A pointwise convolution with such weights, whose output shows a lane that has overflowed."""
+    graph = random_operator_graph("conv", (1, 13, 12, 352), channels=64, kernel=(1, 1), quant=ir.PerTensor(f32(0.3), 3))
+    (name,) = (node.inputs[1] for node in graph.nodes if node.inputs)
+    data = weights_at_the_bound(64, 352).reshape(64, 1, 1, 352)
+    return replace(graph, name="chained", constants=graph.constants | {name: replace(graph.constants[name], data=data)})
+
+
+def whole(parts: arm_chain.Split) -> np.ndarray:
+    """Chained weights and corrections, added."""
+    total = parts.chained.astype(np.int64)
+    for output, (first, end) in enumerate(zip(parts.starts[:-1], parts.starts[1:], strict=True)):
+        for entry in parts.entries[first:end]:
+            total[output, entry >> 8] += np.int64(entry & 255) - 256 * (entry >> 7 & 1)
+    return total
+
+
+@pytest.mark.parametrize("k", [1, 16, 31, 32, 48, 100, 728])
+def test_a_split_is_exact_and_within_the_bound(k: int) -> None:
+    rng = np.random.default_rng(k)
+    normal = np.clip(np.rint(rng.normal(0, 45, (40, k))), -127, 127).astype(np.int8)
+    for weights in (normal, np.full((3, k), 127, np.int8), np.full((3, k), -127, np.int8), weights_at_the_bound(5, k)):
+        parts = arm_chain.split(weights)
+        assert np.array_equal(whole(parts), weights)
+        assert arm_chain.lane_sums(parts.chained).max() <= arm_chain.MOST
+        assert np.abs(parts.chained.astype(int)).max() <= 127
+
+
+def test_weights_within_the_bound_are_left_alone() -> None:
+    weights = weights_at_the_bound(8, 64)
+    weights[arm_chain.lane_sums(weights).max(axis=(1, 2)) > arm_chain.MOST] = 63
+    parts = arm_chain.split(weights)
+    assert np.array_equal(parts.chained, weights)
+    assert parts.entries.size == 0
+
+
+def test_the_bound_is_the_greatest_that_holds() -> None:
+    """Against the least pixel: 128 times the bound is an int16, 128 times the next is not."""
+    assert -128 * -arm_chain.MOST <= np.iinfo(np.int16).max < -128 * -(arm_chain.MOST + 1)
+
+
+def test_chains_are_for_weights_that_are_seldom_too_much() -> None:
+    rng = np.random.default_rng(1)
+    normal = np.clip(np.rint(rng.normal(0, 40, (728, 728))), -127, 127).astype(np.int8)
+    assert arm_chain.pays(arm_chain.split(normal), 95)
+    assert not arm_chain.pays(arm_chain.split(normal), 1)
+    assert not arm_chain.pays(arm_chain.split(np.full((728, 728), 127, np.int8)), 95)
+
+
+@requires("qemu-aarch64", package="qemu-user")
+@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
+def test_a_wrong_bound_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights at the bound are right on pixels at their extremes; with a bound too high, they are not."""
+    graph = chained_graph()
+    images = [[np.full((1, 13, 12, 352), value, np.int8)] for value in (-128, 127)]
+    for most, wrong in ((arm_chain.MOST, False), (384, True)):
+        monkeypatch.setattr(arm_chain, "MOST", most)
+        calls = arm.lower(graph, TARGET)
+        assert "_chained_" in calls[0].symbol
+        bundle = EmulatedBundle(graph, calls, TARGET, tmp_path)
+        outputs = bundle.run(images)
+        assert any(differences(graph, image, output) for image, output in zip(images, outputs, strict=True)) == wrong
