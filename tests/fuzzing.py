@@ -2,7 +2,7 @@
 
 To look for new inputs and keep those that reach new code::
 
-    PYTHONPATH=tests python -m fuzzing SECONDS
+    cd tests && python -m fuzzing SECONDS
 """
 
 from __future__ import annotations
