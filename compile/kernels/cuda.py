@@ -260,14 +260,14 @@ class _Lowering:
             front = graph.node(source)
             assert isinstance(front.op, ir.DepthwiseConv2d)
             window = self._depthwise_window(front, front.op)
-            gemm = cost.with_front(
-                self._draft(node, window, **flags), Front(window, front.inputs[0] in self.relus), self.gpu
-            )
+            pointwise = self._window(node, (1, 1), (1, 1), (0, 0, 0, 0))
+            shape = Front(window, front.inputs[0] in self.relus)
+            gemm = cost.with_front(self._draft(node, pointwise, **flags), shape, self.gpu)
             before = (self._padded(self._without_relu(front)), *self._depthwise_operands(front, window, by_dot=True))
             rows = _rows(weights, window.pixel_bytes // ITEM_BYTES[self.dtype])
             macs += int(np.prod(front.type.shape)) * window.taps
         else:
-            window = self._window(node, weights.shape[1:3], op.strides, op.padding)
+            window = self._window(node, (weights.shape[1], weights.shape[2]), op.strides, op.padding)
             if (source in self.plain and source not in self.stored) or any(op.padding):
                 window = self._gather(node, window)
                 before = (self.stored[f"{node.name}.patches"],)
@@ -278,7 +278,8 @@ class _Lowering:
             gemm = self._draft(node, window, **flags)
         if add is not None and isinstance(add.op, ir.Add) and self.dtype == "float16":
             gemm = replace(gemm, relu_after_addition=add.op.relu)
-        constants, residual = self._clamp(node), ()
+        constants = self._clamp(node)
+        residual: Operands = ()
         if add is not None:
             residual, constants = self._residual(node, add, constants)
         operands: Operands = (
@@ -319,7 +320,12 @@ class _Lowering:
         constants = [_int32(*self._clamp(node))] if self.dtype == "int8" else []
         if batch <= _VECTOR_ROWS:
             vector = MatVec(self.dtype, batch, depth * ITEM_BYTES[self.dtype], channels, relu)
-            operands = (x, Weights(rows.reshape(-1).view(np.int32)), *self._scaling(node, channels), *constants)
+            operands: Operands = (
+                x,
+                Weights(rows.reshape(-1).view(np.int32)),
+                *self._scaling(node, channels),
+                *constants,
+            )
             self._finish(node, vector.symbol, vector.build, operands, vector.groups, THREADS, vector.traffic_bytes,
                          macs=batch * weights.size)  # fmt: skip
             return
@@ -353,7 +359,7 @@ class _Lowering:
         relu = op.relu and self.dtype == "float16"
         after_relu = node.inputs[0] in self.relus
         kernel = Depthwise(self.dtype, window, after_relu, self.gpu.dot_product, relu)
-        operands = (
+        operands: Operands = (
             self._padded(self._without_relu(node)),
             *self._depthwise_operands(node, window, by_dot=kernel.by_dot),
         )

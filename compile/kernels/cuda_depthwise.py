@@ -10,7 +10,7 @@ convolution is max(x, zero point): the contract's ReLU shifts the zero point, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,16 +172,6 @@ def pack_rows(weights: NDArray[np.generic], channels: int) -> NDArray[np.int32]:
     padded[: weights.shape[2], :, :3] = weights.transpose(2, 0, 1)
     rows = padded.reshape(channels // 4, 4, 3, 4).swapaxes(1, 2)
     return np.ascontiguousarray(rows).reshape(-1).view(np.int32)
-
-
-def alone(front: Front) -> Depthwise:
-    """The same convolution as a kernel of its own."""
-    return Depthwise("int8", front.window, front.after_relu, True)
-
-
-def wider(window: Window, pixel_bytes: int) -> Window:
-    """The same window over pixels of another size."""
-    return replace(window, pixel_bytes=pixel_bytes)
 
 
 def _run(

@@ -204,10 +204,12 @@ def _emit(gemm: Gemm, thread: Thread, buffers: tuple[Buffer, ...]) -> None:
     first_column = c.bind(thread.block[0] * gemm.tile.columns)
     first_row = c.bind(thread.block[1] * gemm.tile.rows)
     block = _Block(gemm, thread, named, first_row, first_column)
-    multiply = {"mma": _Mma, "wmma": _Wmma, "dot": _Dot}[gemm.mode](block)
+    multiply: _Mma | _Wmma | _Dot
     if gemm.mode == "mma":
+        multiply = _Mma(block)
         _run_async(block, multiply)
     else:
+        multiply = _Wmma(block) if gemm.mode == "wmma" else _Dot(block)
         _run_sync(block, multiply)
     c.do("sync")
     multiply.stage()
