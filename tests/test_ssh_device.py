@@ -55,9 +55,15 @@ def device(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 
 @pytest.fixture
-def link(device: str, home: Path) -> Iterator[ssh.SshLink]:
+def link(home: Path, kept: ssh.SshLink) -> ssh.SshLink:
     """The link, with nothing on the device."""
     shutil.rmtree(home / ".cache", ignore_errors=True)
+    return kept
+
+
+@pytest.fixture
+def kept(device: str, home: Path) -> Iterator[ssh.SshLink]:
+    """The link, with whatever earlier tests left on the device."""
     yield ssh.connect(device)
     assert list(home.rglob("pwned")) == []
     assert not Path("pwned").exists()
@@ -114,24 +120,24 @@ def test_a_session_there_is_bit_exact_and_leaves_only_what_is_kept(
     assert not any("litert" in name or "safetensors" in name for name in device_files)  # only what it needs
 
 
-def test_the_right_hardware_is_measured_another_rehearsed(link: ssh.SshLink) -> None:
+def test_the_right_hardware_is_measured_another_rehearsed(kept: ssh.SshLink) -> None:
     target = catalog.get("host")
-    assert place(target, link.name).obtained == "measured"
+    assert place(target, kept.name).obtained == "measured"
     board = dataclasses.replace(target, name="some/board", device_tree_model="Some Board")
-    assert place(board, link.name).obtained == "rehearsed"
-    facts = remote.facts(link)
+    assert place(board, kept.name).obtained == "rehearsed"
+    facts = remote.facts(kept)
     assert facts.processors >= 1
     assert facts.architecture == target.architecture
     assert facts.detect().features == target.features
     other = "raspberry-pi-5" if target.architecture == "x86_64" else "avx2"
     with pytest.raises(EngineError, match="compile for a target of the device's kind"):
-        place(catalog.get(other), link.name)
+        place(catalog.get(other), kept.name)
 
 
 def test_litert_runs_where_the_device_has_it(
-    link: ssh.SshLink, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    kept: ssh.SshLink, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placement = place(small_bundle.manifest.target, link.name)
+    placement = place(small_bundle.manifest.target, kept.name)
     monkeypatch.setattr(remote, "has_litert", lambda _: False)
     with pytest.raises(EngineError, match="install them there"):
         open_engine(small_bundle, "litert", placement=placement)
@@ -305,8 +311,8 @@ def test_what_nobody_uses_goes(link: ssh.SshLink, home: Path) -> None:
     assert left == {"run.new", "keep", "files", "files/b", made.name}
 
 
-def test_a_failing_program_says_why(link: ssh.SshLink, small_bundle: Bundle) -> None:
-    with open_session(small_bundle, device=link.name) as session:
+def test_a_failing_program_says_why(kept: ssh.SshLink, small_bundle: Bundle) -> None:
+    with open_session(small_bundle, device=kept.name) as session:
         session.engine._directory = PurePosixPath("/nowhere")
         with pytest.raises(EngineError, match="/nowhere"):
             session.engine.self_test()
@@ -349,8 +355,8 @@ def test_clocks_and_temperatures_of_a_device(tmp_path: Path) -> None:
     assert not (tmp_path / "planted").exists()
 
 
-def test_the_script_that_reads_clocks_runs(link: ssh.SshLink) -> None:
-    remote.state(link)  # what it finds is the machine's business
+def test_the_script_that_reads_clocks_runs(kept: ssh.SshLink) -> None:
+    remote.state(kept)  # what it finds is the machine's business
 
 
 def test_a_chatty_login_is_explained() -> None:
@@ -359,23 +365,23 @@ def test_a_chatty_login_is_explained() -> None:
 
 
 def test_verify_and_run_take_the_device(
-    link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["verify", str(small_bundle.path), "--data", "drawn:val:3", "--device", link.name, "--json"]
+    arguments = ["verify", str(small_bundle.path), "--data", "drawn:val:3", "--device", kept.name, "--json"]
     assert cli._invoke(cli.app, arguments) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["engine"], row["device"], row["obtained"]) == ("native", link.name, "measured")
+    assert (row["engine"], row["device"], row["obtained"]) == ("native", kept.name, "measured")
     assert row["bit_exact"]
 
 
 def test_bench_check_and_layers_take_the_device(
-    link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where, brief = ["--device", link.name], ["--duration", "0.001s", "--rounds", "2"]
+    where, brief = ["--device", kept.name], ["--duration", "0.001s", "--rounds", "2"]
     assert cli._invoke(cli.app, ["bench", str(small_bundle.path), *where, *brief, "--cores", CORE, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert {(x["device"], x["obtained"], x["threads"]) for x in data["latencies"]} == {(link.name, "measured", 1)}
-    assert data["machine"]["cores"] == str(remote.facts(link).processors)
+    assert {(x["device"], x["obtained"], x["threads"]) for x in data["latencies"]} == {(kept.name, "measured", 1)}
+    assert data["machine"]["cores"] == str(remote.facts(kept).processors)
     assert {moment["when"] for moment in data["moments"]} >= {"before", "after"}
     assert cli._invoke(cli.app, ["bench", str(small_bundle.path), *where, "--layers", "--json"]) == 0
     profile = json.loads(capsys.readouterr().out)
@@ -385,30 +391,30 @@ def test_bench_check_and_layers_take_the_device(
     assert len(json.loads(capsys.readouterr().out)["windows"]) == 10
 
 
-def test_a_gate_over_ssh(link: ssh.SshLink, small_bundle: Bundle, tmp_path: Path) -> None:
-    run = Run("drawn:val:3", device=link.name, rounds=2, min_duration_s=0.0)
+def test_a_gate_over_ssh(kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path) -> None:
+    run = Run("drawn:val:3", device=kept.name, rounds=2, min_duration_s=0.0)
     report = measure(small_bundle, run)
-    assert report.device == link.name
+    assert report.device == kept.name
     assert (report.memory_bytes["native/int8"] or 0) > 500_000
     save_baseline(report, tmp_path / "b.json")
     command = baseline_command(small_bundle.path, run, tmp_path / "b.json")
-    assert f"--device {link.name}" in command
-    before = load_baseline(tmp_path / "b.json", report.target, link.name, command)
+    assert f"--device {kept.name}" in command
+    before = load_baseline(tmp_path / "b.json", report.target, kept.name, command)
     findings = {f.what: f.outcome for f in judge(report, before, Budget()).findings}
-    assert findings[f"bit-exactness, native on {link.name}"] == "pass"
+    assert findings[f"bit-exactness, native on {kept.name}"] == "pass"
     assert "latency against the baseline's, native" in findings
     assert findings["memory, native/int8"] == "pass"
     # No float build ran there (its python3 has no LiteRT): that is said, and is no pass.
-    if not remote.has_litert(link):
+    if not remote.has_litert(kept):
         assert findings["latency int8 / float, native"] == "fail"
 
 
 @pytest.mark.slow
-def test_tuning_on_the_device(link: ssh.SshLink, tmp_path: Path) -> None:
+def test_tuning_on_the_device(kept: ssh.SshLink, tmp_path: Path) -> None:
     graph = single_convolution()
     images = int8_graphs.random_input(graph, 0)[0]
     path = tmp_path / "tuning.json"
-    result = tune(graph, images, catalog.get("host"), path, device=link.name, rounds=2, candidates=1, threads=1)
+    result = tune(graph, images, catalog.get("host"), path, device=kept.name, rounds=2, candidates=1, threads=1)
     assert result.obtained == "measured"
     trials = [trial for each in result.trials.values() for trial in each]
     assert trials
