@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import int8_graphs
@@ -17,6 +18,7 @@ from int8_graphs import Int8Builder, f32, photo, random_input, random_operator_g
 from needs import requires, requires_module, requires_pocl
 from opencl_runner import OpenclRunner
 
+from xceptile.compile.backends import native_runtime
 from xceptile.compile.backends import opencl as backend
 from xceptile.compile.kernels import opencl, opencl_shapes
 from xceptile.compile.kernels.call import Weights
@@ -24,6 +26,7 @@ from xceptile.compile.kernels.gpu_call import GpuCall
 from xceptile.compile.kernels.gpu_element import INT8
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
+from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.plan import ITEM_BYTES, unpack
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
@@ -227,6 +230,18 @@ def test_every_dot_product_gives_the_same(dot: int) -> None:
     runs_as_reference(build.graph(), POWERVR, f"-DXCT_DOT={dot}", prelude=prelude)
 
 
+@pocl
+@pyopencl
+def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that holds two of three tiles of weights: the fourth tile is not there, and its groups do nothing."""
+    monkeypatch.setitem(opencl_shapes.CACHE_BYTES, "powervr", 7000)
+    graph = random_operator_graph("conv", (1, 12, 13, 40), kernel=(1, 1), channels=96)
+    (call,) = (call for call in opencl.lower(graph, POWERVR) if call.symbol.startswith("conv"))
+    assert call.symbol.endswith("_c2")
+    assert call.groups == (3 * 2, 2, 1)
+    runs_as_reference(graph, POWERVR)
+
+
 @requires("clang", package="clang")
 @pytest.mark.parametrize(
     ("standard", "options", "extensions", "prelude"),
@@ -272,26 +287,40 @@ def test_a_fault_in_the_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 # Whole networks.
 
 
-def with_batch(graph: ir.Graph, batch: int) -> ir.Graph:
-    nodes = tuple(replace(n, type=replace(n.type, shape=(batch, *n.type.shape[1:]))) for n in graph.nodes)
-    return replace(graph, nodes=nodes)
-
-
 @pocl
 @pyopencl
-def test_a_small_xception_of_two_images() -> None:
-    runs_as_reference(with_batch(random_xception(71, 0.125, 10), 2), ADRENO)
+def test_two_images() -> None:
+    runs_as_reference(block(2), ADRENO)
 
 
-@pocl
-@pyopencl
-@pytest.mark.slow
-def test_the_whole_network() -> None:
-    graph = random_xception()
-    runs_as_reference(graph, ADRENO)
+def both_builds_as_reference(graph: ir.Graph, target: TargetSpec, least_sqnr_db: float, folder: Path) -> None:
+    """In the native runtime, on a processor: int8 bit for bit, float16 (float stands in) within an error."""
     real = backend.with_pixels(int8_graphs.as_float(graph), int8_graphs.PIXELS)
-    inputs = (photo(299, 299, 1),)
-    assert sqnr_db(real, inputs, OpenclRunner(real, ADRENO).run(*inputs))[0] > LEAST_SQNR_DB
+    shape = graph.inputs[0].type.shape
+    x = photo(shape[1], shape[2], 1)
+    for network, name in ((graph, "int8"), (real, "float16")):
+        (folder / name).mkdir()
+        files = backend.build_files(network, target) | native_runtime.build_rehearsal()
+        for file, data in files.items():
+            (folder / name / file).write_bytes(data)
+        with NativeEngine(folder / name, require_device="any") as engine:
+            outputs = engine.run(x)
+        if network is graph:
+            np.testing.assert_array_equal(outputs, reference.run(graph, x)[0])
+        else:
+            assert sqnr_db(real, (x,), (outputs,))[0] > least_sqnr_db
+
+
+@pocl
+def test_a_small_xception_in_the_native_runtime(tmp_path: Path) -> None:
+    """Of few channels, whose errors do not average out: 46 dB."""
+    both_builds_as_reference(random_xception(71, 0.125, 10), MALI, LEAST_SQNR_DB - 10, tmp_path)
+
+
+@pocl
+@pytest.mark.slow
+def test_the_whole_network_in_the_native_runtime(tmp_path: Path) -> None:
+    both_builds_as_reference(random_xception(), ADRENO, LEAST_SQNR_DB, tmp_path)
 
 
 class _ShapesOnly(Int8Builder):

@@ -79,7 +79,7 @@ class Convolution:
             f"conv{'_plain' if self.plain else ''}{'_add' if self.residual else ''}_{self.element.name}_n{self.batch}"
             f"_{self.height}x{self.width}x{self.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
             f"_to{self.out_height}x{self.out_width}x{self.out_channels}_{self.tile.name}"
-            f"c{self.chunk}"
+            f"_c{self.chunk}"
         )
 
     # Sizes.
@@ -116,6 +116,12 @@ class Convolution:
     def flat(self) -> bool:
         """Whether the pixels of a group are just consecutive ones."""
         return self.taps == 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether every pixel that is asked for is in the image: a window of one pixel, and no padding."""
+        ends = ((self.out_height - 1) * self.strides[0], (self.out_width - 1) * self.strides[1])
+        return self.flat and not any(self.padding) and ends[0] < self.height and ends[1] < self.width
 
     @property
     def tile_width(self) -> int:
@@ -279,6 +285,7 @@ class _Emitter:
             self.first_column = g.bind(T.truncmod(self.pixel_tile, shape.tiles_across) * shape.tile_width)
         self.block = g.bind(self.channel_tile * self.tile.down + self.down)
         self.padding = self._padding()
+        self.corners = [] if self.tile.staged else [self._corner(r) for r in range(self.tile.pixels)]
 
     def emit(self) -> None:
         c, e = self.c, self.e
@@ -335,8 +342,10 @@ class _Emitter:
     def _load(self, block: Expr, row: Expr, column: Expr) -> Expr:
         """The input's pixel in one block, or padding; a row or column past the image may be asked for."""
         c = self.c
-        inside = T.And(T.And(row >= 0, row < c.height), T.And(column >= 0, column < c.width))
         index = ((self.image * c.in_blocks + block) * c.height + row) * c.width + column
+        if c.inside:
+            return g.bind(self.x[index])
+        inside = T.And(T.And(row >= 0, row < c.height), T.And(column >= 0, column < c.width))
         return g.choose(inside, self.x[index], self.padding)
 
     def _load_plain(self, row: Expr, column: Expr, word: int) -> Expr:
@@ -362,6 +371,14 @@ class _Emitter:
             return g.bind(row * sy - top), g.bind(column * sx - left)
         row, column = T.truncdiv(position, c.patch[1]), T.truncmod(position, c.patch[1])
         return g.bind(self.first_row * sy - top + row), g.bind(self.first_column * sx - left + column)
+
+    def _corner(self, r: int) -> tuple[Expr, Expr]:
+        """Row and column of the input under the first tap of the work-item's pixel ``r``."""
+        if self.c.flat:
+            return self._patch_position(r * self.tile.across + self.across)
+        row, column, _ = self._output(r, self.across)
+        (sy, sx), (top, left) = self.c.strides, self.c.padding
+        return g.bind(row * sy - top), g.bind(column * sx - left)
 
     # Local memory.
 
@@ -414,9 +431,7 @@ class _Emitter:
         c = self.c
         dy, dx = T.truncdiv(tap, c.kernel[1]), T.truncmod(tap, c.kernel[1])
         if not self.tile.staged:
-            row, column, there = self._output(r, self.across)
-            row = g.bind(T.if_then_else(there, row * c.strides[0] - c.padding[0] + dy, 0))
-            column = g.bind(T.if_then_else(there, column * c.strides[1] - c.padding[1] + dx, 0))
+            row, column = g.bind(self.corners[r][0] + dy), g.bind(self.corners[r][1] + dx)
             if c.plain:
                 return [self._load_plain(row, column, word) for word in range(c.words)]
             return [self._load(g.bind(first + block), row, column)]
