@@ -266,3 +266,33 @@ except BundleError as error:
     assert printed == f"{tmp_path / 'b'}: could not be written: File too large\n"
     assert open_bundle(tmp_path / "b").manifest.network == "tiny"
     assert os.listdir(tmp_path) == ["b"]
+
+
+COMPILE = """
+import os, signal, sys
+from pathlib import Path
+from small_bundle import compiled_model, quantize
+from xceptile.compile.pipeline import build_bundle_files
+from xceptile.runtime.bundle import write_bundle
+from xceptile.targets import catalog
+
+def progress(what, share):
+    if what.startswith("compile the runtime"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+files = build_bundle_files(quantize(compiled_model(), images=4), catalog.get("host"), ("tvm",), (), progress)
+write_bundle(Path(sys.argv[1]), *files)
+"""
+
+
+@pytest.mark.slow
+def test_a_compile_killed_in_the_middle_leaves_the_old_bundle(tmp_path: Path, small_bundle: Bundle) -> None:
+    files = {name: small_bundle.file(name).read_bytes() for name in small_bundle.manifest.files}
+    write_bundle(tmp_path / "b", small_bundle.manifest, files)
+    process = in_process(COMPILE, tmp_path / "b")
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == ["b"]
+    golden, expected = small_bundle.golden()
+    with open_session(open_bundle(tmp_path / "b")) as session:
+        np.testing.assert_array_equal(session.engine.run(golden), expected)

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import fake_network
 import int8_graphs
@@ -16,7 +17,8 @@ from needs import requires
 from test_bundle import FILES, manifest
 
 from xceptile.calibration.sensitivity import LayerSensitivity
-from xceptile.compile.backends import tvm
+from xceptile.compile.backends import gpu_plan, tvm
+from xceptile.compile.kernels import cuda, opencl
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
 from xceptile.runtime.accuracy import ImageResult, Seen
@@ -236,6 +238,17 @@ def test_residents_are_the_tensors_that_the_compiler_placed(name: str) -> None:
     target = catalog.get(name)
     calls = tvm.lower(graph, target)
     plan, _ = tvm.assemble(graph, calls, target)
+    last = len(calls) - 1
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in tvm.lifetimes(graph, calls))
+    assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
+
+
+@pytest.mark.parametrize(("name", "family"), [("adreno-740", opencl), ("jetson-orin-nano", cuda)])
+def test_residents_are_the_tensors_that_the_compiler_placed_for_a_gpu(name: str, family: ModuleType) -> None:
+    graph = int8_graphs.random_xception(96, 0.125, 10)
+    target = catalog.get(name)
+    calls = family.lower(graph, target)
+    plan, _ = gpu_plan.assemble(graph, calls, target.engine)
     last = len(calls) - 1
     placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in tvm.lifetimes(graph, calls))
     assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
