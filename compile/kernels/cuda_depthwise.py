@@ -28,6 +28,18 @@ THREADS = 128
 RUN = 4  # outputs of a thread
 
 
+@dataclass(frozen=True, eq=False)
+class RowTaps:
+    """The weights of one word of channels, row by row, and what follows the sum; in registers."""
+
+    word: Expr
+    weights: Buffer
+    bias: list[Expr]
+    factors: list[Expr]
+    clamp: list[Expr]
+    padding: Expr
+
+
 @dataclass(frozen=True)
 class Front:
     """A 3x3 depthwise convolution at stride 1, of int8, whose results are the rows of a matrix product.
@@ -66,12 +78,15 @@ class Front:
             exists, x < self.window.out_width
         )
 
-    def emit(self, buffers: dict[str, Buffer], item: Expr, word: Expr) -> list[Expr]:
+    def taps(self, buffers: dict[str, Buffer], word: Expr) -> RowTaps:
+        """What a word of channels is multiplied by; words past the end repeat the last."""
+        return load_row_taps(buffers, c.bind(T.min(word, self.window.pixel_words - 1)))
+
+    def emit(self, buffers: dict[str, Buffer], taps: RowTaps, item: Expr) -> list[Expr]:
         """Two items' words; those past the end repeat the last, and are multiplied by zeros or not stored."""
         inside = c.bind(T.min(item, self.items - 2))
-        channels = c.bind(T.min(word, self.window.pixel_words - 1))
         image, y, x = split(inside, self.window.out_height, self.row_items)
-        return _run(self.window, self.after_relu, buffers, (image, y, x), channels, 2)
+        return _run(self.window, self.after_relu, buffers["x"], taps, (image, y, x), 2)
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class Depthwise:
     def _write_run(self, buffers: dict[str, Buffer], at: tuple[Expr, Expr, Expr], word: Expr) -> None:
         w = self.window
         image, y, x = (c.bind(value) for value in at)
-        results = _run(w, self.after_relu, buffers, (image, y, x), word, RUN)
+        results = _run(w, self.after_relu, buffers["x"], load_row_taps(buffers, word), (image, y, x), RUN)
         pixel = c.bind((image * w.out_height + y) * w.out_width + x)
         for i, result in enumerate(results):
             with c.when(True if w.out_width % RUN == 0 or i == 0 else x + i < w.out_width):
@@ -174,43 +189,41 @@ def pack_rows(weights: NDArray[np.generic], channels: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(rows).reshape(-1).view(np.int32)
 
 
+def load_row_taps(buffers: dict[str, Buffer], word: Expr) -> RowTaps:
+    weights = c.registers(12)
+    for i in range(3):
+        c.do("load16", c.at(weights, i * 4), c.at(buffers["dw"], word * 12 + i * 4))
+    bias = [c.bind(buffers["db"][word * 4 + i]) for i in range(4)]
+    factors = [c.bind(buffers["dm"][word * 4 + i]) for i in range(4)]
+    *clamp, padding = (c.bind(buffers["dp"][i]) for i in (LOW, HIGH, ZERO, PADDING))
+    return RowTaps(word, weights, bias, factors, clamp, padding)
+
+
 def _run(
-    window: Window,
-    after_relu: bool,
-    buffers: dict[str, Buffer],
-    at: tuple[Expr, Expr, Expr],
-    word: Expr,
-    outputs: int,
+    window: Window, after_relu: bool, source: Buffer, taps: RowTaps, at: tuple[Expr, Expr, Expr], outputs: int
 ) -> list[Expr]:
     """The words of ``outputs`` neighbouring pixels from ``at`` (image, row, column) on, one word of channels each."""
     image, y, x = at
-    weights = c.registers(12)
     sums = c.registers(4 * outputs)
-    padding = c.bind(buffers["dp"][PADDING])
-    for i in range(3):
-        c.do("load16", c.at(weights, i * 4), c.at(buffers["dw"], word * 12 + i * 4))
     for i in range(4):
-        start = c.bind(buffers["db"][word * 4 + i])
         for output in range(outputs):
-            c.put(sums, output * 4 + i, start)
+            c.put(sums, output * 4 + i, taps.bias[i])
     for row in range(3):
         in_y = c.bind(y + (row - window.padding[0]))
         pixels = []
         for column in range(outputs + 2):
             in_x = x + (column - window.padding[1])
-            loaded = buffers["x"][window.word(image, in_y, in_x, word)]
-            loaded = T.if_then_else(window.contains(in_y, in_x), loaded, padding)
-            pixels.append(c.bind(c.call("max4", loaded, padding) if after_relu else loaded))
+            loaded = source[window.word(image, in_y, in_x, taps.word)]
+            loaded = T.if_then_else(window.contains(in_y, in_x), loaded, taps.padding)
+            pixels.append(c.bind(c.call("max4", loaded, taps.padding) if after_relu else loaded))
         for pair in range(outputs // 2):
             for i, channel in enumerate(_transpose(pixels[2 * pair : 2 * pair + 4])):
-                first = c.bind(weights[row * 4 + i])
-                for output, taps in ((2 * pair, first), (2 * pair + 1, first << 8)):
+                first = c.bind(taps.weights[row * 4 + i])
+                for output, multipliers in ((2 * pair, first), (2 * pair + 1, first << 8)):
                     n = output * 4 + i
-                    c.put(sums, n, c.call("dot4", channel, taps, sums[n]))
-    factors = [c.bind(buffers["dm"][word * 4 + i]) for i in range(4)]
-    clamp = [c.bind(buffers["dp"][i]) for i in (LOW, HIGH, ZERO)]
+                    c.put(sums, n, c.call("dot4", channel, multipliers, sums[n]))
     return [
-        c.bind(c.call("pack4", *(c.call("scale", sums[o * 4 + i], factors[i], *clamp) for i in range(4))))
+        c.bind(c.call("pack4", *(c.call("scale", sums[o * 4 + i], taps.factors[i], *taps.clamp) for i in range(4))))
         for o in range(outputs)
     ]
 

@@ -223,7 +223,8 @@ def _emit(gemm: Gemm, thread: Thread, buffers: tuple[Buffer, ...]) -> None:
 def _run_async(block: _Block, multiply: _Mma) -> None:
     gemm = block.gemm
     stages, slices = gemm.tile.stages, gemm.slices
-    copy_a = None if gemm.front else _a_copies(block)
+    base = multiply.shared
+    copy_a = None if gemm.front else _a_copies(block, base)
 
     def load(k: Expr, slot: Expr) -> None:
         if copy_a:
@@ -231,7 +232,7 @@ def _run_async(block: _Block, multiply: _Mma) -> None:
         for _, n, there in block.each(gemm.tile.columns * 4):
             target = slot * gemm.stage_bytes + (gemm.tile.rows * SLICE_BYTES) + n * 16
             with c.when(there):
-                c.do("copy16", c.at(block.thread.shared, target), _w_chunk(block, k, n), 1)
+                c.do("copy16", base + target, _w_chunk(block, k, n), 1)
 
     for stage in range(stages - 1):
         if stage < slices:
@@ -327,7 +328,7 @@ def _a_addresses(
     return address
 
 
-def _a_copies(block: _Block) -> Callable[[Expr, Expr], None]:
+def _a_copies(block: _Block, base: Expr) -> Callable[[Expr, Expr], None]:
     gemm = block.gemm
     chunks = block.each(gemm.tile.rows * 4)
     address = _a_addresses(block, chunks)
@@ -338,7 +339,7 @@ def _a_copies(block: _Block) -> Callable[[Expr, Expr], None]:
             pointer, valid = address(turn, k * 4 + chunk)
             target = slot * gemm.stage_bytes + row * SLICE_BYTES + (chunk ^ (row // 2 % 4)) * 16
             with c.when(there):
-                c.do("copy16", c.at(block.thread.shared, target), pointer, 1 if valid is True else valid)
+                c.do("copy16", base + target, pointer, 1 if valid is True else valid)
 
     return copy
 
@@ -354,12 +355,13 @@ def _compute_a(block: _Block, k: Expr, slot: Expr) -> None:
     gemm, front = block.gemm, block.gemm.front
     assert front is not None
     words = SLICE_BYTES // 4
-    count, threads = gemm.tile.rows // 2 * words, gemm.tile.threads
-    with T.serial(0, ceil_div(count, threads)) as turn:
-        n = c.bind(turn * threads + block.thread.index)
-        with c.when(True if count % threads == 0 else n < count):
-            pair, word = n // words, n % words
-            results = front.emit(block.buffers, block.first_row + pair * 2, k * words + word)
+    pairs, at_once = gemm.tile.rows // 2, gemm.tile.threads // words
+    word = c.bind(block.thread.index % words)
+    taps = front.taps(block.buffers, k * words + word)
+    with T.serial(0, ceil_div(pairs, at_once)) as turn:
+        pair = c.bind(turn * at_once + block.thread.index // words)
+        with c.when(True if pairs % at_once == 0 else pair < pairs):
+            results = front.emit(block.buffers, taps, block.first_row + pair * 2)
             for i, result in enumerate(results):
                 where = slot * gemm.stage_bytes + _a_word(gemm, pair * 2 + i, word)
                 c.do("store4", c.at(block.thread.shared, where), result)
@@ -377,6 +379,8 @@ class _Mma:
         self.tiles_m = tile.rows // tile.warps_m // 16
         self.tiles_n = tile.columns // tile.warps_n // 8
         self.sums = c.registers(4 * self.tiles_m * self.tiles_n, c.SUM[block.gemm.dtype])
+        # Addresses of shared memory as its instructions want them: 32 bits, to which constants cost nothing.
+        self.shared = c.bind(c.call("shared_address", c.at(block.thread.shared, 0)))
         self.column = c.bind(block.warp_column + block.lane % 4 * 2)
         bias = block.buffers["bias"]
         for j in range(self.tiles_n):
@@ -391,9 +395,9 @@ class _Mma:
 
     def slice(self, slot: Expr) -> None:
         block, gemm = self.block, self.block.gemm
-        lane, shared = block.lane, block.thread.shared
+        lane = block.lane
         name = {"int8": "mma_s8", "float16": "mma_f16"}[gemm.dtype]
-        base = c.bind(slot * gemm.stage_bytes)
+        base = c.bind(self.shared + slot * gemm.stage_bytes)
         a_row = block.warp_row + lane % 16
         b_row = block.warp_column + lane % 8 + lane // 16 * 8
         # Rows of a warp's part begin at multiples of 16, so that a lane's permutation of chunks is its own.
@@ -406,9 +410,9 @@ class _Mma:
             a_at = c.bind(base + a_row * SLICE_BYTES + a_chunk * 16)
             b_at = c.bind(base + (gemm.tile.rows + b_row) * SLICE_BYTES + b_chunk * 16)
             for m in range(self.tiles_m):
-                c.do("ldmatrix", c.at(a, m * 4), c.at(shared, a_at + m * 16 * SLICE_BYTES))
+                c.do("ldmatrix", c.at(a, m * 4), a_at + m * 16 * SLICE_BYTES)
             for j in range(0, self.tiles_n, 2):
-                c.do("ldmatrix", c.at(b, j * 2), c.at(shared, b_at + j * 8 * SLICE_BYTES))
+                c.do("ldmatrix", c.at(b, j * 2), b_at + j * 8 * SLICE_BYTES)
             for m in range(self.tiles_m):
                 for j in range(self.tiles_n):
                     c.do(name, c.at(self.sums, self._sum(m, j, 0)), c.at(a, m * 4), c.at(b, j * 2))

@@ -39,16 +39,17 @@ XCT int xct_float_to_half(float value) {
     return half;
 }
 
-XCT unsigned xct_shared_address(const void* p) {
-    unsigned address;
+// Where a pointer points in shared memory, as the instructions below take it.
+XCT int xct_shared_address(const void* p) {
+    int address;
     asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
     return address;
 }
 
 #if XCT_SM(80)
 // 16 bytes from global to shared memory, zeros where not valid; complete after commit and wait.
-XCT void xct_copy16(void* shared, const void* global, int valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(xct_shared_address(shared)), "l"(global),
+XCT void xct_copy16(int shared, const void* global, int valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                  "r"(valid ? 16 : 0) : "memory");
 }
 
@@ -60,9 +61,9 @@ XCT void xct_wait_1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 XCT void xct_wait_2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
 
 // Four 8 x 16-byte matrices; lane l points at row l % 8 of matrix l / 8.
-XCT void xct_ldmatrix(int* d, const void* shared) {
+XCT void xct_ldmatrix(int* d, int shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(xct_shared_address(shared)) : "memory");
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(shared) : "memory");
 }
 
 XCT void xct_mma_s8(int* c, const int* a, const int* b) {

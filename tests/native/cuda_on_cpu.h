@@ -242,13 +242,16 @@ static void check_shared(const void* p, size_t bytes, size_t alignment) {
     if ((uintptr_t)p % alignment) fail("a shared address that is not aligned");
 }
 
+static inline int xct_shared_address(const void* p) { return (int)((const signed char*)p - _ptr); }
+
 // cp.async: the copy may happen at any time from here to the wait for its group.
 static void perform(const Copy& copy) {
     if (copy.valid) std::memcpy(copy.to, copy.from, 16);
     else std::memset(copy.to, 0, 16);
 }
 
-static inline void xct_copy16(void* shared, const void* global, int valid) {
+static inline void xct_copy16(int address, const void* global, int valid) {
+    void* shared = _ptr + address;
     check_shared(shared, 16, 16);
     if ((uintptr_t)global % 16) fail("an asynchronous copy from an address that is not aligned");
     const Copy copy = {shared, global, valid != 0};
@@ -275,7 +278,8 @@ static inline void xct_wait_1() { wait_for_all_but(1); }
 static inline void xct_wait_2() { wait_for_all_but(2); }
 
 // ldmatrix .x4: lane l points at row l % 8 of matrix l / 8, and receives bytes 4 (l % 4) on of row l / 4 of each.
-static inline void xct_ldmatrix(int* d, const void* shared) {
+static inline void xct_ldmatrix(int* d, int address) {
+    const void* shared = _ptr + address;
     struct Load {
         static void execute(Collective& warp) {
             for (int lane = 0; lane < 32; lane++)
