@@ -30,7 +30,10 @@ def build(output: Path, targets: list[str], **environment: str) -> dict[str, byt
     return {str(path.relative_to(output / "bundles")): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("targets", [["host", "raspberry-pi-5", "adreno-740", "jetson-orin-nano"]], ids=" ".join)
+OTHERS = ["raspberry-pi-5", "adreno-740", "jetson-orin-nano"]
+
+
+@pytest.mark.parametrize("targets", [["host"], pytest.param(OTHERS, marks=pytest.mark.slow)], ids=" ".join)
 def test_two_builds_are_byte_identical(tmp_path: Path, targets: list[str]) -> None:
     first = build(tmp_path / "a", targets, PYTHONHASHSEED="1", TZ="UTC", OMP_NUM_THREADS="1")
     other = {

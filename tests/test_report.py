@@ -17,6 +17,7 @@ from needs import requires
 from test_bundle import FILES, manifest
 
 from xceptile.calibration.sensitivity import LayerSensitivity
+from xceptile.compile import cli
 from xceptile.compile.backends import gpu_plan, tvm
 from xceptile.compile.kernels import cuda, opencl
 from xceptile.runtime import arena as memory
@@ -270,3 +271,18 @@ def test_round_numbers(low: float, high: float) -> None:
     found = round_numbers(low, high)
     assert 1 <= len(found) <= 8
     assert all(low <= each <= high for each in found)
+
+
+def test_the_command_line_reports_on_a_bundle(
+    small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", str(small_bundle.path), "--data", "drawn:val:24", "--output", str(tmp_path / "r.html")]
+    quick = ["--rounds", "1", "--sensitivity", "2", "--sustained", "1s"]
+    assert cli._invoke(cli.app, words + quick) == 0, capsys.readouterr().err
+    text = (tmp_path / "r.html").read_text("utf-8")
+    for part in ("2 of 2 engines", "time by layer", "worst first", "sustained", "24 labelled images", "memory over"):
+        assert part in text, part
+    assert text.count("<figure>") == text.count("data:image/jpeg")
+    assert small_bundle.sha256() in text
+    assert cli._invoke(cli.app, [*words, "--sustained", "soon"]) == 2
+    assert "no duration" in capsys.readouterr().err
