@@ -25,6 +25,7 @@ LIBRARY_SOURCES = native_runtime.LIBRARY_SOURCES
 REPLACED = ("dlopen", "dlsym", "dlclose", "dlerror")
 FLAGS = (
     "-std=c11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-pthread",
+    "-Wl,--export-dynamic",
     *(f"-D{name}=fuzz_{name}" for name in REPLACED),
 )  # fmt: skip
 LIMITS = ("-max_len=4096", "-timeout=20", "-rss_limit_mb=4096", "-seed=1")
@@ -33,7 +34,11 @@ LIMITS = ("-max_len=4096", "-timeout=20", "-rss_limit_mb=4096", "-seed=1")
 def build(folder: Path, sources: Path = SOURCES) -> Path:
     """The fuzzer of the runtime in ``sources``."""
     program = folder / "fuzz_plan"
-    files = [TESTS / "native" / "fuzz_plan.c", *(sources / name for name in LIBRARY_SOURCES)]
+    files = [
+        TESTS / "native" / "fuzz_plan.c",
+        TESTS / "native" / "fake_cuda.c",
+        *(sources / name for name in LIBRARY_SOURCES),
+    ]
     subprocess.run(["clang", *FLAGS, f"-I{sources}", *files, "-ldl", "-lm", "-o", program], check=True)
     return program
 

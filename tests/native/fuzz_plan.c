@@ -2,8 +2,8 @@
  *
  * Length and hash are made right first, as an attacker can make them, so that the fuzzer gets past them. Nothing that
  * the input names is loaded: the runtime's calls of dlopen and its friends come here (-Ddlopen=fuzz_dlopen, ...), and every
- * kernel is the one below, which touches the first and the last byte of each operand. Files lie in a folder of this
- * process alone. */
+ * kernel is the one below, which touches the first and the last byte of each operand. A plan for CUDA runs on
+ * fake_cuda.c, which is linked into this program. Files lie in a folder of this process alone. */
 #define _GNU_SOURCE
 #include <dlfcn.h> /* declares them */
 #include <fcntl.h>
@@ -14,7 +14,11 @@
 
 #include "internal.h"
 
+#undef dlsym
+void *dlsym(void *library, const char *name);
+
 #define MAX_WEIGHTS_BYTES (1u << 20)
+#define MAX_ARENA_BYTES (1u << 24) /* on the GPU that is none: all of it is allocated and zero */
 #define MAX_TENSORS_BYTES (1u << 20)
 
 struct tensor { /* DLTensor */
@@ -35,7 +39,8 @@ struct any { /* TVMFFIAny */
     } value;
 };
 
-static char folder[64], plan_path[128], weights_path[128], kernels_path[128];
+static char folder[64], plan_path[128], weights_path[128], kernels_path[128], ptx_path[128];
+static char cuda[] = "libcuda";
 static volatile uint8_t sink;
 
 static void demand(bool holds, const char *what)
@@ -67,12 +72,16 @@ static int kernel(void *self, const struct any *arguments, int32_t count, struct
 void *fuzz_dlopen(const char *path, int mode)
 {
     (void)mode;
+    if (strcmp(path, "libcuda.so.1") == 0)
+        return cuda;
     size_t length = strlen(path), tail = strlen("kernels.so");
     return length >= tail && strcmp(path + length - tail, "kernels.so") == 0 ? folder : NULL;
 }
 
 void *fuzz_dlsym(void *library, const char *name)
 {
+    if (library == cuda)
+        return dlsym(NULL, name); /* of this program */
     demand(library == folder, "a library that was not opened");
     int (*function)(void *, const struct any *, int32_t, struct any *) = kernel;
     void *symbol = NULL;
@@ -83,7 +92,7 @@ void *fuzz_dlsym(void *library, const char *name)
 
 int fuzz_dlclose(void *library)
 {
-    demand(library == folder, "a library that was not opened");
+    demand(library == folder || library == cuda, "a library that was not opened");
     return 0;
 }
 
@@ -100,6 +109,7 @@ static void remove_folder(void)
     unlink(plan_path);
     unlink(weights_path);
     unlink(kernels_path);
+    unlink(ptx_path);
     rmdir(folder);
 }
 
@@ -114,6 +124,7 @@ int LLVMFuzzerInitialize(int *count, char ***words)
     snprintf(plan_path, sizeof plan_path, "%s/plan.bin", folder);
     snprintf(weights_path, sizeof weights_path, "%s/weights.bin", folder);
     snprintf(kernels_path, sizeof kernels_path, "%s/kernels.so", folder);
+    snprintf(ptx_path, sizeof ptx_path, "%s/kernels.ptx", folder);
     demand(symlink("/proc/self/exe", kernels_path) == 0, "no kernels"); /* of the right architecture */
     atexit(remove_folder);
     return 0;
@@ -161,6 +172,21 @@ static void check_bounds(const struct xct_plan *plan)
     demand(total == (unsigned __int128)plan->input_bytes + plan->output_bytes, "the sizes of inputs and outputs");
 }
 
+/* What fake_cuda.c takes for a module: each kernel's name and the least number of arguments that it is called with. */
+static void write_ptx(const struct xct_plan *plan)
+{
+    FILE *file = fopen(ptx_path, "w");
+    demand(file != NULL && fputs("ptx\n", file) >= 0, "no file");
+    for (uint32_t k = 0; k < plan->header->kernel_count; k++) {
+        uint32_t least = XCT_MAX_ARGUMENTS;
+        for (uint32_t i = 0; i < plan->header->step_count; i++)
+            if (plan->steps[i].kernel == k && plan->steps[i].argument_count < least)
+                least = plan->steps[i].argument_count;
+        fprintf(file, "%s %u\n", plan->strings + plan->kernels[k], least);
+    }
+    fclose(file);
+}
+
 static void use(xct_session *session)
 {
     for (uint32_t i = 0; i < xct_tensor_count(session); i++) {
@@ -193,6 +219,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool small = code == XCT_OK && plan.header->weights_bytes <= MAX_WEIGHTS_BYTES;
     uint64_t weights_bytes = code == XCT_OK ? plan.header->weights_bytes : 0;
     bool cpu = code == XCT_OK && plan.header->engine == XCT_ENGINE_CPU;
+    if (code == XCT_OK && plan.header->engine == XCT_ENGINE_CUDA) {
+        small = small && plan.header->arena_bytes <= MAX_ARENA_BYTES;
+        write_ptx(&plan);
+    }
     uint64_t arena_bytes = code == XCT_OK ? plan.header->arena_bytes : 0;
     xct_plan_free(&plan);
     if (!small)
