@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..runtime.devices import qemu
 from ..targets import host
+from .cuda_devices import cuda_devices
 from .opencl_devices import opencl_devices
 
 
@@ -25,6 +26,7 @@ _PACKAGES = (
     ("compile through TVM", "apache-tvm", "compile"),
     ("cross-compile the runtime", "ziglang", "compile"),
     ("write TFLite files", "tflite", "compile"),
+    ("compile for Jetson", "nvidia-cuda-nvrtc-cu12", "cuda"),
     ("load torch networks", "torch", "compile"),
     ("load ONNX networks", "onnx", "compile"),
     ("load Keras checkpoints", "h5py", "compile"),
@@ -59,6 +61,11 @@ def _emulator() -> Finding:
     return Finding("rehearse AArch64 bundles", True, f"{program}, C library in {root}")
 
 
+def _program(what: str, program: str, package: str) -> Finding:
+    path = shutil.which(program)
+    return Finding(what, path is not None, path or f"{program} is not installed: apt install {package}")
+
+
 def _opencl() -> Finding:
     what = "run or rehearse OpenCL bundles"
     try:
@@ -70,6 +77,21 @@ def _opencl() -> Finding:
     return Finding(what, True, ", ".join(f"{name} ({kind})" for name, kind in devices.items()))
 
 
+def _cuda() -> Finding:
+    what = "run or rehearse CUDA bundles"
+    try:
+        devices = cuda_devices()
+    except OSError:
+        return Finding(what, False, "no NVIDIA driver here (libcuda.so.1); docs/nvidia.md: a borrowed GPU")
+    if not devices:
+        return Finding(what, False, "the NVIDIA driver finds no GPU")
+    return Finding(what, True, ", ".join(f"{name} (compute capability {it})" for name, it in devices.items()))
+
+
 def examine() -> tuple[Finding, ...]:
     """Every ability in a fixed order."""
-    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl())
+    reached = (
+        _program("run bundles on boards behind ssh", "ssh", "openssh-client"),
+        _program("run bundles on Android phones", "adb", "adb"),
+    )
+    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl(), _cuda(), *reached)

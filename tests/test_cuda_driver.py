@@ -19,6 +19,7 @@ from needs import requires, requires_module
 from test_native_runtime import ADDRESS, LIBRARY, SOURCES, TESTS, compile_program
 
 from xceptile.compile.backends import cuda, native_runtime, nvrtc
+from xceptile.compile.cuda_devices import cuda_devices
 from xceptile.runtime.devices.qemu import emulator_command
 from xceptile.runtime.plan import Argument, Launch, Plan, PlanTensor, Step, pack, unpack
 from xceptile.targets import catalog
@@ -356,3 +357,14 @@ def test_the_shipped_program_on_an_emulated_arm(fake: Fake, tmp_path: Path) -> N
         expected, got = fake.run(bundle, **environment), there.run(bundle, **environment)
         assert (got.status, got.calls, got.output) == (expected.status, expected.calls, expected.output)
         assert got.error == expected.error
+
+
+def test_doctor_names_the_gpus(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAKE_LOG", raising=False)
+    monkeypatch.setenv("XCEPTILE_CUDA", str(fake.folder / "driver.so"))
+    assert cuda_devices() == {"Fake GPU\t1": "8.7"}
+    monkeypatch.setenv("FAKE_NO_DEVICE", "1")
+    assert cuda_devices() == {}
+    monkeypatch.setenv("XCEPTILE_CUDA", "/no/such/library.so")
+    with pytest.raises(OSError, match="no/such"):
+        cuda_devices()
