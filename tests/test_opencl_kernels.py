@@ -32,6 +32,7 @@ from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
 ADRENO, MALI, POWERVR = (catalog.get(name) for name in ("adreno-740", "mali-g710", "powervr-ge8320"))
+NATIVE = Path(__file__).parent / "native"
 pocl = requires_pocl()
 pyopencl = requires_module("pyopencl", package="pyopencl")
 
@@ -257,7 +258,7 @@ def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_source_compiles_with_the_real_extensions(
     standard: str, options: str, extensions: str, prelude: str
 ) -> None:
-    """Clang knows Khronos's and Arm's functions and half arithmetic, which nothing here can run; not Qualcomm's. Clang
+    """Clang knows Khronos's and Arm's functions and half arithmetic, which no device here has; not Qualcomm's. Clang
     14 declares vload_half only beside cl_khr_fp16, against OpenCL C 1.2, 6.12.7."""
     float_graph = backend.with_pixels(int8_graphs.as_float(block()), int8_graphs.PIXELS)
     calls = [*opencl.lower(block(), ADRENO), *opencl.lower(float_graph, MALI)]
@@ -266,6 +267,38 @@ def test_the_source_compiles_with_the_real_extensions(
     source = prelude + backend.generate(calls)
     done = subprocess.run([*command, *options.split()], input=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:2000]
+
+
+@requires("clang", package="clang")
+@requires("qemu-aarch64", package="qemu-user")
+@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
+def test_half_arithmetic_bit_for_bit(tmp_path: Path) -> None:
+    """What no OpenCL device here has: the preamble with -DXCT_FP16=1, as code of an Arm processor with half arithmetic.
+
+    A product is rounded to half once, every further one is fused into the sum, and sums of eight go on in float.
+    """
+    (tmp_path / "probe.cl").write_text(backend.PREAMBLE.read_text() + (NATIVE / "half_probe.cl").read_text())
+    clang = ["clang", "-x", "cl", "-cl-std=CL3.0", "-target", "aarch64-linux-gnu", "-march=armv8.2-a+fp16", "-O1"]
+    clang += ["-Xclang", "-finclude-default-header", "-Xclang"]
+    clang += ["-cl-ext=+cl_khr_fp16,+__opencl_c_generic_address_space", "-DXCT_FP16=1", "-c", "-o", "probe.o"]
+    subprocess.run([*clang, "probe.cl"], cwd=tmp_path, check=True, capture_output=True)
+    gcc = ["aarch64-linux-gnu-gcc", "-static", str(NATIVE / "half_probe.c"), "probe.o", "-o", "probe"]
+    subprocess.run(gcc, cwd=tmp_path, check=True)
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 4, (64, 8)).astype(np.float16)
+    w = rng.normal(0, 1, (64, 4, 4, 2)).astype(np.float16)  # word, channel, half
+    command = ["qemu-aarch64", "-cpu", "max", str(tmp_path / "probe")]
+    out = subprocess.run(command, input=x.tobytes() + w.tobytes(), check=True, capture_output=True).stdout
+    sums, plain = np.frombuffer(out[: 2 * 64 * 16], np.float32).reshape(2, 64, 4)
+    tripled = np.frombuffer(out[2 * 64 * 16 :], np.float16).reshape(64, 8)
+    a, b = x.astype(np.float64), w.transpose(0, 1, 3, 2).reshape(64, 8, 4).astype(np.float64)
+    total = np.zeros((64, 4))
+    for i in range(8):
+        total = (total + a[:, i, None] * b[:, i]).astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(sums, np.float32(0.5) + total.astype(np.float32))
+    pair = (a[:, :2, None] * b[:, :2]).astype(np.float16)
+    np.testing.assert_array_equal(plain, np.float32(0.5) + (pair[:, 0] + pair[:, 1]).astype(np.float32))
+    np.testing.assert_array_equal(tripled, (x.astype(np.float32) * np.float32(3)).astype(np.float16))
 
 
 @pocl

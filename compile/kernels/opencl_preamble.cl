@@ -127,7 +127,17 @@ static float xct_lane(float4 values, int index) {
   return index == 0 ? values.s0 : index == 1 ? values.s1 : index == 2 ? values.s2 : values.s3;
 }
 
-// float16: a vector is eight halves, a word two. vload_half and vstore_half work without cl_khr_fp16.
+// float16: a vector is eight halves, a word two.
+#if XCT_FP16
+static float2 xct_halves(int word) { return convert_float2(as_half2(word)); }
+
+static float8 xct_eight(int4 vector) { return convert_float8(as_half8(vector)); }
+
+static int xct_pack_two(float2 values) { return as_int(convert_half2_rte(values)); }
+
+static int4 xct_pack_eight(float8 values) { return as_int4(convert_half8_rte(values)); }
+#else
+// vload_half and vstore_half are part of OpenCL C 1.2 itself.
 static float2 xct_halves(int word) { return vload_half2(0, (const __private half *)&word); }
 
 static float8 xct_eight(int4 vector) { return vload_half8(0, (const __private half *)&vector); }
@@ -143,6 +153,7 @@ static int4 xct_pack_eight(float8 values) {
   vstore_half8_rte(values, 0, (__private half *)&vector);
   return vector;
 }
+#endif
 
 static float xct_half(int word, int index) {
   float2 values = xct_halves(word);
