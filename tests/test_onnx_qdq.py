@@ -105,6 +105,7 @@ def test_scales_zero_points_and_integers_are_the_graphs(network):
         assert values[f"{name}/scale"] == np.float32(node.type.per_tensor.scale)
         assert values[f"{name}/zero_point"] == node.type.per_tensor.zero_point
         assert values[f"{name}/zero_point"].dtype == np.int8
+        assert values[f"{name}/scale"].shape == values[f"{name}/zero_point"].shape == ()
     for name, constant in network.constants.items():
         assert values[f"{name}/q"].dtype == constant.data.dtype
         assert sorted(values[f"{name}/q"].ravel()) == sorted(constant.data.ravel())

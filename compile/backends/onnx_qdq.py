@@ -198,7 +198,7 @@ def _serialize(form: _Form) -> bytes:
         writer.nodes.append(copy)
         if quant is not None:
             writer.round_trip(f"{name}/real", name, quant)
-    tensors = [numpy_helper.from_array(np.ascontiguousarray(data), name) for name, data in writer.constants.items()]
+    tensors = [numpy_helper.from_array(np.asarray(data, order="C"), name) for name, data in writer.constants.items()]
     ends = list(model.graph.input), list(model.graph.output)
     graph = helper.make_graph(writer.nodes, model.graph.name, *ends, tensors)
     result = helper.make_model(
