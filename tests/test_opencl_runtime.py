@@ -226,6 +226,8 @@ def test_the_fake_runs_the_network(checked: Path, fake: Path, bundle: Path) -> N
     numbered = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": "102B=fake GPU 740"}
     described = json.loads(run(checked, "--describe", bundle, **numbered).stdout)
     assert described["device"] == "fake GPU 740 (fake), driver 1"
+    wordy = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": f"902={'p' * 120};102B={'n' * 120};102D={'d' * 120}"}
+    passes(checked, bundle, **wordy)
 
 
 @requires("qemu-aarch64", package="qemu-user")

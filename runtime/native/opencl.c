@@ -227,7 +227,22 @@ static const char *find_functions(struct functions *cl, void *library)
     return NULL;
 }
 
-/* RTLD_NODELETE: vendors' libraries have threads and handlers that outlive dlclose. */
+/* Whether the library of this name is there and is one of OpenCL 1.2; if it is there and is none, *missing names the
+ * function that it lacks. RTLD_NODELETE: vendors' libraries have threads and handlers that outlive dlclose. */
+static bool try_library(struct opencl *gpu, const char *name, const char **missing)
+{
+    gpu->library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (gpu->library == NULL)
+        return false;
+    snprintf(gpu->library_name, sizeof gpu->library_name, "%s", name);
+    *missing = find_functions(&gpu->cl, gpu->library);
+    if (*missing == NULL)
+        return true;
+    dlclose(gpu->library);
+    gpu->library = NULL;
+    return false;
+}
+
 static int open_library(struct opencl *gpu, struct xct_error *error)
 {
     static const char *const usual[] = {
@@ -237,31 +252,28 @@ static int open_library(struct opencl *gpu, struct xct_error *error)
         "/system/vendor/lib64/egl/libGLES_mali.so", "libGLES_mali.so", "/vendor/lib64/libPVROCL.so",
         "/system/vendor/lib64/libPVROCL.so", "libPVROCL.so",
 #else
-        "libOpenCL.so.1", "libOpenCL.so", "/usr/lib/aarch64-linux-gnu/libOpenCL.so.1",
-        "/usr/lib/aarch64-linux-gnu/libmali.so.1", "/usr/lib64/libOpenCL.so.1", "libmali.so.1", "libmali.so",
+        "libOpenCL.so.1", "libOpenCL.so", "/usr/lib/aarch64-linux-gnu/libOpenCL.so.1", "/usr/lib64/libOpenCL.so.1",
+        "libmali.so.1", "libmali.so", "/usr/lib/aarch64-linux-gnu/libmali.so.1",
 #endif
     };
-    const char *chosen = getenv("XCEPTILE_OPENCL"), *name = chosen;
+    const char *chosen = getenv("XCEPTILE_OPENCL"), *missing = NULL;
+    bool found = false;
     if (chosen != NULL && chosen[0] != 0)
-        gpu->library = dlopen(chosen, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+        found = try_library(gpu, chosen, &missing);
     else
-        for (size_t i = 0; i < sizeof usual / sizeof usual[0] && gpu->library == NULL; i++) {
-            name = usual[i];
-            gpu->library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-        }
-    if (gpu->library == NULL) {
-        const char *why = dlerror();
-        if (chosen != NULL && chosen[0] != 0)
-            return xct_fail(error, XCT_ERROR_DEVICE, "cannot load the OpenCL library that XCEPTILE_OPENCL names: %s",
-                            why != NULL ? why : chosen);
-        return xct_fail(error, XCT_ERROR_DEVICE, "no OpenCL library here (libOpenCL.so in the usual places): install the "
-                        "GPU's driver, or name its library with XCEPTILE_OPENCL");
-    }
-    snprintf(gpu->library_name, sizeof gpu->library_name, "%s", name);
-    const char *missing = find_functions(&gpu->cl, gpu->library);
+        for (size_t i = 0; i < sizeof usual / sizeof usual[0] && !found; i++)
+            found = try_library(gpu, usual[i], &missing);
+    if (found)
+        return XCT_OK;
     if (missing != NULL)
-        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no %s: it is no library of OpenCL 1.2", name, missing);
-    return XCT_OK;
+        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no %s: it is no library of OpenCL 1.2", gpu->library_name,
+                        missing);
+    const char *why = dlerror();
+    if (chosen != NULL && chosen[0] != 0)
+        return xct_fail(error, XCT_ERROR_DEVICE, "cannot load the OpenCL library that XCEPTILE_OPENCL names: %s",
+                        why != NULL ? why : chosen);
+    return xct_fail(error, XCT_ERROR_DEVICE, "no OpenCL library here (libOpenCL.so in the usual places): install the "
+                    "GPU's driver, or name its library with XCEPTILE_OPENCL");
 }
 
 /* ---- the device ---- */
@@ -317,7 +329,7 @@ static bool has_word(const char *words, const char *word)
  * Adreno tells its number there only. */
 static int name_device(struct opencl *gpu, cl_platform platform, cl_device device, struct xct_error *error)
 {
-    char place[64] = {0}, *name = NULL, *version = NULL, *driver = NULL;
+    char place[256] = {0}, *name = NULL, *version = NULL, *driver = NULL;
     cl_int status = gpu->cl.clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL);
     gpu->name[0] = 0;
     if (status != CL_SUCCESS)
@@ -330,7 +342,7 @@ static int name_device(struct opencl *gpu, cl_platform platform, cl_device devic
     if (code == XCT_OK && strpbrk(name, "0123456789") != NULL)
         version[0] = 0;
     if (code == XCT_OK)
-        snprintf(gpu->name, sizeof gpu->name, "%.120s (%s)%s%.90s, %.90s", name, place, version[0] != 0 ? ", " : "",
+        snprintf(gpu->name, sizeof gpu->name, "%.120s (%.60s)%s%.90s, %.90s", name, place, version[0] != 0 ? ", " : "",
                  version, driver);
     free(name);
     free(version);
