@@ -191,6 +191,7 @@ def torch_contenders(kit: Path, batch: int) -> tuple[dict[str, Callable[[], None
     x = torch.randint(0, 256, shape, device="cuda").half().to(memory_format=torch.channels_last)
     found: dict[str, Callable[[], None]] = {}
     refused: dict[str, str] = {}
+    torch.backends.cudnn.benchmark = True  # its fastest algorithm for each layer
     with torch.inference_mode():
         for _ in range(3):
             forward(x)
