@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -298,10 +298,11 @@ class Scratch:
         self._sent = digest
 
     def close(self) -> None:
-        """Removes the folder from the device; what is kept by contents stays."""
+        """Removes the folder from the device; what is kept by contents stays. Where the device is gone, it is left."""
         if not self._closed:
             self._closed = True
-            self._link.shell(quoted(["rm", "-rf", self.folder]))
+            with suppress(EngineError):
+                self._link.shell(quoted(["rm", "-rf", self.folder]))
 
 
 class RemoteNativeEngine(NativeProgramEngine):
