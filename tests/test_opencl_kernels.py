@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,7 +272,6 @@ def test_the_source_compiles_with_the_real_extensions(
 
 @requires("clang", package="clang")
 @requires("qemu-aarch64", package="qemu-user")
-@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
 def test_half_arithmetic_bit_for_bit(tmp_path: Path) -> None:
     """What no OpenCL device here has: the preamble with -DXCT_FP16=1, as code of an Arm processor with half arithmetic.
 
@@ -282,12 +282,12 @@ def test_half_arithmetic_bit_for_bit(tmp_path: Path) -> None:
     clang += ["-Xclang", "-finclude-default-header", "-Xclang"]
     clang += ["-cl-ext=+cl_khr_fp16,+__opencl_c_generic_address_space", "-DXCT_FP16=1", "-c", "-o", "probe.o"]
     subprocess.run([*clang, "probe.cl"], cwd=tmp_path, check=True, capture_output=True)
-    gcc = ["aarch64-linux-gnu-gcc", "-static", str(NATIVE / "half_probe.c"), "probe.o", "-o", "probe"]
-    subprocess.run(gcc, cwd=tmp_path, check=True)
+    link = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu.2.17", "-o", "probe"]
+    subprocess.run([*link, str(NATIVE / "half_probe.c"), "probe.o"], cwd=tmp_path, check=True)
     rng = np.random.default_rng(0)
     x = rng.normal(0, 4, (64, 8)).astype(np.float16)
     w = rng.normal(0, 1, (64, 4, 4, 2)).astype(np.float16)  # word, channel, half
-    command = ["qemu-aarch64", "-cpu", "max", str(tmp_path / "probe")]
+    command = ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu", str(tmp_path / "probe")]
     out = subprocess.run(command, input=x.tobytes() + w.tobytes(), check=True, capture_output=True).stdout
     sums, plain = np.frombuffer(out[: 2 * 64 * 16], np.float32).reshape(2, 64, 4)
     tripled = np.frombuffer(out[2 * 64 * 16 :], np.float16).reshape(64, 8)
