@@ -144,7 +144,7 @@ def test_rehearsed_time_is_not_judged() -> None:
     ("changes", "what"),
     [
         ({"accuracies": (accuracy(correct=""),)}, "top-1"),
-        ({"accuracies": (accuracy(differing_values=1),)}, "bit-exactness"),
+        ({"accuracies": (accuracy(differing_values=1, largest_difference_steps=1),)}, "bit-exactness"),
         ({"accuracies": ()}, "engine native"),
         ({"sizes_bytes": {"native/int8": 1100}}, "size"),
         ({"sizes_bytes": {}}, "size"),
