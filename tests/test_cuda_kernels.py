@@ -3,16 +3,18 @@ processor, instructions of tensor cores included (``native/cuda_on_cpu.h``), and
 
 from __future__ import annotations
 
+import ctypes
+import json
 import platform
 import re
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_checks import gpu_capability, run_checks, write_checks
 from cuda_emulator import EmulatedNetwork
+from cuda_graphs import chains, operator_graphs
 from emulated_bundle import merged
 from int8_graphs import (
     PIXELS,
@@ -20,17 +22,15 @@ from int8_graphs import (
     all_outputs,
     as_float,
     differences,
-    f32,
     photo,
     random_input,
     random_operator_graph,
     random_xception,
-    tie_graph,
 )
 from needs import requires, requires_hardware
 
 from xceptile.compile.backends import cuda as backend
-from xceptile.compile.backends import native_runtime, nvrtc
+from xceptile.compile.backends import nvrtc
 from xceptile.compile.backends.opencl import with_pixels
 from xceptile.compile.kernels import cuda as family
 from xceptile.compile.kernels import cuda_cost, cuda_gemm
@@ -40,60 +40,17 @@ from xceptile.runtime.plan import unpack
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+import borrowed_gpu
+import gpu_kit
+
 emulated = [
     requires("clang++", package="clang"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulation of CUDA is written for x86-64"),
 ]
 
 TARGETS = {name: catalog.get(f"jetson-{name}") for name in ("nano", "tx2", "xavier", "orin")}
-CHANNELS = (1, 3, 8, 17, 33, 128)
 EXTREMES = (-128, 127)
-
-
-def operator_graphs() -> Iterator[ir.Graph]:
-    """Every operator at the edges of words, chunks and tiles, at odd sizes, and with accumulators on exact halves."""
-    for index, channels in enumerate(CHANNELS):
-        outputs = CHANNELS[-1 - index]
-        relu = channels % 2 == 0
-        yield random_operator_graph("conv", (1, 5, 7, channels), channels=outputs, kernel=(1, 1), relu=relu)
-        yield random_operator_graph("depthwise", (1, 5, 7, channels), padding=(1, 1, 1, 1), relu=not relu)
-        yield random_operator_graph("linear", (1, channels), channels=outputs, relu=relu)
-        yield random_operator_graph("relu", (1, 5, 3, channels))
-        yield random_operator_graph("pool", (1, 7, 6, channels), strides=(2, 2), padding=(0, 1, 1, 1))
-        yield random_operator_graph("add", (1, 5, 3, channels), relu=relu)
-        yield random_operator_graph("requantize", (1, 5, 3, channels))
-        yield random_operator_graph("mean", (1, 5, 3, channels))
-    windows = (((1, 1), (1, 1, 1, 1)), ((2, 2), (0, 1, 0, 1)), ((1, 2), (0, 0, 0, 0)), ((3, 2), (2, 1, 0, 2)))
-    for strides, padding in windows:
-        for kind, kernel in (("conv", (3, 3)), ("depthwise", (3, 3)), ("depthwise", (5, 2))):
-            shape = (1, 9, 8, 3) if kind == "conv" else (1, 10, 11, 20)
-            yield random_operator_graph(
-                kind, shape, channels=5, kernel=kernel, strides=strides, padding=padding, relu=strides == (1, 1)
-            )
-    yield random_operator_graph("linear", (9, 70), channels=40)  # more rows than the vectors' kernel takes
-    for kind in ("conv", "depthwise", "linear", "add", "requantize"):
-        for zero_point in (-128, 0, 7, 127):
-            shape = (1, 15) if kind == "linear" else (1, 8, 8, 15)
-            yield tie_graph(kind, shape, zero_point=zero_point, relu=zero_point == 7 and kind != "requantize")
-    for kind in ("conv", "depthwise", "linear"):  # scaled accumulators far beyond int8
-        shape = (1, 15) if kind == "linear" else (1, 6, 5, 15)
-        yield random_operator_graph(kind, shape, quant=ir.PerTensor(f32(2e-5), 3), relu=kind == "conv")
-
-
-def chains(batch: int = 1) -> Iterator[ir.Graph]:
-    """What the lowering joins, and what it must not join."""
-    for index, (height, width, channels, outputs) in enumerate([(13, 13, 40, 24), (7, 9, 64, 136)]):
-        build = Int8Builder(f"chain{index}", index)
-        shape = (batch, height, width, channels)
-        x = build.conv(build.input(np.random.default_rng(index).integers(-128, 128, shape, np.int8)), channels)
-        shared = build.relu(x)
-        first = build.conv(build.depthwise(shared), outputs, relu=True)
-        second = build.conv(build.depthwise(build.conv(shared, channels)), outputs)
-        joined = build.add(first, second, relu=True)
-        third = build.conv(build.depthwise(shared), outputs)
-        last = build.add(build.conv(shared, outputs, (3, 3), (1, 1), (1, 1, 1, 1)), build.add(third, joined))
-        build.fully_connected(build.average_pool(last), 10)
-        yield build.graph(joined, last, build.nodes[-1].name)
 
 
 def some_slow(*quick: str) -> list[object]:
@@ -324,27 +281,35 @@ def test_a_mixed_graph_is_refused() -> None:
         family.lower(replace(build.graph(), nodes=(*build.nodes, node), outputs=("real",)), TARGETS["orin"])
 
 
-def gpu_graphs() -> dict[str, ir.Graph]:
-    """What is run on a real GPU: every operator, chains, batches, float16, and the whole network."""
-    small = random_xception(75, 0.25, 10)
-    return {
-        "operators": merged([*operator_graphs(), *chains()]),
-        "small network, two images": all_outputs(batched(small, 2)),
-        "small network in float16": with_pixels(as_float(small), PIXELS),
-        "whole network": random_xception(),
-    }
+def gpu_capability() -> int:
+    """87 and the like of the first GPU; 0 where there is no driver or no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    device, number = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return 0
+    capability = 0
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return 0
+        capability = capability * 10 + number.value
+    return capability
 
 
 @pytest.mark.cuda
-@requires_hardware((gpu_capability() or 0) >= 80, "NVIDIA GPU of compute capability 8.0 or later")
-def test_on_a_real_gpu(tmp_path: Path) -> None:
-    write_checks(tmp_path / "checks", gpu_graphs())
-    program = tmp_path / "xceptile-run"
-    program.write_bytes(native_runtime.build_rehearsal()["xceptile-run"])
-    program.chmod(0o755)
-    results = run_checks(tmp_path / "checks", program)
-    assert len(results) == 4
-    assert not any(results.values()), results
+@requires_hardware(gpu_capability() >= 80, "NVIDIA GPU of compute capability 8.0 or later")
+def test_a_real_gpu_equals_the_reference(tmp_path: Path) -> None:
+    """The operators of every board and the whole network from their PTX, by the driver of this GPU: a rehearsal."""
+    kit = tmp_path / "kit"
+    gpu_kit.make(kit)
+    library = borrowed_gpu.load_runtime(kit / f"libxceptile-{platform.machine()}.so")
+    checked = [
+        borrowed_gpu.check(library, kit, entry) for entry in json.loads((kit / "kit.json").read_text())["networks"]
+    ]
+    assert len(checked) >= 6
+    assert [entry for entry in checked if not entry.get("equal")] == []
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cuda_graphs import chains, operator_graphs
 from emulated_bundle import merged
 from int8_graphs import as_float, photo, random_input, random_xception
-from test_cuda_kernels import chains, operator_graphs
 from torch_network import AXES, symmetric
 
 from xceptile.compile.backends import cuda, native_runtime, opencl
