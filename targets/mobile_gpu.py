@@ -116,11 +116,12 @@ TARGETS = (
             dot_product=True,
             sources=(
                 _ADRENO_7,
-                "clock, bandwidth_gb_s: https://primua.com/adreno-740/",
+                "clock, bandwidth_gb_s, cache_bytes: https://primua.com/adreno-740/",
                 _ADRENO_7_INT8,
                 _ADRENO_LOCAL,
                 _LAUNCH,
             ),
+            cache_bytes=1024 * _KIB,
         ),
         aliases=("snapdragon-8-gen-2-gpu",),
         description="Adreno 740 (Snapdragon 8 Gen 2)",

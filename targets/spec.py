@@ -13,6 +13,7 @@ class GpuSpec:
     in 10^9 operations a second, a multiply-accumulate counted as two; ``bandwidth_gb_s`` of the memory it shares or
     owns; ``launch_us`` what one kernel costs in a queue even if it does nothing. ``subgroup_width`` work-items run in
     step; ``local_memory_bytes`` is what one work-group may have. ``dot_product``: whether it multiplies int8 by fours.
+    ``cache_bytes`` is the last-level cache of the GPU itself, None where it is published nowhere.
     ``sources`` are where these were read, each beginning with what it says.
     """
 
@@ -26,6 +27,7 @@ class GpuSpec:
     subgroup_width: int
     dot_product: bool
     sources: tuple[str, ...]
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -403,16 +403,28 @@ def distinct_bytes(call: GpuCall) -> int:
     return sum(o.data.nbytes if isinstance(o, Weights) else o.count * ITEM_BYTES[o.dtype] for o in call.operands)
 
 
+def over_goal(calls: tuple[GpuCall, ...]) -> dict[str, float]:
+    """The launches that move more than 1.15 times their distinct bytes, and how often they do."""
+    ratios = {call.name: call.traffic_bytes / distinct_bytes(call) for call in calls}
+    return {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > 1.15}
+
+
 @pytest.mark.parametrize("target", [ADRENO, MALI], ids=["adreno", "mali"])
-def test_launches_and_memory_traffic(xception: ir.Graph, target: TargetSpec) -> None:
-    """The goal is 80 launches and 1.15 times the distinct bytes a launch. One launch misses it: on the 37x37 map the
-    weights of 728 channels and the pixels are each larger than half a megabyte, so the pixels pass twice."""
+def test_launches(xception: ir.Graph, target: TargetSpec) -> None:
     calls = opencl.lower(xception, target)
     assert len(calls) == 80
     assert len({call.symbol for call in calls}) == 33
+
+
+def test_memory_traffic(xception: ir.Graph) -> None:
+    assert over_goal(opencl.lower(xception, ADRENO)) == {}
+
+
+def test_memory_traffic_with_half_a_megabyte_of_cache(xception: ir.Graph) -> None:
+    """On the 37x37 map the weights of 728 channels and the pixels are each larger, so the pixels pass twice."""
+    calls = opencl.lower(xception, MALI)
     assert sum(call.traffic_bytes for call in calls) == 104_325_555
-    over = {call.name: round(call.traffic_bytes / distinct_bytes(call), 2) for call in calls}
-    assert {name: ratio for name, ratio in over.items() if ratio > 1.15} == {"conv_9": 1.39}
+    assert over_goal(calls) == {"conv_9": 1.39}
 
 
 def test_traffic_without_a_cache(xception: ir.Graph) -> None:
@@ -422,12 +434,6 @@ def test_traffic_without_a_cache(xception: ir.Graph) -> None:
     assert round(asked / distinct, 2) == 3.26
     others = [call for call in calls if not call.symbol.startswith("conv")]
     assert all(call.requested_bytes <= 1.15 * distinct_bytes(call) for call in others)
-
-
-def test_a_larger_cache_serves_more(xception: ir.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(opencl_shapes.CACHE_BYTES, "adreno", 1 << 20)
-    calls = opencl.lower(xception, ADRENO)
-    assert all(call.traffic_bytes <= 1.15 * distinct_bytes(call) for call in calls)
 
 
 @pytest.mark.parametrize("target", [ADRENO, MALI, POWERVR], ids=["adreno", "mali", "powervr"])

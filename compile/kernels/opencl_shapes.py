@@ -11,8 +11,9 @@ from .gpu_element import Element
 from .gpu_tir import VECTOR_BYTES
 from .gpu_window import Window, patch
 
-# Of the last-level cache in the count of memory traffic. Makers publish little: half a megabyte is what the smallest
-# configurations of the listed Adreno and Mali parts are said to have, and a PowerVR of the GE series has less.
+# Of the last-level cache in the count of memory traffic, where a target's row has none. Makers publish little: half a
+# megabyte is what the smallest configurations of the listed Adreno and Mali parts are said to have, and a PowerVR of
+# the GE series has less.
 CACHE_BYTES = {"adreno": 512 << 10, "mali": 512 << 10, "powervr": 128 << 10}
 
 
@@ -45,7 +46,7 @@ def family_of(gpu: GpuSpec) -> str:
 
 def cache_bytes(gpu: GpuSpec) -> int:
     """What the count of traffic takes the last-level cache to hold."""
-    return CACHE_BYTES[family_of(gpu)]
+    return gpu.cache_bytes or CACHE_BYTES[family_of(gpu)]
 
 
 def tile_of(gpu: GpuSpec, shape: Convolution) -> Convolution:
