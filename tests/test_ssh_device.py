@@ -17,10 +17,12 @@ import int8_graphs
 import numpy as np
 import pytest
 from needs import requires
+from PIL import Image
 from ssh_server import ssh_server, sshd
 
 from xceptile.compile import cli
 from xceptile.compile.tune import tune
+from xceptile.models import drawn
 from xceptile.models import graph as ir
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
@@ -372,6 +374,13 @@ def test_verify_and_run_take_the_device(
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["engine"], row["device"], row["obtained"]) == ("native", kept.name, "measured")
     assert row["bit_exact"]
+    image = tmp_path / "an image.png"
+    Image.fromarray(drawn.draw("val", 0, 40)[0]).save(image)
+    answers = []
+    for device in (kept.name, "local"):
+        assert cli._invoke(cli.app, ["run", str(small_bundle.path), str(image), "--device", device, "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["results"])
+    assert answers[0] == answers[1]
 
 
 def test_bench_check_and_layers_take_the_device(
