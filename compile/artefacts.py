@@ -66,7 +66,8 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
         graphs["float16"] = opencl.with_pixels(real, pixels)
     except Float16RangeError as error:
         told["no float16 build"] = str(error)
-    artefacts, files = [], {}
+    artefacts: list[Artefact] = []
+    files: dict[str, bytes] = {}
     for dtype, graph in graphs.items():
         progress(f"compile {dtype} kernels for {target.name}", 0.0)
         made = backend.build_files(graph, target)

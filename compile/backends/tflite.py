@@ -193,17 +193,15 @@ class _Program:
         begin = tuple(position if i == axis else 0 for i in range(len(size)))
         output = self._activation(name, ir.TensorType(size, x.dtype, x.quant))
         version = 2 if x.dtype == "int8" else 1
-        bounds = (self._constant(f"{name}/begin", np.array(begin, np.int32)),)
+        bounds = [self._constant(f"{name}/begin", np.array(begin, np.int32))]
         if self.for_gpu:
             end = tuple(b + s for b, s in zip(begin, size, strict=True))
             steps = np.ones(len(size), np.int32)
-            bounds += (
-                self._constant(f"{name}/end", np.array(end, np.int32)),
-                self._constant(f"{name}/strides", steps),
-            )
+            bounds.append(self._constant(f"{name}/end", np.array(end, np.int32)))
+            bounds.append(self._constant(f"{name}/strides", steps))
             form = ("STRIDED_SLICE", "StridedSliceOptions")
         else:
-            bounds += (self._constant(f"{name}/size", np.array(size, np.int32)),)
+            bounds.append(self._constant(f"{name}/size", np.array(size, np.int32)))
             form = ("SLICE", "SliceOptions")
         self.operators.append(_Operator(form[0], version, (index, *bounds), output, form[1]))
         return output
@@ -270,8 +268,8 @@ class _Program:
             case ir.Add():
                 form, fields = ("ADD", 2 if int8 else 1, "AddOptions"), relu
             case ir.GlobalAveragePool() if self.for_gpu:
-                shape = np.array(node.type.shape, np.int32)
-                inputs = (self._average_pooled(node, inputs[0]), self._constant(f"{node.name}/shape", shape))
+                flat = self._constant(f"{node.name}/shape", np.array(node.type.shape, np.int32))
+                inputs = (self._average_pooled(node, inputs[0]), flat)
                 form, fields = ("RESHAPE", 1, ""), {}
             case ir.GlobalAveragePool():
                 inputs = (inputs[0], self._constant(f"{node.name}/axes", np.array([1, 2], np.int32)))
