@@ -329,7 +329,7 @@ def check_artefacts(
     images: Sequence[Labelled],
     device: str | None = None,
 ) -> Callable[[Quantized], Sequence[Accuracy]]:
-    """What ``control`` rechecks with: writes the bundle that ``build`` makes and runs its int8 engines on ``device``."""
+    """What ``control`` rechecks with: writes the bundle that ``build`` makes, runs its int8 engines on ``device``."""
 
     def recheck(network: Quantized) -> Sequence[Accuracy]:
         with tempfile.TemporaryDirectory(prefix="xceptile-") as folder:
