@@ -19,6 +19,7 @@ from xceptile.models.preprocess import InputSpec
 from xceptile.models.weights import save_checkpoint
 from xceptile.models.xception import Xception
 from xceptile.runtime import bundle as bundles
+from xceptile.runtime.plan import unpack
 
 LABELS = ("circle", "square", "star")
 SIZE = 71
@@ -296,3 +297,33 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "Traceback" in capsys.readouterr().err
     assert xceptile("inspect", tmp_path) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tuning_goes_into_the_bundle(
+    compiled: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tune`, then `compile --tuning`: other tasks than the cost model's, and the same outputs bit for bit."""
+    tuning, bundle = tmp_path / "tuning.json", tmp_path / "bundle"
+    options = ("--rounds", 1, "--candidates", 1, "--threads", 1)
+    assert xceptile("tune", "host", "--model", home / "net.safetensors", "--output", tuning, *options) == 0
+    values = json.loads(tuning.read_text())
+    for trials in values["trials"].values():  # as if every candidate had won
+        assert [trial.pop("failure") for trial in trials] == [""]
+        trials[0] |= {"time_ms": 1.0, "model_ms": 2.0, "failure": ""}
+    tuning.write_text(json.dumps(values | {"latency_ratio": 0.5}))
+    arguments = ("--model", home / "net.safetensors", "--calibration", home / "photos", "--tuning", tuning)
+    assert xceptile("compile", "--target", "host", *arguments, "--output", bundle) == 0
+    tasks = [
+        [step.tasks for step in unpack((folder / "native" / "plan.bin").read_bytes()).steps]
+        for folder in (compiled, bundle)
+    ]
+    assert len(tasks[0]) == len(tasks[1])
+    assert tasks[0] != tasks[1]
+    assert "sha256 of the tuning" in json.loads((bundle / "manifest.json").read_text())["provenance"]
+    capsys.readouterr()
+    assert xceptile("verify", bundle, "--data", home / "photos", "--json") == 0
+    assert all(row["bit_exact"] for row in json.loads(capsys.readouterr().out))
+    assert xceptile("compile", "--target", "raspberry-pi-5", *arguments, "--output", tmp_path / "other") == 2
+    assert "the tuning is of local/host" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
