@@ -6,6 +6,7 @@ import int8_graphs
 import numpy as np
 import pytest
 
+from xceptile.compile.backends import layout
 from xceptile.compile.backends import tvm as backend
 from xceptile.compile.memory import Lifetime, lower_bound_bytes, plan_offsets
 from xceptile.targets import catalog
@@ -65,7 +66,7 @@ def test_nothing_needs_no_arena() -> None:
 @pytest.mark.parametrize("target", ["avx2", "avx512vnni"])
 def test_xception_is_near_the_bound(target: str) -> None:
     graph = int8_graphs.random_xception(96, 0.25, 10)
-    lifetimes = backend.lifetimes(graph, backend.lower(graph, catalog.get(target)))
+    lifetimes = layout.lifetimes(graph, backend.lower(graph, catalog.get(target)))
     offsets, total = plan_offsets(lifetimes, ALIGNMENT)
     assert overlapping(lifetimes, dict(offsets)) == []
     assert total <= 1.05 * lower_bound_bytes(lifetimes, ALIGNMENT)

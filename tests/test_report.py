@@ -18,7 +18,7 @@ from test_bundle import FILES, manifest
 
 from xceptile.calibration.sensitivity import LayerSensitivity
 from xceptile.compile import cli
-from xceptile.compile.backends import gpu_plan, tvm
+from xceptile.compile.backends import gpu_plan, layout, tvm
 from xceptile.compile.kernels import cuda, opencl
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
@@ -240,7 +240,7 @@ def test_residents_are_the_tensors_that_the_compiler_placed(name: str) -> None:
     calls = tvm.lower(graph, target)
     plan, _ = tvm.assemble(graph, calls, target)
     last = len(calls) - 1
-    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in tvm.lifetimes(graph, calls))
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in layout.lifetimes(graph, calls))
     assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
 
 
@@ -251,7 +251,7 @@ def test_residents_are_the_tensors_that_the_compiler_placed_for_a_gpu(name: str,
     calls = family.lower(graph, target)
     plan, _ = gpu_plan.assemble(graph, calls, target.engine)
     last = len(calls) - 1
-    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in tvm.lifetimes(graph, calls))
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in layout.lifetimes(graph, calls))
     assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
 
 

@@ -14,15 +14,15 @@ import tvm
 
 from ...models import graph as ir
 from ...runtime import native as native_sources
-from ...runtime.plan import ALIGNMENT_BYTES, ITEM_BYTES, Argument, Plan, PlanTensor, Step, pack
+from ...runtime.plan import ALIGNMENT_BYTES, Plan, Step, pack
 from ...targets.spec import TargetSpec
 from ..kernels import arm, x86
 from ..kernels.batch import repeat
-from ..kernels.call import Activation, KernelCall, Weights
-from ..kernels.gpu_call import GpuCall
+from ..kernels.call import KernelCall
 from ..kernels.mixed import is_mixed, lower_mixed
-from ..memory import Lifetime, plan_offsets
+from ..memory import plan_offsets
 from ..passes.set_batch import set_batch
+from .layout import ends_of, lifetimes, place_operands
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
 _FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
@@ -73,56 +73,13 @@ def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runt
 def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -> tuple[Plan, bytes]:
     """The plan and the weights' bytes. Equal weights are stored once, each at a multiple of 64 bytes."""
     offsets, arena_bytes = plan_offsets(lifetimes(graph, calls), ALIGNMENT_BYTES)
-    weights = bytearray()
-    stored: dict[bytes, int] = {}
-    steps = []
-    for call in calls:
-        arguments = []
-        for operand in call.operands:
-            if isinstance(operand, Activation):
-                arguments.append(Argument("arena", operand.dtype, offsets[operand.name], operand.count))
-                continue
-            data = operand.data.tobytes()
-            if data not in stored:
-                stored[data] = len(weights)
-                weights += data + bytes(-len(data) % ALIGNMENT_BYTES)
-            arguments.append(Argument("weights", str(operand.data.dtype), stored[data], operand.data.size))
-        steps.append(Step(call.symbol, tuple(arguments), call.tasks, call.name, call.path, call.macs))
-    ends = [(node, "input") for node in graph.inputs] + [(graph.node(name), "output") for name in graph.outputs]
-    tensors = tuple(
-        PlanTensor(
-            node.name,
-            kind,
-            node.type.dtype,
-            node.type.shape,
-            node.type.per_tensor.scale,
-            node.type.per_tensor.zero_point,
-            offsets[node.name],
-        )
-        for node, kind in ends
+    arguments, weights = place_operands(calls, offsets, ALIGNMENT_BYTES)
+    steps = tuple(
+        Step(call.symbol, operands, call.tasks, call.name, call.path, call.macs)
+        for call, operands in zip(calls, arguments, strict=True)
     )
-    plan = Plan("cpu", arena_bytes, len(weights), tensors, tuple(steps), target.features)
-    return plan, bytes(weights)
-
-
-def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Lifetime]:
-    """From the step that first writes a tensor (inputs: before all) to the last that reads it (outputs: after all)."""
-    sizes: dict[str, int] = {}
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    ends = [(node, -1) for node in graph.inputs] + [(graph.node(name), len(calls)) for name in graph.outputs]
-    for node, step in ends:
-        sizes[node.name] = node.type.size_bytes
-        first[node.name] = last[node.name] = step
-    for step, call in enumerate(calls):
-        for operand in call.operands:
-            if isinstance(operand, Weights):
-                continue
-            size = operand.count * ITEM_BYTES[operand.dtype]
-            sizes[operand.name] = max(sizes.get(operand.name, 0), size)
-            first[operand.name] = min(first.get(operand.name, step), step)
-            last[operand.name] = max(last.get(operand.name, step), step)
-    return [Lifetime(name, size, first[name], last[name]) for name, size in sizes.items()]
+    tensors = ends_of(graph, offsets)
+    return Plan("cpu", arena_bytes, len(weights), tensors, steps, target.features), weights
 
 
 def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
