@@ -33,6 +33,7 @@ struct xct_pool {
     _Alignas(64) _Atomic uint32_t sleepers;
     _Atomic bool failed;
     uint32_t steps;
+    uint64_t positions; /* after so many they begin again: a multiple of a run's, and CLOSED has none of them */
     const uint32_t *tasks;
     xct_task_fn function;
     void *context;
@@ -120,7 +121,7 @@ static void finish_step(struct xct_pool *pool, uint64_t position, uint32_t step)
         pool->opened_ns = now;
     }
     atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
-    set_claim(pool, (position + 1) << XCT_TASK_BITS);
+    set_claim(pool, (position + 1) % pool->positions << XCT_TASK_BITS);
 }
 
 /* Works until the pool closes (a worker) or the run ends (the caller). */
@@ -180,6 +181,7 @@ uint32_t xct_pool_processors(uint64_t core_mask)
         count += CPU_ISSET(i, &set) && (core_mask == 0 || (i < 64 && core_mask >> i & 1));
     return count > 0 ? count : 1;
 }
+
 static int start_workers(struct xct_pool *pool, struct xct_error *error)
 {
     /* The application's signals are for its own threads. */
@@ -215,6 +217,7 @@ int xct_pool_open(struct xct_pool **out, uint32_t threads, uint64_t core_mask, u
     struct xct_pool *pool = memory;
     memset(pool, 0, sizeof *pool);
     pool->steps = steps;
+    pool->positions = (CLOSED >> XCT_TASK_BITS) / (steps + UINT64_C(1)) * (steps + UINT64_C(1));
     pool->tasks = tasks;
     pool->function = function;
     pool->context = context;
@@ -248,7 +251,7 @@ int xct_pool_run(struct xct_pool *pool, struct xct_error *error)
     atomic_store(&pool->failed, false);
     if (pool->step_ns != NULL)
         pool->opened_ns = now_ns();
-    set_claim(pool, (position + 1) << XCT_TASK_BITS);
+    set_claim(pool, (position + 1) % pool->positions << XCT_TASK_BITS);
     work(pool, true);
     if (!atomic_load(&pool->failed))
         return XCT_OK;
