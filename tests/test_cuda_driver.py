@@ -259,12 +259,13 @@ def test_no_nvrtc(fake: Fake, tmp_path: Path) -> None:
         ({"XCEPTILE_CUDA": "/no/such/driver.so"}, "no CUDA driver: /no/such/driver.so: cannot open shared object file"),
         ({"XCEPTILE_CUDA": "too_old.so"}, "too_old.so is too old: it has no cuFuncSetAttribute"),
         ({"FAKE_NO_DEVICE": "1"}, "the CUDA driver (12.6) finds no GPU"),
+        ({"FAKE_FAIL_AT": "0", "FAKE_FAIL_CODE": "803"}, "are of two versions: restart the machine: "),
         (
             {"FAKE_FAIL_AT": "14", "FAKE_FAIL_CODE": "2"},
             "Fake GPU?1 has no 2560 bytes for activations (1000 of 2000 are free): CUDA_ERROR_OUT_OF_MEMORY",
         ),
     ],
-    ids=["no driver", "too old", "no device", "no memory"],
+    ids=["no driver", "too old", "no device", "two versions", "no memory"],
 )
 def test_what_is_missing_is_said(fake: Fake, tmp_path: Path, environment: dict[str, str], said: str) -> None:
     settings = {k: str(fake.folder / v) if v == "too_old.so" else v for k, v in environment.items()}

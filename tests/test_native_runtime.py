@@ -212,6 +212,16 @@ def test_a_folder_is_no_file(built: Path, bundle: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["plan.bin", "weights.bin", "kernels.so"])
+def test_a_fifo_is_refused_and_not_waited_for(built: Path, bundle: Path, name: str) -> None:
+    (bundle / "native" / name).unlink()
+    os.mkfifo(bundle / "native" / name)
+    command = [built / "xceptile-run", "--self-test", bundle]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert f"{name} is no regular file" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["plan.bin", "weights.bin", "kernels.so"])
 @pytest.mark.parametrize("fault", ["changed", "truncated", "empty"])
 def test_damage_is_found_on_open(built: Path, bundle: Path, name: str, fault: str) -> None:
     path = bundle / "native" / name
@@ -240,6 +250,7 @@ def test_golden_files_may_be_missing_or_of_unequal_length(built: Path, bundle: P
     assert "equally many" in refusal(built, "--self-test", bundle)
     golden.unlink()
     assert "to test itself with" in refusal(built, "--self-test", bundle)
+    assert "none.bin: No such file" in refusal(built, "--repeat=1", bundle, bundle / "none.bin")
     (bundle / "golden/input.bin").unlink()
     assert "nothing to time" in refusal(built, "--repeat=1", bundle)
 
@@ -304,6 +315,12 @@ def test_a_newer_plan_is_named(built: Path, bundle: Path) -> None:
 def test_misuse_is_answered(checked: list[Path], bundle: Path, tmp_path: Path) -> None:
     program = compile_program(tmp_path / "misuse", TESTS / "native/misuse.c", *checked, flags=ADDRESS)
     subprocess.run([program, bundle], check=True)
+
+
+@pytest.mark.parametrize("flags", [ADDRESS, THREAD], ids=["address", "thread"])
+def test_a_session_of_years_counts_on(tmp_path: Path, flags: list[str]) -> None:
+    sources = TESTS / "native/pool_positions.c", SOURCES / "error.c"
+    subprocess.run([compile_program(tmp_path / "positions", *sources, flags=flags)], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module", params=[ADDRESS, THREAD], ids=["address", "thread"])

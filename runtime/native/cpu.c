@@ -205,12 +205,6 @@ static void give_function(void *library, const char *variable, void *function)
 
 static int load_kernels(struct cpu *cpu, const char *path, struct xct_error *error)
 {
-    /* dlopen searches the system's folders for a name without a slash. */
-    char relative[4096 + 3];
-    if (strchr(path, '/') == NULL) {
-        snprintf(relative, sizeof relative, "./%s", path);
-        path = relative;
-    }
     cpu->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (cpu->library == NULL) {
         const char *why = dlerror();

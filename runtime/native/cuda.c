@@ -16,8 +16,8 @@
 /* ---- the driver API (cuda.h): results, attributes and flags by the names they have there ---- */
 
 enum {
-    SUCCESS = 0, OUT_OF_MEMORY = 2, INSUFFICIENT_DRIVER = 35, NO_DEVICE = 100, NO_BINARY_FOR_GPU = 209,
-    UNSUPPORTED_PTX_VERSION = 222, NOT_SUPPORTED = 801
+    SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY_FOR_GPU = 209, UNSUPPORTED_PTX_VERSION = 222,
+    NOT_SUPPORTED = 801, SYSTEM_DRIVER_MISMATCH = 803
 };
 enum { INTEGRATED = 18, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 enum { MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };                             /* CUfunction_attribute */
@@ -247,8 +247,9 @@ static int choose_device(struct cuda *cuda, struct xct_error *error)
         result = api->driver_version(&cuda->version);
     if (result == SUCCESS)
         result = api->device_count(&count);
-    if (result == INSUFFICIENT_DRIVER)
-        return fail(cuda, error, result, "the CUDA driver's library is newer than the kernel's driver: update or restart");
+    if (result == SYSTEM_DRIVER_MISMATCH) /* after an update of the driver, until the machine is restarted */
+        return fail(cuda, error, result, "the CUDA driver's library and the kernel's driver are of two versions: restart the "
+                    "machine");
     if (result == NO_DEVICE || (result == SUCCESS && count == 0))
         return xct_fail(error, XCT_ERROR_DEVICE, "the CUDA driver (%d.%d) finds no GPU. The bundle was compiled for one; "
                         "CUDA_VISIBLE_DEVICES can hide it", cuda->version / 1000, cuda->version % 1000 / 10);
@@ -343,9 +344,10 @@ static void *open_nvrtc(struct nvrtc *nvrtc, struct reasons *reasons)
 {
     static const char *const names[] = {"libnvrtc.so",      "libnvrtc.so.13",   "libnvrtc.so.12",   "libnvrtc.so.11.2",
                                         "libnvrtc.so.11.1", "libnvrtc.so.11.0", "libnvrtc.so.10.2", "libnvrtc.so.10.0"};
-    const char *name = getenv("XCEPTILE_NVRTC");
-    void *library = name != NULL && name[0] != 0 ? dlopen(name, RTLD_NOW | RTLD_LOCAL) : NULL;
-    for (size_t i = 0; name == NULL && library == NULL && i < sizeof names / sizeof names[0]; i++)
+    const char *chosen = getenv("XCEPTILE_NVRTC");
+    bool is_chosen = chosen != NULL && chosen[0] != 0;
+    void *library = is_chosen ? dlopen(chosen, RTLD_NOW | RTLD_LOCAL) : NULL;
+    for (size_t i = 0; !is_chosen && library == NULL && i < sizeof names / sizeof names[0]; i++)
         library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) {
         add_reason(reasons, "\nkernels.cu: no NVRTC here to compile it (name the library in XCEPTILE_NVRTC)");

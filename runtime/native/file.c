@@ -16,7 +16,7 @@
 int xct_file_map(struct xct_file *file, const char *path, struct xct_error *error)
 {
     *file = (struct xct_file){0};
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused, not waited for */
     if (descriptor < 0)
         return xct_fail(error, XCT_ERROR_FILE, "cannot open %s: %s", path, strerror(errno));
     struct stat status;
@@ -72,7 +72,7 @@ int xct_file_write(const char *path, const void *data, size_t size, struct xct_e
     int length = snprintf(aside, sizeof aside, "%s.XXXXXX", path);
     if (length < 0 || (size_t)length >= sizeof aside)
         return xct_fail(error, XCT_ERROR_ARGUMENT, "the path %s is too long", path);
-    int descriptor = mkstemp(aside); /* a name of its own: threads and processes may write the same file at once */
+    int descriptor = mkostemp(aside, O_CLOEXEC); /* a name of its own: threads and processes may write the same file at once */
     if (descriptor < 0)
         return xct_fail(error, XCT_ERROR_FILE, "cannot create %s: %s", path, strerror(errno));
     if (write_all(descriptor, data, size) && rename(aside, path) == 0)

@@ -552,6 +552,8 @@ static int measure(xct_session *session, struct buffers *buffers, const struct o
 {
     bool from_file = options->input != NULL && strcmp(options->input, "-") != 0;
     FILE *input = from_file ? fopen(options->input, "rb") : open_golden(options, "input.bin");
+    if (input == NULL && from_file)
+        return fail(options->input, strerror(errno));
     if (input == NULL)
         return fail(options->bundle, "nothing to time: it has no golden/input.bin, and no INPUT file is given");
     int got = read_image(input, buffers->input, buffers->input_bytes);

@@ -46,7 +46,8 @@ static bool is_gpu(const struct xct_plan_header *header)
 static bool in_range(const struct xct_plan_header *header, uint64_t offset, uint64_t count, uint64_t item_bytes,
                      uint64_t room)
 {
-    return offset % (is_gpu(header) ? XCT_GPU_ALIGNMENT : XCT_ALIGNMENT) == 0 && offset <= room && count <= (room - offset) / item_bytes;
+    uint64_t alignment = is_gpu(header) ? XCT_GPU_ALIGNMENT : XCT_ALIGNMENT;
+    return offset % alignment == 0 && offset <= room && count <= (room - offset) / item_bytes;
 }
 
 static bool is_identifier(const char *text)

@@ -1,4 +1,4 @@
-/* libxceptile: runs a compiled network (the native/ folder of a bundle) on this machine's processor.
+/* libxceptile: runs a compiled network (the native/ folder of a bundle) on this machine's processor or GPU.
  *
  *     xct_session *session;
  *     if (xct_open("build/pi5", NULL, &session) != XCT_OK) { ... xct_last_error(session, message, sizeof message); }
