@@ -29,8 +29,9 @@ _Static_assert(sizeof(struct cache_header) == 80, "no padding in a cache's heade
 static const char magic[8] = "XCTPROG"; /* and a zero byte */
 
 /* BUNDLE.cache for the bundle that holds the plan: nothing is written into a bundle, which may be signed. False where
- * it cannot be, or where others than this user and root could have put programs into it. */
-static bool beside_bundle(char folder[XCT_MAX_PATH_BYTES], const char *directory)
+ * it cannot be, or where others than this user and root could have put programs into it. One that is not there is to be
+ * written to only: who reads from it would take what another has put there since. */
+static bool beside_bundle(char folder[XCT_MAX_PATH_BYTES], const char *directory, bool to_write)
 {
     struct xct_error ignored;
     struct stat status;
@@ -43,14 +44,14 @@ static bool beside_bundle(char folder[XCT_MAX_PATH_BYTES], const char *directory
     if (bundle[0] == 0 || length < 0 || length >= XCT_MAX_PATH_BYTES)
         return false;
     if (lstat(folder, &status) != 0)
-        return errno == ENOENT;
+        return to_write && errno == ENOENT;
     return S_ISDIR(status.st_mode) && (status.st_uid == geteuid() || status.st_uid == 0)
            && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
 /* The folders to look in, the best first: $XCEPTILE_CACHE alone where it is set; else the one beside the bundle, and
  * where that cannot be had $XDG_CACHE_HOME/xceptile or ~/.cache/xceptile. Returns how many there are. */
-static int find_folders(char folders[2][XCT_MAX_PATH_BYTES], const char *directory)
+static int find_folders(char folders[2][XCT_MAX_PATH_BYTES], const char *directory, bool to_write)
 {
     const char *chosen = getenv("XCEPTILE_CACHE"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     int count = 0, length = -1;
@@ -58,7 +59,7 @@ static int find_folders(char folders[2][XCT_MAX_PATH_BYTES], const char *directo
         length = snprintf(folders[0], XCT_MAX_PATH_BYTES, "%s", chosen);
         return length > 0 && length < XCT_MAX_PATH_BYTES ? 1 : 0;
     }
-    count = beside_bundle(folders[0], directory) ? 1 : 0;
+    count = beside_bundle(folders[0], directory, to_write) ? 1 : 0;
     if (cache != NULL && cache[0] == '/')
         length = snprintf(folders[count], XCT_MAX_PATH_BYTES, "%s/xceptile", cache);
     else if (home != NULL && home[0] == '/')
@@ -103,7 +104,7 @@ static void *program_in(const struct xct_file *file, const uint8_t key[32], size
 void *xct_cache_read(const char *directory, const uint8_t key[32], size_t *size)
 {
     char folders[2][XCT_MAX_PATH_BYTES], path[XCT_MAX_PATH_BYTES];
-    int count = find_folders(folders, directory);
+    int count = find_folders(folders, directory, false);
     for (int i = 0; i < count; i++) {
         struct xct_error ignored;
         struct xct_file file;
@@ -143,7 +144,7 @@ void xct_cache_write(const char *directory, const uint8_t key[32], const void *p
     xct_sha256(program, size, header.program_sha256);
     memcpy(data, &header, sizeof header);
     memcpy(data + sizeof header, program, size);
-    int count = find_folders(folders, directory);
+    int count = find_folders(folders, directory, true);
     bool written = false;
     for (int i = 0; i < count && !written; i++) {
         struct xct_error ignored;
