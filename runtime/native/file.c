@@ -72,7 +72,8 @@ int xct_file_write(const char *path, const void *data, size_t size, struct xct_e
     int length = snprintf(aside, sizeof aside, "%s.XXXXXX", path);
     if (length < 0 || (size_t)length >= sizeof aside)
         return xct_fail(error, XCT_ERROR_ARGUMENT, "the path %s is too long", path);
-    int descriptor = mkostemp(aside, O_CLOEXEC); /* a name of its own: threads and processes may write the same file at once */
+    /* A name of its own: threads and processes may write the same file at once. */
+    int descriptor = mkostemp(aside, O_CLOEXEC);
     if (descriptor < 0)
         return xct_fail(error, XCT_ERROR_FILE, "cannot create %s: %s", path, strerror(errno));
     if (write_all(descriptor, data, size) && rename(aside, path) == 0)
