@@ -16,6 +16,7 @@ from ..targets.spec import TargetSpec
 from . import gpu_cost
 from .backends import tflite
 from .float16_range import Float16RangeError, check_float16_range
+from .passes.with_pixels import with_pixels
 
 Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
 
@@ -63,7 +64,7 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     try:
         check_float16_range(real, table)
         pixels = int8.inputs[0].type.per_tensor
-        graphs["float16"] = opencl.with_pixels(real, pixels)
+        graphs["float16"] = with_pixels(real, pixels)
     except Float16RangeError as error:
         told["no float16 build"] = str(error)
     artefacts: list[Artefact] = []

@@ -25,6 +25,7 @@ from xceptile.compile.kernels import opencl, opencl_shapes
 from xceptile.compile.kernels.call import Weights
 from xceptile.compile.kernels.gpu_call import GpuCall
 from xceptile.compile.kernels.gpu_element import INT8
+from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 from xceptile.runtime.engines.native import NativeEngine
@@ -107,7 +108,7 @@ def test_every_operator_at_lane_edges(target: TargetSpec, shift: int) -> None:
 def test_every_operator_in_float16() -> None:
     """Inputs, weights and outputs are rounded to half once: some 70 dB."""
     int8 = merged(list(operator_graphs(5, left_out="requantize")))
-    graph = backend.with_pixels(int8_graphs.as_float(int8), int8_graphs.INPUT_QUANT)
+    graph = with_pixels(int8_graphs.as_float(int8), int8_graphs.INPUT_QUANT)
     inputs = random_input(graph, 3)
     found = sqnr_db(graph, inputs, OpenclRunner(graph, MALI).run(*inputs))
     assert min(found) > 60, dict(zip(graph.outputs, found, strict=True))
@@ -261,7 +262,7 @@ def test_the_source_compiles_with_the_real_extensions(
 ) -> None:
     """Clang knows Khronos's and Arm's functions and half arithmetic, which no device here has; not Qualcomm's. Clang
     14 declares vload_half only beside cl_khr_fp16, against OpenCL C 1.2, 6.12.7."""
-    float_graph = backend.with_pixels(int8_graphs.as_float(block()), int8_graphs.PIXELS)
+    float_graph = with_pixels(int8_graphs.as_float(block()), int8_graphs.PIXELS)
     calls = [*opencl.lower(block(), ADRENO), *opencl.lower(float_graph, MALI)]
     command = ["clang", "-x", "cl", f"-cl-std={standard}", "-target", "spir64", "-Xclang", "-finclude-default-header"]
     command += ["-Xclang", f"-cl-ext={extensions}", "-Werror", "-Wno-ignored-pragmas", "-fsyntax-only", "-"]
@@ -337,7 +338,7 @@ def test_a_small_xception_in_the_native_runtime(tmp_path: Path) -> None:
 
 @pocl
 def test_a_float16_build_in_the_native_runtime(tmp_path: Path) -> None:
-    graph = backend.with_pixels(int8_graphs.as_float(block()), int8_graphs.PIXELS)
+    graph = with_pixels(int8_graphs.as_float(block()), int8_graphs.PIXELS)
     x = photo(23, 21, 1)
     assert sqnr_db(graph, (x,), (run_natively(graph, ADRENO, tmp_path, x),))[0] > LEAST_SQNR_DB
 
@@ -346,7 +347,7 @@ def test_a_float16_build_in_the_native_runtime(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_both_builds_of_the_whole_network_in_the_native_runtime(tmp_path: Path) -> None:
     graph = random_xception()
-    real = backend.with_pixels(int8_graphs.as_float(graph), int8_graphs.PIXELS)
+    real = with_pixels(int8_graphs.as_float(graph), int8_graphs.PIXELS)
     x = photo(299, 299, 1)
     for name in ("int8", "float16"):
         (tmp_path / name).mkdir()
@@ -464,7 +465,7 @@ def test_files_of_both_builds() -> None:
     plan = unpack(backend.build_files(int8, ADRENO)["plan.bin"])
     assert plan.engine == "opencl"
     assert [t.dtype for t in plan.tensors] == ["int8", "int8"]
-    real = backend.with_pixels(int8_graphs.as_float(int8), int8_graphs.PIXELS)
+    real = with_pixels(int8_graphs.as_float(int8), int8_graphs.PIXELS)
     files = backend.build_files(real, ADRENO)
     plan = unpack(files["plan.bin"])
     image, logits = plan.tensors

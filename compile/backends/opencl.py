@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import tvm
@@ -18,21 +17,6 @@ from ..kernels.gpu_call import GpuCall
 from .gpu_plan import assemble
 
 PREAMBLE = Path(opencl.__file__).with_name("opencl_preamble.cl")
-
-
-def with_pixels(graph: ir.Graph, quant: ir.PerTensor) -> ir.Graph:
-    """Given: a float graph. Result: the same function of int8 values that mean what ``quant`` says.
-
-    Inputs keep their names; a ``Dequantize`` behind each makes the real numbers. For a network that takes pixels,
-    ``quant`` is scale 1 and zero point -128, as its int8 graph's input has it.
-    """
-    real = {source.name: f"{source.name}:real" for source in graph.inputs}
-    nodes = [replace(n, type=ir.TensorType(n.type.shape, "int8", quant)) for n in graph.inputs]
-    nodes += [ir.Node(real[n.name], ir.Dequantize(), (n.name,), n.type, n.path) for n in graph.inputs]
-    for node in graph.nodes:
-        if node.name not in real:
-            nodes.append(replace(node, inputs=tuple(real.get(name, name) for name in node.inputs)))
-    return graph.with_nodes(tuple(nodes))
 
 
 def generate(calls: Sequence[GpuCall]) -> str:
@@ -70,7 +54,8 @@ def _check_parameters(source: str, call: GpuCall) -> None:
 def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     """The files of a bundle's native folder: plan.bin, weights.bin, kernels.cl.
 
-    ``graph`` is int8, or a float one behind ``with_pixels`` for the float16 build. Raises what ``opencl.lower`` does.
+    ``graph`` is int8, or a float one behind ``passes.with_pixels`` for the float16 build. Raises what ``opencl.lower``
+    does.
     """
     calls = opencl.lower(graph, target)
     plan, weights = assemble(graph, calls, "opencl")

@@ -5,7 +5,7 @@ point is folded into the bias: sum (x - z) w + b = sum x w + (b - z sum w), exac
 computed by the depthwise convolutions that read it; an addition by the convolution before it; a depthwise convolution
 by the pointwise one behind it where the cost model says that this pays.
 
-A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``opencl.with_pixels``), and gives
+A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``passes.with_pixels``), and gives
 float32. It is the rival the int8 build is compared with, not bound by the contract.
 """
 

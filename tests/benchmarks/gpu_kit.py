@@ -23,8 +23,9 @@ from emulated_bundle import merged
 from int8_graphs import as_float, photo, random_input, random_xception
 from torch_network import AXES, symmetric
 
-from xceptile.compile.backends import cuda, native_runtime, opencl
+from xceptile.compile.backends import cuda, native_runtime
 from xceptile.compile.passes.set_batch import set_batch
+from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 from xceptile.targets import catalog
@@ -70,7 +71,7 @@ def operators(kit: Path, board: str) -> dict[str, Any]:
 def networks(kit: Path, graph: ir.Graph, batches: tuple[int, ...]) -> list[dict[str, Any]]:
     """The whole network in int8 and float16 for Jetson Orin."""
     target, real = catalog.get("jetson-orin"), as_float(graph)
-    half = opencl.with_pixels(real, graph.inputs[0].type.per_tensor)
+    half = with_pixels(real, graph.inputs[0].type.per_tensor)
     _, height, width, _ = graph.inputs[0].type.shape
     images = np.concatenate([photo(height, width, seed) for seed in range(max(batches))])
     pixels = images.astype(np.float32) + 128
