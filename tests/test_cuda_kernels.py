@@ -156,6 +156,14 @@ class TestEmulated:
         with pytest.raises(RuntimeError, match="some threads wait"):
             network.run(*random_input(network.graph, 0))
 
+    def test_wmma_rows_that_are_not_aligned_are_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Float16 rows 80 bytes apart: what the hardware may do with them, the PTX ISA does not say."""
+        monkeypatch.setitem(cuda_gemm._WMMA_STRIDE, "float16", 80)
+        graph = merged([tile_graph(33, 20)])
+        network = EmulatedNetwork(with_pixels(as_float(graph), PIXELS), TARGETS["xavier"], tmp_path)
+        with pytest.raises(RuntimeError, match="not aligned"):
+            network.run(*random_input(graph, 0))
+
 
 def gpu_arch(target: TargetSpec) -> str:
     assert target.gpu is not None

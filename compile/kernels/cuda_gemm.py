@@ -6,7 +6,7 @@ that lie in shared memory. How a slice is multiplied is the architecture's ``mod
 * ``mma`` (sm_80 and later): tensor cores by mma.m16n8k32 (int8) or m16n8k16 (float16). Slices arrive by cp.async,
   ``stages`` of them, and are read by ldmatrix; 16-byte chunks of a slice's row are permuted so that eight rows of
   one column of chunks lie in different banks.
-* ``wmma`` (sm_72): tensor cores by wmma.m16n16k16. Rows are padded to 80 bytes.
+* ``wmma`` (sm_72): tensor cores by wmma.m16n16k16. Rows are padded to 80 bytes, of float16 to 96.
 * ``dot``: dp4a, or plain multiplications before sm_61. Slices are stored word by word, so that a thread reads four
   rows' words at once.
 
@@ -31,7 +31,9 @@ from .cuda_tir import Buffer, Expr, Parameter, Thread, ceil_div
 from .cuda_window import Window
 
 SLICE_BYTES = 64
-_WMMA_STRIDE = SLICE_BYTES + 16  # bytes from row to row: a multiple of 16, and rows begin in different banks
+# Bytes from row to row with wmma, whose instructions want a row to begin at a multiple of a thread's fragment (PTX ISA,
+# "Matrix storage for WMMA"): 8 bytes of int8, 32 of float16. As many rows as can begin in different banks.
+_WMMA_STRIDE = {"int8": SLICE_BYTES + 16, "float16": SLICE_BYTES + 32}
 _STAGED_PAD = 16  # bytes after each row of a staged output tile
 # Words of the constants: the output's clamp and zero point; then those of a fused addition.
 LOW, HIGH, ZERO, A_MULTIPLIER, B_MULTIPLIER, BIAS, SHIFT, SUM_LOW, SUM_ZERO = range(9)
@@ -104,7 +106,7 @@ class Gemm:
     @property
     def row_bytes(self) -> int:
         """Of a slice in shared memory."""
-        return _WMMA_STRIDE if self.mode == "wmma" else SLICE_BYTES
+        return _WMMA_STRIDE[self.dtype] if self.mode == "wmma" else SLICE_BYTES
 
     @property
     def stage_bytes(self) -> int:
@@ -114,7 +116,7 @@ class Gemm:
     def staged_row_bytes(self) -> int:
         """Of a row of the finished tile in shared memory: outputs, or with wmma sums."""
         if self.mode == "wmma":
-            return 4 * (self.tile.columns + 4)
+            return 4 * (self.tile.columns + 8)  # a fragment of sums is 32 bytes
         return self.tile.columns * self.item_bytes + _STAGED_PAD
 
     @property
@@ -274,13 +276,13 @@ def _run_sync(block: _Block, multiply: _Wmma | _Dot) -> None:
             row, chunk = _a_chunk(gemm, n)
             with c.when(there):
                 if gemm.mode == "wmma":
-                    target = base + row * _WMMA_STRIDE + chunk * 16
+                    target = base + row * gemm.row_bytes + chunk * 16
                     c.do("store16", c.at(shared, target), c.at(fetched, turn * 4))
                 else:
                     for i in range(4):
                         c.do("store4", c.at(shared, base + _a_word(gemm, row, chunk * 4 + i)), fetched[turn * 4 + i])
         for turn, n, there in b_chunks:
-            offset = n // 4 * _WMMA_STRIDE + n % 4 * 16 if gemm.mode == "wmma" else n * 16
+            offset = n // 4 * gemm.row_bytes + n % 4 * 16 if gemm.mode == "wmma" else n * 16
             target = base + gemm.tile.rows * gemm.row_bytes + offset
             with c.when(there):
                 c.do("store16", c.at(shared, target), c.at(fetched, (len(a_chunks) + turn) * 4))
@@ -306,7 +308,7 @@ def _a_word(gemm: Gemm, row: Expr, word: Expr) -> Expr:
     """The byte of a stage where a word of a row of ``a`` lies."""
     if gemm.mode == "mma":
         return row * SLICE_BYTES + ((word // 4) ^ (row // 2 % 4)) * 16 + word % 4 * 4
-    return row * _WMMA_STRIDE + word * 4 if gemm.mode == "wmma" else (word * gemm.tile.rows + row) * 4
+    return row * gemm.row_bytes + word * 4 if gemm.mode == "wmma" else (word * gemm.tile.rows + row) * 4
 
 
 def _a_addresses(
@@ -505,17 +507,17 @@ class _Wmma:
         shared = block.thread.shared
         step_bytes = 16 * gemm.item_bytes
         fragment = 2 if gemm.dtype == "int8" else 8
-        stride = _WMMA_STRIDE // gemm.item_bytes
-        a_at = c.bind(slot * gemm.stage_bytes + block.warp_row * _WMMA_STRIDE)
-        b_at = c.bind(slot * gemm.stage_bytes + (gemm.tile.rows + block.warp_column) * _WMMA_STRIDE)
+        stride = gemm.row_bytes // gemm.item_bytes
+        a_at = c.bind(slot * gemm.stage_bytes + block.warp_row * gemm.row_bytes)
+        b_at = c.bind(slot * gemm.stage_bytes + (gemm.tile.rows + block.warp_column) * gemm.row_bytes)
         for step in range(SLICE_BYTES // step_bytes):
             a = c.registers(fragment * self.tiles_m)
             b = c.registers(fragment * self.tiles_n)
             for m in range(self.tiles_m):
-                at = c.at(shared, a_at + m * 16 * _WMMA_STRIDE + step * step_bytes)
+                at = c.at(shared, a_at + m * 16 * gemm.row_bytes + step * step_bytes)
                 c.do(f"wmma_load_a_{self.suffix}", c.at(a, m * fragment), at, stride)
             for j in range(self.tiles_n):
-                at = c.at(shared, b_at + j * 16 * _WMMA_STRIDE + step * step_bytes)
+                at = c.at(shared, b_at + j * 16 * gemm.row_bytes + step * step_bytes)
                 c.do(f"wmma_load_b_{self.suffix}", c.at(b, j * fragment), at, stride)
             for m in range(self.tiles_m):
                 for j in range(self.tiles_n):

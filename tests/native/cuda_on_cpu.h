@@ -342,7 +342,13 @@ static inline void xct_mma_f16(float* c, const int* a, const int* b) {
 }
 
 // wmma fragments: a layout of our own, as the hardware's is its own. Lane l holds the l-th part of the matrix, rows of
-// a, columns of b, rows of the sums.
+// a, columns of b, rows of the sums. Every row must begin at a multiple of the size of a lane's fragment (PTX ISA,
+// "Matrix storage for WMMA"): 8 bytes of int8; of float16 32 bytes, for it is held twice; 32 bytes of sums.
+static void check_rows(const void* shared, int stride_bytes, int row_bytes, int fragment_bytes) {
+    check_shared(shared, 15 * stride_bytes + row_bytes, fragment_bytes);
+    if (stride_bytes % fragment_bytes) fail("rows of a fragment that are not aligned");
+}
+
 template <typename Item>
 static void load_fragment(Collective& warp) {
     for (int lane = 0; lane < 32; lane++) {
@@ -376,7 +382,7 @@ static void store_fragment(Collective& warp) {
 }
 
 static inline void xct_wmma_load_a_s8(int* d, const void* shared, int stride) {
-    check_shared(shared, 15 * stride + 16, 16);
+    check_rows(shared, stride, 16, 8);
     together(load_fragment<int8_t>, d, shared, nullptr, stride);
 }
 static inline void xct_wmma_load_b_s8(int* d, const void* shared, int stride) { xct_wmma_load_a_s8(d, shared, stride); }
@@ -384,11 +390,11 @@ static inline void xct_wmma_s8(int* c, const int* a, const int* b) {
     together(multiply_fragments<int8_t, int>, c, a, b, 0);
 }
 static inline void xct_wmma_store_s32(void* shared, const int* c, int stride) {
-    check_shared(shared, (15 * stride + 16) * 4, 16);
+    check_rows(shared, stride * 4, 64, 32);
     together(store_fragment<int>, shared, c, nullptr, stride);
 }
 static inline void xct_wmma_load_a_f16(int* d, const void* shared, int stride) {
-    check_shared(shared, (15 * stride + 16) * 2, 16);
+    check_rows(shared, stride * 2, 32, 32);
     together(load_fragment<uint16_t>, d, shared, nullptr, stride);
 }
 static inline void xct_wmma_load_b_f16(int* d, const void* shared, int stride) {
@@ -398,6 +404,6 @@ static inline void xct_wmma_f16(float* c, const int* a, const int* b) {
     together(multiply_fragments<uint16_t, float>, c, a, b, 0);
 }
 static inline void xct_wmma_store_f32(void* shared, const float* c, int stride) {
-    check_shared(shared, (15 * stride + 16) * 4, 16);
+    check_rows(shared, stride * 4, 64, 32);
     together(store_fragment<float>, shared, c, nullptr, stride);
 }
