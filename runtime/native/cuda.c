@@ -384,7 +384,8 @@ static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, const c
     if (result != SUCCESS || ptx == NULL) {
         free(ptx);
         ptx = NULL;
-        char *log = nvrtc->log_size(program, &size) == SUCCESS && size > 1 ? calloc(1, size + 1) : NULL;
+        bool has_log = program != NULL && nvrtc->log_size(program, &size) == SUCCESS && size > 1;
+        char *log = has_log ? calloc(1, size + 1) : NULL;
         if (log != NULL && nvrtc->log(program, log) != SUCCESS)
             log[0] = 0;
         add_reason(reasons, "\nkernels.cu: NVRTC %d.%d: %s%s%.600s", major, minor,
