@@ -80,6 +80,9 @@ struct symbol {
     bool optional;
 };
 
+/* CUDA C++ Programming Guide, "Function Parameters": 4,096 bytes of them, so no more than that many. */
+#define MAX_PARAMETERS 4096u
+
 #define SYMBOL(name, field) {name, NULL, offsetof(struct api, field), false}
 
 static const struct symbol driver_symbols[] = {
@@ -509,8 +512,8 @@ static int allocate_host(struct cuda *cuda, struct xct_error *error)
     const struct xct_plan_header *header = cuda->plan->header;
     cuda->tensors = calloc(header->tensor_count, sizeof *cuda->tensors);
     cuda->functions = calloc(header->step_count, sizeof *cuda->functions);
-    cuda->addresses = calloc(header->argument_count, sizeof *cuda->addresses);
-    cuda->parameters = calloc(header->argument_count, sizeof *cuda->parameters);
+    cuda->addresses = calloc((size_t)header->argument_count + 1, sizeof *cuda->addresses);
+    cuda->parameters = calloc((size_t)header->argument_count + MAX_PARAMETERS, sizeof *cuda->parameters);
     if (cuda->step_ns != NULL)
         cuda->events = calloc((size_t)header->step_count + 1, sizeof *cuda->events);
     if (cuda->tensors == NULL || cuda->functions == NULL || cuda->addresses == NULL || cuda->parameters == NULL
@@ -573,6 +576,10 @@ static int allocate(struct cuda *cuda, const uint8_t *weights, struct xct_error 
         cuda->addresses[i] = address_of(cuda, &cuda->plan->arguments[i], staging);
         cuda->parameters[i] = &cuda->addresses[i];
     }
+    /* The driver reads as many parameters as the kernel takes, which only the kernel knows: a step that has fewer must
+     * not send it past the end. What it finds there is the address of nothing. */
+    for (uint32_t i = 0; i < MAX_PARAMETERS; i++)
+        cuda->parameters[header->argument_count + i] = &cuda->addresses[header->argument_count];
     return XCT_OK;
 }
 
