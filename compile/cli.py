@@ -76,7 +76,8 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         err.print("interrupted; nothing was left half-written")
         return INTERRUPTED
     except TyperException as error:
-        err.print(f"Error: {error.format_message()}", markup=False, highlight=False, soft_wrap=True)
+        if error.format_message():  # none where a command line without a verb printed the help page
+            err.print(f"error: {error.format_message()}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
         if debug:

@@ -50,6 +50,20 @@ class Bench:
         floats = (latency for latency in self.latencies if latency.is_float)
         return min(floats, key=lambda latency: latency.median_ms, default=None)
 
+    @property
+    def int8_build(self) -> Latency:
+        """The fastest int8 build."""
+        return min((x for x in self.latencies if not x.is_float), key=lambda latency: latency.median_ms)
+
+    @property
+    def faster(self) -> Latency | None:
+        """The faster of the fastest int8 and the fastest float build; None where the interval of their ratio holds 1,
+        or there is no float build."""
+        ratio = self.of_float(self.int8_build)
+        if ratio is None or ratio[1] <= 1 <= ratio[2]:
+            return None
+        return self.int8_build if ratio[2] < 1 else self.float_build
+
     def of_float(self, latency: Latency) -> tuple[float, float, float] | None:
         """The latency as a share of the float build's, with its 95 % interval: (ratio, low, high)."""
         base = self.float_build

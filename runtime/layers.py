@@ -14,7 +14,7 @@ from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
-from .session import LOCAL, QEMU, Placement, open_native_here, open_program, place, processors
+from .session import LOCAL, QEMU, Placement, device_name, open_native_here, open_program, place, processors
 
 ROOF_RUNS = 100
 # In the order of the report's colours, by how a kernel is called; the first that fits.
@@ -72,12 +72,17 @@ class Roof:
 
 @dataclass(frozen=True)
 class Profile:
-    """All layers of a bundle's native artefact. ``roof`` is None where the bundle has no plan that measures it."""
+    """All layers of a bundle's native artefact. ``roof`` is None where the bundle has no plan that measures it.
+
+    ``obtained``: measured or rehearsed.
+    """
 
     target: str
     threads: int
     layers: tuple[LayerTime, ...]
     roof: Roof | None
+    device: str
+    obtained: str
 
     @property
     def total(self) -> LayerTime:
@@ -117,11 +122,12 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
         return _time_there(bundle, placement, count, golden[: bundle.manifest.input.shape[0]], repeats)
     with open_native_here(bundle, _native(bundle), placement, count, time_steps=True) as engine:
         steps, samples = _samples_ms(engine, golden[: bundle.manifest.input.shape[0]], repeats)
+        where = device_name(placement, engine)
     layers = tuple(
         LayerTime(step.name, step.kernel, step.path, step.macs, step.bytes_moved, float(ms))
         for step, ms in zip(steps, np.median(samples, axis=0), strict=True)
     )
-    return Profile(target.name, count, layers, _measure_roof(bundle, count))
+    return Profile(target.name, count, layers, _measure_roof(bundle, count), where, placement.obtained)
 
 
 def _native(bundle: Bundle) -> Artefact:
@@ -135,12 +141,13 @@ def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[n
     """On a device elsewhere, by xceptile-run."""
     with open_program(bundle, _native(bundle), placement, threads) as program:
         seen = program.profile(x, repeats, 5)
+        where = device_name(placement, program)
     layers = (
         LayerTime(s["name"], s["kernel"], s["path"], s["macs"], s["bytes"], float(np.median(s["samples_ms"])))
         for s in seen["steps"]
     )
     roof = Roof(seen["roof"]["peak"]["gmac_per_s"], seen["roof"]["stream"]["gb_per_s"]) if "roof" in seen else None
-    return Profile(bundle.manifest.target.name, threads, tuple(layers), roof)
+    return Profile(bundle.manifest.target.name, threads, tuple(layers), roof, where, placement.obtained)
 
 
 def _samples_ms(
@@ -183,6 +190,8 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
     return {
         "target": profile.target,
         "threads": profile.threads,
+        "device": profile.device,
+        "obtained": profile.obtained,
         "roof": {"gmac_per_s": profile.roof.gmac_per_s, "gb_per_s": profile.roof.gb_per_s} if profile.roof else None,
         "layers": [name | row(layer) for name, layer in zip(names, profile.layers, strict=True)],
         "total": row(profile.total),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from xceptile.compile import cli
+from xceptile.compile.commands.bench import faster_line
 from xceptile.runtime import bench as benches
-from xceptile.runtime.bench import AFTER, BEFORE, DURING, bench, parse_duration_s, sustain
+from xceptile.runtime.bench import AFTER, BEFORE, DURING, Bench, bench, parse_duration_s, sustain
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices.board import MachineState
 from xceptile.runtime.engines.engine import EngineError
@@ -46,6 +48,30 @@ class FakeEngine:
 
 def latency(samples: np.ndarray, turns: int = 0, dtype: str = "int8") -> Latency:
     return Latency("native", dtype, LOCAL, "measured", 1, tuple(samples.ravel().tolist()), turns)
+
+
+@pytest.mark.parametrize(
+    ("int8_ms", "expected"),
+    [
+        (1.0, "Faster, measured: native int8, in 0.500 [0.500, 0.500] of litert float32's time."),
+        (3.0, "Faster, measured: litert float32; native int8 takes 1.500 [1.500, 1.500] of its time."),
+    ],
+)
+def test_the_faster_build_is_named(int8_ms: float, expected: str) -> None:
+    int8, slow = latency(np.full(20, int8_ms), 10), latency(np.full(20, 9.0), 10, "float32")
+    base = replace(latency(np.full(20, 2.0), 10, "float32"), engine="litert")
+    seen = Bench((slow, int8, base), ())
+    assert seen.faster is (int8 if int8_ms < 2 else base)
+    assert faster_line(seen) == expected
+
+
+def test_no_build_is_named_where_the_interval_holds_one() -> None:
+    int8 = latency(np.tile([1.0, 1.0, 3.0, 3.0], 5), 10)
+    base = replace(latency(np.full(20, 2.0), 10, "float32"), engine="litert")
+    seen = Bench((int8, base), ())
+    assert seen.faster is None
+    assert faster_line(seen).startswith("Not decided: native int8 takes ")
+    assert Bench((int8,), ()).faster is None  # no float build
 
 
 def test_engines_take_turns() -> None:
@@ -203,7 +229,8 @@ def test_bench_prints_and_keeps_every_sample(small_bundle: Bundle, capsys: pytes
     assert cli._invoke(cli.app, arguments) == 0
     printed = capsys.readouterr().out
     assert "p99" in printed
-    assert "before:" in printed
+    assert "before:" in printed or "shows no clocks" in printed
+    assert printed.splitlines()[-1].startswith(("Faster, measured: ", "Not decided: "))
     assert cli._invoke(cli.app, [*arguments, "--cores", CORE, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert all(len(row["samples_ms"]) >= 6 and row["threads"] == 1 for row in data["latencies"])

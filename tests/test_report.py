@@ -105,7 +105,7 @@ def full_run(folder: Path) -> Run:
         report(),
         tuple(Moment(when, at, state(60.0 + at)) for when, at in (("before", 0.0), ("during", 2.0), ("after", 9.0))),
         Sustained("native", "int8", "local", MEASURED, 2, windows, ()),
-        Profile("vendor/board", 2, layers, Roof(900.0, 60.0)),
+        Profile("vendor/board", 2, layers, Roof(900.0, 60.0), "local", "measured"),
         sensitivity(),
         confusion("native", CLASSES, [result(*each) for each in zip(labels, predicted, labels, strict=True)], "native"),
         {flip.image: picture_uri(pixels) for flip in accuracy().flips},

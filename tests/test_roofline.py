@@ -46,7 +46,7 @@ def profile(roof_: Roof | None = ROOF) -> Profile:
         layer(name="c", kernel="depthwise_3x3", macs=90_000, bytes_moved=90_000, median_ms=0.125),
         layer(name="d", kernel="maxpool_3x3", macs=0, bytes_moved=1000, median_ms=0.125),
     )
-    return Profile("vendor/board", 2, layers, roof_)
+    return Profile("vendor/board", 2, layers, roof_, "local", "measured")
 
 
 # ---- what is counted ----

@@ -146,8 +146,12 @@ def test_the_command_line_signs_and_checks(
         return cli._invoke(cli.app, [str(argument) for argument in arguments])
 
     plain = write_bundle(tmp_path / "b", manifest(), FILES).path
-    assert xceptile("inspect", plain, "--public-key", keys[1]) == 2
-    assert "is not signed" in capsys.readouterr().err
+    data = ("--data", "drawn:val:1")
+    verbs: tuple[tuple[str, ...], ...] = (("inspect",), ("bench",), ("estimate",), ("verify", *data))
+    verbs += (("sensitivity", *data), ("baseline", *data, "--output", "b"), ("check", *data, "--baseline", "b"))
+    for verb, *arguments in verbs:
+        assert xceptile(verb, plain, *arguments, "--public-key", keys[1]) == 2
+        assert "is not signed" in capsys.readouterr().err
     assert xceptile("sign", plain, "--key", keys[0]) == 0
     assert xceptile("inspect", plain, "--public-key", keys[1]) == 0
     assert "signed" in capsys.readouterr().out

@@ -8,16 +8,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from .common import BundleArgument, DeviceOption, JsonOption, ThreadsOption, bar, out, print_json
+from .common import (
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    PublicKeyOption,
+    ThreadsOption,
+    bar,
+    duration_s,
+    figure,
+    out,
+    print_json,
+    table,
+)
 
-
-def _duration_s(text: str) -> float:
-    from ...runtime.bench import parse_duration_s
-
-    try:
-        return parse_duration_s(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+_SHORT = {"depthwise + pointwise": "dw + pw", "no multiplications": "-"}  # of layers.KINDS, for 80 columns
 
 
 def bench(
@@ -36,6 +41,7 @@ def bench(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="With --sustained: native or litert.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, from the native runtime's timers.")] = False,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Latency of int8 against float on the same device, in turns; over minutes; or layer by layer."""
@@ -43,7 +49,11 @@ def bench(
     from ...runtime.bench import sustain
     from ...runtime.bundle import open_bundle
 
-    opened = open_bundle(bundle)
+    if layers and (sustained or cores):
+        raise typer.BadParameter("--layers goes without --sustained and --cores")
+    if engine and not sustained:
+        raise typer.BadParameter("--engine goes with --sustained; in turns every artefact is timed")
+    opened = open_bundle(bundle, public_key)
     if layers:
         _layers(opened, device, threads, as_json)
         return
@@ -51,7 +61,7 @@ def bench(
         with bar() as progress:
             found = sustain(
                 opened,
-                _duration_s(sustained),
+                duration_s(sustained),
                 engine=engine,
                 device=device,
                 threads=threads,
@@ -70,7 +80,7 @@ def bench(
             rounds=rounds,
             repeats=repeats,
             warmup=warmup,
-            min_duration_s=_duration_s(duration),
+            min_duration_s=duration_s(duration),
             progress=lambda share: progress("bench", share),
         )
     _print_bench(seen, device, as_json)
@@ -82,26 +92,46 @@ def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
 
     if as_json:
         rows = [asdict(x) | {"of_float": seen.of_float(x)} for x in seen.latencies]
-        print_json({"machine": machine(device), "latencies": rows, "moments": [asdict(m) for m in seen.moments]})
+        moments, faster = [asdict(m) for m in seen.moments], seen.faster
+        winner = None if faster is None else f"{faster.engine} {faster.dtype}"
+        print_json({"machine": machine(device), "latencies": rows, "moments": moments, "faster": winner})
         return
     first = seen.latencies[0]
     batched = first.batch > 1
     title = f"{first.device}, {first.threads} threads, {first.obtained}"
     title += f", batches of {first.batch}" if batched else ""
     columns = ("artefact", "p50 ms", "p90 ms", "p99 ms", *(["p50 ms an image"] if batched else []), "samples")
-    table = Table(*columns, "of float's time", title=title)
+    shown = Table(*columns, "of float's time", title=title, title_justify="left")
     for x in seen.latencies:
         ratio = seen.of_float(x)
         share = "-" if ratio is None else f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
         times = [f"{x.percentile_ms(p):.4g}" for p in (50, 90, 99)]
         times += [f"{x.image_ms:.4g}"] if batched else []
-        table.add_row(f"{x.engine} {x.dtype}", *times, str(len(x.samples_ms)), share)
-    out.print(table)
+        shown.add_row(f"{x.engine} {x.dtype}", *times, str(len(x.samples_ms)), share)
+    out.print(shown)
     if seen.float_build is None:
         out.print("No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that.")
     _print_moments(seen.moments)
     if any(latency.obtained != MEASURED for latency in seen.latencies):
         out.print("rehearsed: another device's time, which says nothing of the target's.")
+    if seen.float_build is not None:
+        out.print(faster_line(seen), markup=False, soft_wrap=True)
+
+
+def faster_line(seen: Any) -> str:
+    """Which of the fastest int8 and the fastest float build is faster, or that the samples do not decide."""
+    int8, base = seen.int8_build, seen.float_build
+    ratio, low, high = seen.of_float(int8)
+    first, second = f"{int8.engine} {int8.dtype}", f"{base.engine} {base.dtype}"
+    share = f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
+    if seen.faster is None:
+        return (
+            f"Not decided: {first} takes {share} of {second}'s time, and the interval holds 1; a longer --duration "
+            "narrows it."
+        )
+    if seen.faster is base:
+        return f"Faster, {base.obtained}: {second}; {first} takes {share} of its time."
+    return f"Faster, {int8.obtained}: {first}, in {share} of {second}'s time."
 
 
 def _print_sustained(found: Any, device: str | None, as_json: bool) -> None:
@@ -111,11 +141,13 @@ def _print_sustained(found: Any, device: str | None, as_json: bool) -> None:
         print_json({"machine": machine(device), **asdict(found), "slowdown": found.slowdown})
         return
     title = f"{found.engine} {found.dtype} on {found.device}, {found.threads} threads, {found.obtained}"
-    table = Table("from s", "samples", "p50 ms", "p90 ms", "p99 ms", "clocks MHz", "hottest C", title=title)
+    shown = Table(
+        "from s", "samples", "p50 ms", "p90 ms", "p99 ms", "clocks MHz", "hottest C", title=title, title_justify="left"
+    )
     for window in found.windows:
         times = (f"{window.percentile_ms(p):.4g}" for p in (50, 90, 99))
-        table.add_row(f"{window.start_s:.3g}", str(len(window.samples_ms)), *times, *_clocks_and_heat(window.state))
-    out.print(table)
+        shown.add_row(f"{window.start_s:.1f}", str(len(window.samples_ms)), *times, *_clocks_and_heat(window.state))
+    out.print(shown)
     out.print(f"The last median is {found.slowdown:.3f} times the fastest.")
     _print_moments(found.moments)
 
@@ -128,7 +160,8 @@ def _clocks_and_heat(state: Any) -> tuple[str, str]:
 
 
 def _print_moments(moments: Any) -> None:
-    """The machine before and after, and the hottest it was in between; nothing where it shows none of that."""
+    """The machine before and after: governors, clocks, heat, power mode, as far as it shows them."""
+    seen = {}
     for moment in (moments[0], moments[-1]):
         state = moment.state
         clocks, heat = _clocks_and_heat(state)
@@ -137,7 +170,12 @@ def _print_moments(moments: Any) -> None:
         parts += [f"GPU {state.gpu_hz / 1e6:.0f} MHz"] if state.gpu_hz else []
         parts += [f"hottest {heat} C"] if state.temperatures_c else []
         parts += [f"power mode {state.power_mode}"] if state.power_mode else []
-        out.print(f"{moment.when}: {', '.join(parts) or 'no clocks, governors or temperatures to be read'}")
+        seen[moment.when] = ", ".join(parts)
+    if not any(seen.values()):
+        out.print("The machine shows no clocks, governors or temperatures.")
+        return
+    for when, text in seen.items():
+        out.print(f"{when}: {text or 'no clocks, governors or temperatures to be read'}")
 
 
 def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool) -> None:
@@ -148,15 +186,15 @@ def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool)
     if as_json:
         print_json(profile_to_json(profile))
         return
-    table = Table(Column("layer", overflow="fold"), "kind", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("ms", "share", "GMAC/s", "of\npeak", "MB", "GB/s"):
-        table.add_column(title, justify="right", no_wrap=True)
+    title = f"native int8 on {profile.device}, {profile.threads} threads, {profile.obtained}"
+    titles = (("ms",), ("share",), ("GMAC/s",), ("of", "peak"), ("MB",), ("GB/s",))
+    rows = table(Column("layer", overflow="fold"), "kind", *(figure(*lines) for lines in titles), title=title)
     total = profile.total
     for row in (*profile.layers, total):
         share = profile.share_of_peak(row)
-        table.add_row(
+        rows.add_row(
             row.name,
-            "" if row is total else row.kind,
+            "" if row is total else _SHORT.get(row.kind, row.kind),
             f"{row.median_ms:.4f}",
             f"{row.median_ms / total.median_ms:.1%}",
             f"{row.gmac_per_s:.1f}" if row.macs else "-",
@@ -165,10 +203,13 @@ def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool)
             f"{row.gb_per_s:.1f}",
             end_section=row is profile.layers[-1],
         )
-    out.print(table)
+    out.print(rows)
     if profile.roof is not None:
         out.print(
-            f"This machine's peak with {profile.threads} threads: {profile.roof.gmac_per_s:.0f} GMAC/s in registers, "
+            f"The machine's peak with {profile.threads} threads: {profile.roof.gmac_per_s:.0f} GMAC/s in registers, "
             f"{profile.roof.gb_per_s:.1f} GB/s read from 30 MiB."
         )
-    out.print("MB: the step's operands, each once; what moves at least. --json names each kernel.")
+    out.print(
+        "dw + pw: a depthwise and a pointwise convolution in one step. MB: the step's operands, each once; what moves "
+        "at least. --json names each kernel."
+    )

@@ -15,6 +15,7 @@ from .common import (
     DeviceOption,
     ImagesOption,
     JsonOption,
+    PublicKeyOption,
     ThreadsOption,
     bar,
     out,
@@ -33,13 +34,14 @@ def baseline(
     threads: ThreadsOption = None,
     images: ImagesOption = None,
     rounds: RoundsOption = 20,
+    public_key: PublicKeyOption = None,
 ) -> None:
     """Record a bundle's accuracy, latency, size and memory as the baseline that `check` compares with."""
     from ...runtime.bundle import open_bundle
     from ...runtime.gate import Run, measure
     from ...runtime.judge import save_baseline
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     with bar() as progress:
         report = measure(opened, Run(data, device, threads, images, rounds), progress=progress)
     save_baseline(report, output)
@@ -54,7 +56,9 @@ def check(
     threads: ThreadsOption = None,
     images: ImagesOption = None,
     rounds: RoundsOption = 20,
-    max_drop: Annotated[float, typer.Option(min=0, help="Allowed loss of top-1, in points.")] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Allowed loss of top-1, in points: 1 is one percent of the images.")
+    ] = 0.5,
     max_latency: Annotated[
         float, typer.Option(min=0, help="Allowed growth of int8 / float latency, as a ratio.")
     ] = 1.05,
@@ -63,6 +67,7 @@ def check(
     ] = 1.10,
     max_size: Annotated[float, typer.Option(min=0, help="Allowed growth of an artefact, as a ratio.")] = 1.02,
     max_memory: Annotated[float, typer.Option(min=0, help="Allowed growth of the memory held, as a ratio.")] = 1.05,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Gate: compares with the baseline. Exit status 0 pass, 1 fail, 3 where the figures do not decide."""
@@ -71,7 +76,7 @@ def check(
     from ...runtime.judge import FAIL, INCONCLUSIVE, Budget, judge, load_baseline
     from ...runtime.session import place
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     run = Run(data, device, threads, images, rounds)
     target = opened.manifest.target
     before = load_baseline(baseline, target.name, place(target, device).device, baseline_command(bundle, run, baseline))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 out = Console()
 err = Console(stderr=True)
@@ -42,6 +43,16 @@ EnginesOption = Annotated[
     ),
 ]
 ImagesOption = Annotated[int | None, typer.Option("--images", min=1, help="Use only the first images.")]
+
+
+def duration_s(text: str) -> float:
+    """``30s``, ``10m`` or ``1h`` in seconds. Raises typer.BadParameter, one line for the user."""
+    from ...runtime.bench import parse_duration_s
+
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -76,3 +87,13 @@ def labelled(bundle: Any, data: str, images: int | None) -> Any:
     items = dataset.items[:images]
     spec = bundle.manifest.input_spec
     return (Labelled(item.name, item.label, dataset.load(item, spec)) for item in items), len(items)
+
+
+def table(*columns: Column | str, **options: Any) -> Table:
+    """A table without a frame, for many columns in a narrow terminal; the title on the left."""
+    return Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", **options)
+
+
+def figure(*lines: str) -> Column:
+    """A column of figures: on the right, never cut; the title may take several lines."""
+    return Column("\n".join(lines), justify="right", no_wrap=True)

@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from .common import BundleArgument, JsonOption, out, print_json
+from .common import BundleArgument, JsonOption, PublicKeyOption, out, print_json
 
 
 def estimate(
     bundle: BundleArgument,
     layers: Annotated[bool, typer.Option("--layers", help="Every launch, too.")] = False,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate a GPU bundle's latency from a model of the GPU; `xceptile bench` measures it on the device."""
     from ...runtime.bundle import ESTIMATE, BundleError, open_bundle
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     names = [name for a in opened.manifest.artefacts for name in a.files if name.endswith(f"/{ESTIMATE}")]
     if not names:
         raise BundleError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import Any
+
+from rich.table import Column, Table
 
 from .common import BundleArgument, JsonOption, PublicKeyOption, out
 
@@ -16,7 +18,7 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
     if as_json:
         print(manifest_to_json(manifest), end="")
         return
-    about = Table(show_header=False, title=str(bundle), title_justify="left")
+    about = Table(Column(), Column(overflow="fold"), show_header=False, title=str(bundle), title_justify="left")
     about.add_row("sha256", opened.sha256())
     if public_key is not None:
         about.add_row("signed", f"yes, by the private half of {public_key}")
@@ -24,7 +26,7 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
     about.add_row("target", f"{manifest.target.name} ({', '.join(manifest.target.features)})")
     about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, pixel - 128")
     about.add_row("recipe", str(manifest.recipe.get("name")))
-    about.add_row("calibration", f"{manifest.calibration.get('images')} images")
+    about.add_row("calibration", _calibration(manifest.calibration.get("images")))
     for key, value in sorted(manifest.provenance.items()):
         about.add_row(key, value)
     out.print(about)
@@ -32,3 +34,7 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
     for name, entry in sorted(manifest.files.items()):
         files.add_row(name, str(entry.size_bytes), entry.sha256[:16])
     out.print(files)
+
+
+def _calibration(images: Any) -> str:
+    return f"{images['count']} images" if isinstance(images, dict) and "count" in images else "-"

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from .common import BundleArgument, DataOption, DeviceOption, ImagesOption, PublicKeyOption, ThreadsOption, bar, out
+from .common import (
+    BundleArgument,
+    DataOption,
+    DeviceOption,
+    ImagesOption,
+    PublicKeyOption,
+    ThreadsOption,
+    bar,
+    duration_s,
+    out,
+)
 
 
 def report(
@@ -27,14 +37,13 @@ def report(
     public_key: PublicKeyOption = None,
 ) -> None:
     """Accuracy, latency, layers, memory, confusion and flips of a bundle as one HTML file."""
-    from ...runtime.bench import parse_duration_s
     from ...runtime.bundle import open_bundle
     from ...runtime.gate import Run
     from ...runtime.report import write_html
     from ..report_run import measure
 
+    seconds = None if sustained is None else duration_s(sustained)
     opened = open_bundle(bundle, public_key)
-    seconds = None if sustained is None else parse_duration_s(sustained)
     settings = Run(data, device, threads, images, rounds)
     with bar() as progress:
         run = measure(opened, settings, sensitivity_images=sensitivity, sustained_s=seconds, progress=progress)

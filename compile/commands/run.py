@@ -14,8 +14,10 @@ from .common import BundleArgument, DeviceOption, JsonOption, PublicKeyOption, T
 
 def run(
     bundle: BundleArgument,
-    image: Annotated[list[Path], typer.Argument(help="Image files.")],
-    engine: Annotated[str | None, typer.Option(help="native, litert, tflite-runtime or reference.")] = None,
+    image: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    engine: Annotated[
+        str | None, typer.Option(help="native, litert, tflite-runtime or reference; by default native.")
+    ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,

@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 
-from .common import BundleArgument, DataOption, JsonOption, bar, labelled, out, print_json
+from .common import (
+    BundleArgument,
+    DataOption,
+    JsonOption,
+    PublicKeyOption,
+    bar,
+    figure,
+    labelled,
+    out,
+    print_json,
+    table,
+)
 
 
 def sensitivity(
@@ -15,6 +26,7 @@ def sensitivity(
     data: DataOption,
     images: Annotated[int, typer.Option("--images", min=1, help="Use only the first images.")] = 64,
     top: Annotated[int | None, typer.Option(min=1, help="Print only the worst layers.")] = None,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Each layer alone in int8, all others in float: what that does to the logits, worst first."""
@@ -22,7 +34,7 @@ def sensitivity(
     from ...models import serialize
     from ...runtime import bundle as bundles
 
-    opened = bundles.open_bundle(bundle)
+    opened = bundles.open_bundle(bundle, public_key)
     manifest = opened.manifest
     items, count = labelled(opened, data, images)
     with bar() as progress:
@@ -36,15 +48,14 @@ def sensitivity(
     if as_json:
         print_json([row.to_json() for row in rows])
         return
-    table = Table(Column("layer", overflow="fold"), "kind", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("SQNR dB", "flips", "range", "clipped"):
-        table.add_column(title, justify="right", no_wrap=True)
+    figures = (figure("SQNR", "dB"), figure("flips"), figure("range", "from"), figure("to"), figure("clipped"))
+    shown = table(Column("layer", overflow="fold"), "kind", *figures)
     for row in rows:
-        limits = f"[{row.low:.3g}, {row.high:.3g}]"
-        table.add_row(
-            row.path or row.name, row.kind, f"{row.sqnr_db:.1f}", str(row.flips), limits, f"{row.clipped:.3%}"
+        limits = (f"{row.low:.3g}", f"{row.high:.3g}")
+        shown.add_row(
+            row.path or row.name, row.kind, f"{row.sqnr_db:.1f}", str(row.flips), *limits, f"{row.clipped:.3%}"
         )
-    out.print(table)
+    out.print(shown)
     out.print(
         f"SQNR at the logits and classes changed, of {count} images, by this layer's int8 weights, input and output "
         "alone; the range its output can hold, and the share of float values outside."

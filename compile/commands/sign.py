@@ -14,7 +14,7 @@ def sign(
     bundle: BundleArgument,
     key: Annotated[Path, typer.Option(help="An Ed25519 private key in PEM form.")],
 ) -> None:
-    """Sign a bundle; `run` and `inspect` check the signature with --public-key."""
+    """Sign a bundle; the verbs that read one check the signature with --public-key."""
     from ...runtime.bundle import sign_bundle
     from ...runtime.signature import SIGNATURE, load_signer
 

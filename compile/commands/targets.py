@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from rich.table import Column, Table
+from rich.table import Column
 
-from .common import JsonOption, out, print_json
+from .common import JsonOption, out, print_json, table
 
 
 def targets(as_json: JsonOption = False) -> None:
@@ -17,7 +17,8 @@ def targets(as_json: JsonOption = False) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    table = Table(Column("target", no_wrap=True), "also", "features", "what")
+    shown = table(Column("target", no_wrap=True), Column("features", no_wrap=True), "what")
     for row in rows:
-        table.add_row(row.board, ", ".join(row.aliases), " ".join(row.features), row.description)
-    out.print(table)
+        also = f"; also {', '.join(row.aliases)}" if row.aliases else ""
+        shown.add_row(row.board, " ".join(row.features), row.description + also)
+    out.print(shown)

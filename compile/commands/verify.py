@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from .common import (
     BundleArgument,
@@ -16,41 +16,44 @@ from .common import (
     EnginesOption,
     ImagesOption,
     JsonOption,
+    PublicKeyOption,
     ThreadsOption,
     bar,
+    figure,
     labelled,
     out,
     print_json,
+    table,
 )
 
 
-def kept(accuracy: Any) -> str:
-    """What holds between an engine's outputs and the reference's, in words."""
-    differing = f"{accuracy.differing_values} of {accuracy.compared_values}"
-    if accuracy.allowed_steps:
-        within = "yes" if accuracy.keeps_contract else "NO"
-        return (
-            f"mixed: {within}, {differing} by up to {accuracy.largest_difference_steps} of "
-            f"{accuracy.allowed_steps} steps"
-        )
-    return "yes" if accuracy.bit_exact else f"NO: {differing}, by up to {accuracy.largest_difference_steps} steps"
+def _differences(accuracy: Any) -> str:
+    """How an engine's outputs differ from the reference's, in words."""
+    verdict = "within the bound" if accuracy.keeps_contract else "MORE THAN ALLOWED"
+    return (
+        f"{accuracy.engine}: {accuracy.differing_values} of {accuracy.compared_values} outputs differ from the "
+        f"reference's, by up to {accuracy.largest_difference_steps} steps; {accuracy.allowed_steps} allowed: {verdict}"
+    )
 
 
 def _accuracy_table(accuracies: Any) -> Table:
     from ...runtime.statistics import mcnemar_exact
 
-    titles = ("engine", "device", "images", "top-1 int8", "float", "top-5 int8", "float", "agree", "SQNR dB")
-    table = Table(*titles, "p", "bit-exact", "how")
+    first = accuracies[0]
+    shares = (("top-1", "int8"), ("top-1", "float"), ("top-5", "int8"), ("top-5", "float"), ("same", "class"))
+    columns = [figure(*lines) for lines in (*shares, ("SQNR", "dB"), ("p",))]
+    rows = table("engine", *columns, "bit-exact", title=f"{first.device}, {first.images} images, {first.obtained}")
     for a in accuracies:
-        tops: tuple[str, ...] = ("no labels", "-", "-", "-")
+        name = a.engine if a.device == first.device else f"{a.engine} ({a.device})"
+        tops: tuple[str, ...] = ("-", "-", "-", "-")
         if a.labelled:
             five = (a.int8_correct_top5 / a.labelled, a.float_correct_top5 / a.labelled)
             tops = (f"{a.top1:.2%}", f"{a.float_top1:.2%}", *(f"{share:.2%}" for share in five))
         p = f"{mcnemar_exact(a.float_only_correct, a.int8_only_correct):.2f}" if a.labelled else "-"
-        table.add_row(
-            a.engine, a.device, str(a.images), *tops, f"{a.agreement:.2%}", f"{a.sqnr_db:.1f}", p, kept(a), a.obtained
-        )
-    return table
+        rows.add_row(name, *tops, f"{a.agreement:.2%}", f"{a.sqnr_db:.1f}", p, "yes" if a.bit_exact else "NO")
+    if not first.labelled:
+        rows.caption = "The images bear no labels, so there is no top-1 and no top-5."
+    return rows
 
 
 def verify(
@@ -75,6 +78,7 @@ def verify(
     diverges: Annotated[
         bool, typer.Option("--first-difference", help="Where an output differs: find the layer it begins at.")
     ] = False,
+    public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy against float and bit-exactness against the reference; exit status 1 where an output differs."""
@@ -84,7 +88,7 @@ def verify(
     from ...runtime.shards import Job, verify_shards
     from ...runtime.statistics import mcnemar_exact
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key)
     if workers or results or ray:
         where = place(opened.manifest.target, device)
         names = tuple(engine or (a.engine for a in runnable(opened, where) if a.dtype == "int8"))
@@ -120,16 +124,22 @@ def verify(
         )
     else:
         out.print(_accuracy_table(accuracies))
-        out.print(
-            "p: how often chance alone parts int8 from float at least so far (McNemar's exact test on the images that "
-            "one of them gets right)."
-        )
+        if any(a.labelled for a in accuracies):
+            out.print(
+                "p: how often chance alone parts int8 from float at least so far (McNemar's exact test on the images "
+                "that one of them gets right)."
+            )
+        for a in accuracies:
+            if not a.bit_exact:
+                out.print(_differences(a))
         if opened.manifest.float_layers:
             layers = ", ".join(opened.manifest.float_layers)
             out.print(f"mixed: {layers} compute in float; int8 layers are exact given the same inputs.")
         for name, text in found.items():
             out.print(f"{name}: {text}")
-        if flips:
+        if flips and not any(a.flips for a in accuracies):
+            out.print("No image's class changed.")
+        elif flips:
             out.print(_flips_table(accuracies))
     if not all(a.keeps_contract for a in accuracies):
         raise SystemExit(1)
@@ -141,12 +151,12 @@ def _absolute(data: str) -> str:
 
 
 def _flips_table(accuracies: Any) -> Table:
-    table = Table("engine", "image", "label", "float", "int8", "margin")
+    rows = table("engine", Column("image", overflow="fold"), "label", "float", "int8", figure("margin"))
     for a in accuracies:
         for flip in sorted(a.flips, key=lambda flip: flip.margin):
             label = flip.label or "-"
-            table.add_row(a.engine, flip.image, label, flip.float_class, flip.int8_class, f"{flip.margin:.3f}")
-    return table
+            rows.add_row(a.engine, flip.image, label, flip.float_class, flip.int8_class, f"{flip.margin:.3f}")
+    return rows
 
 
 def _first_differences(
