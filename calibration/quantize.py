@@ -42,12 +42,6 @@ def f32(value: float) -> float:
     return float(np.float32(value))
 
 
-def f32_at_least(value: float) -> float:
-    """The least float32 that is not below ``value``."""
-    nearest = np.float32(value)
-    return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
-
-
 def activation_params(low: float, high: float, scheme: str = "affine") -> ir.PerTensor:
     """Scale and zero point that cover [low, high] and represent zero exactly (padding and ReLU need it to be).
 

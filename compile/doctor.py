@@ -51,11 +51,8 @@ def _host() -> Finding:
 
 
 def _emulator() -> Finding:
-    program = shutil.which("qemu-aarch64")
-    if program is None:
-        return Finding("rehearse AArch64 bundles", False, "qemu-aarch64 is not installed: apt install qemu-user")
     try:
-        root = qemu.sysroot("aarch64")
+        program, root = qemu.emulator("aarch64"), qemu.sysroot("aarch64")
     except RuntimeError as error:
         return Finding("rehearse AArch64 bundles", False, str(error))
     return Finding("rehearse AArch64 bundles", True, f"{program}, C library in {root}")

@@ -142,37 +142,6 @@ def summarize(results: Sequence[ImageResult], engine: str, classes: Sequence[str
     )
 
 
-def compare(
-    names: Sequence[str],
-    labels: Sequence[int | None],
-    classes: Sequence[str],
-    float_logits: NDArray[np.float32],
-    int8_logits: NDArray[np.int8],
-    expected: NDArray[np.int8],
-    *,
-    scale: float,
-    zero_point: int,
-    engine: str,
-    device: str,
-    obtained: str,
-) -> Accuracy:
-    """Judges one engine's outputs (B, classes) against labels, the float network and the integer reference."""
-    results = []
-    for i, name in enumerate(names):
-        seen = judge_image(
-            float_logits[i],
-            int8_logits[i],
-            expected[i],
-            scale=scale,
-            zero_point=zero_point,
-            device=device,
-            obtained=obtained,
-        )
-        power, top = signal_power(float_logits[i]), likeliest(float_logits[i])
-        results.append(ImageResult(i, name, labels[i], "", top, power, expected[i].size, {engine: seen}))
-    return summarize(results, engine, classes)
-
-
 def result_to_json(result: ImageResult) -> dict[str, Any]:
     """Plain JSON values, the inverse of ``result_from_json``; floats survive exactly."""
     return asdict(result)

@@ -23,7 +23,6 @@ Float32 = NDArray[np.float32]
 
 INT8_MIN, INT8_MAX = -128, 127
 WEIGHT_MAX = 127
-INPUT_ZERO_POINT = -128  # pixels p enter as q = p - 128, an exclusive or with 0x80
 
 
 def f32_product(a: float, b: float | Float32) -> Float32:

@@ -20,7 +20,18 @@ from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .measure import Accuracy, Labelled, Latency, interleave_ms
-from .session import LOCAL, QEMU, Placement, device_name, open_engine, open_program, pinned, place, processors
+from .session import (
+    LOCAL,
+    QEMU,
+    Placement,
+    device_name,
+    open_engine,
+    open_program,
+    pinned,
+    place,
+    placement_of,
+    processors,
+)
 
 BATCH = 256  # images held in memory at a time, a multiple of SUB_BATCH
 SUB_BATCH = 8  # images that the numpy networks are given at once
@@ -75,7 +86,7 @@ def contenders(
     opened = []
     for name in names:
         engine = open_engine(bundle, name, placement=placement, threads=threads)
-        opened.append(Contender(bundle, name, engine, placement, limit))
+        opened.append(Contender(bundle, name, engine, placement_of(name, placement), limit))
     return opened
 
 

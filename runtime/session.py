@@ -153,7 +153,17 @@ def open_engine(
         return ReferenceEngine(serialize.load(bundle.file(name)))
     artefact = bundle.artefact("litert" if engine == "tflite-runtime" else engine, dtype)
     if artefact is None:
-        raise EngineError(f"{bundle.path}: holds no {dtype} artefact for engine {engine}; compile it with that backend")
+        held = ", ".join(
+            f"{a.engine} {a.dtype}" for a in bundle.manifest.artefacts if a.engine not in bundles.FOR_OTHERS
+        )
+        raise EngineError(
+            f"{bundle.path}: holds no {dtype} artefact for engine {engine}, only {held}; choose one of these, or "
+            "compile it with that backend"
+        )
+    if engine in bundles.FOR_OTHERS:
+        raise EngineError(f"{bundle.path}: its {engine} artefact is for other runtimes; nothing here runs it")
+    if engine == "tflite-runtime" and placement.device != LOCAL:
+        raise EngineError(f"tflite-runtime runs on this machine only, not on {placement.device}: give --device local")
     if link := remote.connect(placement.device):
         if artefact.engine == "native":
             return _open_program_there(bundle, artefact, placement, link, count, cores)
@@ -213,6 +223,13 @@ def _required_device(bundle: Bundle, placement: Placement) -> str | None:
     if bundle.manifest.target.engine == "cpu":
         return None
     return "gpu" if placement.obtained == MEASURED else "any"
+
+
+def placement_of(engine: str, placement: Placement) -> Placement:
+    """Where an engine runs. The numpy reference is no artefact: it runs here, whatever the device, and never counts as
+    measured on a target.
+    """
+    return Placement(LOCAL, REHEARSED) if engine == "reference" else placement
 
 
 def device_name(placement: Placement, engine: Engine) -> str:
@@ -287,4 +304,5 @@ def open_session(
     placement = place(bundle.manifest.target, device)
     ours = (a.engine for a in bundle.manifest.artefacts if a.dtype == "int8" and a.engine not in bundles.FOR_OTHERS)
     chosen = engine or next(ours)
-    return Session(bundle, open_engine(bundle, chosen, placement=placement, threads=threads), placement)
+    opened = open_engine(bundle, chosen, placement=placement, threads=threads)
+    return Session(bundle, opened, placement_of(chosen, placement))

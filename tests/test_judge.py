@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
-from xceptile.runtime.accuracy import compare
+from xceptile.runtime.accuracy import ImageResult, judge_image, likeliest, signal_power, summarize
 from xceptile.runtime.judge import (
     FAIL,
     INCONCLUSIVE,
@@ -27,6 +29,37 @@ from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Latency, med
 from xceptile.runtime.statistics import mcnemar_exact
 
 NAMES = [f"{i}.png" for i in range(4)]
+
+
+def compare(
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    classes: Sequence[str],
+    float_logits: NDArray[np.float32],
+    int8_logits: NDArray[np.int8],
+    expected: NDArray[np.int8],
+    *,
+    scale: float,
+    zero_point: int,
+    engine: str,
+    device: str,
+    obtained: str,
+) -> Accuracy:
+    """Judges one engine's outputs (B, classes) against labels, the float network and the integer reference."""
+    results = []
+    for i, name in enumerate(names):
+        seen = judge_image(
+            float_logits[i],
+            int8_logits[i],
+            expected[i],
+            scale=scale,
+            zero_point=zero_point,
+            device=device,
+            obtained=obtained,
+        )
+        power, top = signal_power(float_logits[i]), likeliest(float_logits[i])
+        results.append(ImageResult(i, name, labels[i], "", top, power, expected[i].size, {engine: seen}))
+    return summarize(results, engine, classes)
 
 
 def accuracy(**changes: object) -> Accuracy:
