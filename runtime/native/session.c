@@ -281,7 +281,9 @@ int xct_run(xct_session *session, const void *input, size_t input_bytes, void *o
     const struct xct_plan *plan = &session->plan;
     pthread_mutex_lock(&session->lock);
     int code;
-    if (input == NULL || output == NULL || input_bytes != plan->input_bytes || output_bytes != plan->output_bytes)
+    if (input == NULL || output == NULL)
+        code = xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_run was given no %s", input == NULL ? "input" : "output");
+    else if (input_bytes != plan->input_bytes || output_bytes != plan->output_bytes)
         code = xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_run was given %zu bytes of input and %zu of output, "
                         "the network has %llu and %llu", input_bytes, output_bytes,
                         (unsigned long long)plan->input_bytes, (unsigned long long)plan->output_bytes);

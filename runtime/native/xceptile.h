@@ -60,7 +60,8 @@ enum {
 /* How to open a session; all zero but struct_bytes is the default. */
 typedef struct {
     uint32_t struct_bytes; /* sizeof(xct_options) */
-    uint32_t threads;      /* that compute, the caller included; 0: one for each processor this process may use */
+    uint32_t threads;      /* that compute, the caller included, 64 at most; 0: one for each processor this process
+                              may use */
     uint64_t core_mask;    /* bit i: the session's own threads may run on processor i; 0: as the process. The calling
                               thread is left where it is, and takes part in the work */
     uint32_t flags;
