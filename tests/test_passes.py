@@ -13,6 +13,7 @@ from xceptile.compile.passes.fold_input import fold_input, takes_pixels
 from xceptile.compile.passes.fuse_relu import fuse_relu
 from xceptile.compile.passes.pipeline import FLOAT_PASSES, run_passes
 from xceptile.compile.passes.remove_dead import remove_dead
+from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.models.preprocess import InputSpec, normalize
 from xceptile.models.verify import verify
@@ -204,6 +205,25 @@ def test_preprocessing_folds_into_every_reader_of_the_input():
     np.testing.assert_allclose(seen, reference.run(graph, normalize(image, SPEC)[None])[0], rtol=1e-4, atol=1e-4)
     builder.relu("direct", "input")
     assert not takes_pixels(builder.graph("sum", "direct"))
+
+
+def test_pixels_come_as_int8(builder):
+    builder.add("sum", builder.conv("conv", "input", 3), "input")
+    graph = builder.graph()
+    after = with_pixels(graph, ir.PerTensor(1.0, -128))
+    verify(after)
+    assert lines(after)[:4] == [
+        "input = Input()",
+        "input:real = Dequantize(input)",
+        "conv = Conv2d(input:real)",
+        "sum = Add(conv, input:real)",
+    ]
+    shape = graph.inputs[0].type.shape
+    pixels = np.arange(np.prod(shape)).reshape(shape) % 256
+    seen, expected = (
+        reference.run(g, x)[0] for g, x in ((after, (pixels - 128).astype(np.int8)), (graph, pixels.astype(np.float32)))
+    )
+    np.testing.assert_array_equal(seen, expected)
 
 
 def test_all_passes_keep_a_whole_network():
