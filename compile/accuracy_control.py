@@ -79,14 +79,16 @@ class Control:
 
 
 def parse_drop(text: str) -> float:
-    """``0.1%`` or ``0.001`` as a share. Raises ControlError."""
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    """``0.1%`` as a share. The sign is demanded: 0.5 alone could be half of the images or half a point.
+
+    Raises ControlError.
+    """
     try:
-        value = float(number) / (100 if percent else 1)
+        value = float(text[:-1]) / 100 if text.endswith("%") else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value < 1:
-        raise ControlError(f"--max-drop {text!r}: give a share of the images, as 0.1% or 0.001")
+        raise ControlError(f"--max-drop {text!r}: give a share of the images in percent, as 0.1%")
     return value
 
 

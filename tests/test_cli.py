@@ -327,3 +327,12 @@ def test_a_tuning_goes_into_the_bundle(
     assert xceptile("compile", "--target", "raspberry-pi-5", *arguments, "--output", tmp_path / "other") == 2
     assert "the tuning is of local/host" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("verb", ["report", "baseline"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = tmp_path / "missing" / "out"
+    assert cli._invoke(cli.app, [verb, str(tmp_path), "--data", "drawn:val:1", "--output", str(nowhere)]) == 2
+    assert f"cannot write {nowhere}" in " ".join(capsys.readouterr().err.split())

@@ -18,6 +18,7 @@ from .common import (
     PublicKeyOption,
     ThreadsOption,
     bar,
+    check_folder_of,
     out,
     print_json,
 )
@@ -41,6 +42,7 @@ def baseline(
     from ...runtime.gate import Run, measure
     from ...runtime.judge import save_baseline
 
+    check_folder_of(output)
     opened = open_bundle(bundle, public_key)
     with bar() as progress:
         report = measure(opened, Run(data, device, threads, images, rounds), progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,3 +98,10 @@ def table(*columns: Column | str, **options: Any) -> Table:
 def figure(*lines: str) -> Column:
     """A column of figures: on the right, never cut; the title may take several lines."""
     return Column("\n".join(lines), justify="right", no_wrap=True)
+
+
+def check_folder_of(output: Path) -> None:
+    """Before minutes of work: refuses a file whose folder is not there or cannot be written."""
+    folder = output.parent
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"cannot write {output}: its folder must be there and writable")

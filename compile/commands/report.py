@@ -15,6 +15,7 @@ from .common import (
     PublicKeyOption,
     ThreadsOption,
     bar,
+    check_folder_of,
     duration_s,
     out,
 )
@@ -42,6 +43,7 @@ def report(
     from ...runtime.report import write_html
     from ..report_run import measure
 
+    check_folder_of(output)
     seconds = None if sustained is None else duration_s(sustained)
     opened = open_bundle(bundle, public_key)
     settings = Run(data, device, threads, images, rounds)
