@@ -3,9 +3,9 @@
 An int8 graph becomes int8 kernels, bit for bit the integer contract. A float graph whose input is int8 pixels behind a
 ``Dequantize`` becomes float16 kernels: activations and weights in half, sums in float, outputs in float32.
 
-A tensor between kernels is stored as ``gpu_element`` says. A convolution's bias holds the zero point's share, so that
-padding is pixels of the zero point and nothing is subtracted in a loop. A ReLU that only depthwise convolutions read is
-taken in as they load; an addition with a convolution that nothing else reads is that convolution's end.
+A tensor between kernels is stored as ``opencl_element`` says. A convolution's bias holds the zero point's share, so
+that padding is pixels of the zero point and nothing is subtracted in a loop. A ReLU that only depthwise convolutions
+read is taken in as they load; an addition with a convolution that nothing else reads is that convolution's end.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import GpuSpec, TargetSpec
-from . import gpu_element as words
+from . import opencl_element as words
 from . import opencl_shapes as shapes
 from .call import Activation, Weights
 from .gpu_call import GpuCall
-from .gpu_convolution import PLAIN_CHANNELS, Convolution, Tile
-from .gpu_element import FLOAT16, INT8, Element
-from .gpu_elementwise import Convert, Elementwise, Linear, Mean
-from .gpu_tir import VECTOR_BYTES
-from .gpu_window import Window
+from .opencl_convolution import PLAIN_CHANNELS, Convolution, Tile
+from .opencl_element import FLOAT16, INT8, Element
+from .opencl_elementwise import Convert, Elementwise, Linear, Mean
+from .opencl_tir import VECTOR_BYTES
+from .opencl_window import Window
 
 Array = NDArray[np.generic]
 Kernel = Convolution | Window | Elementwise | Mean | Linear | Convert

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from ...targets.spec import GpuSpec
-from .gpu_convolution import Convolution, Tile
-from .gpu_element import Element
-from .gpu_tir import VECTOR_BYTES
-from .gpu_window import Window, patch
+from .opencl_convolution import Convolution, Tile
+from .opencl_element import Element
+from .opencl_tir import VECTOR_BYTES
+from .opencl_window import Window, patch
 
 # Of the last-level cache in the count of memory traffic, where a target's row has none. Makers publish little: half a
 # megabyte is what the smallest configurations of the listed Adreno and Mali parts are said to have, and a PowerVR of

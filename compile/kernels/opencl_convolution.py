@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from . import gpu_element as element_words
-from . import gpu_tir as g
-from .gpu_element import Element
-from .gpu_tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
+from . import opencl_element as element_words
+from . import opencl_tir as g
+from .opencl_element import Element
+from .opencl_tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
 
 PLAIN_CHANNELS = 4  # at most, of an input that is read as the network's plain NHWC
 

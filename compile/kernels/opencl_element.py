@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .gpu_tir import VECTOR, VECTOR_BYTES, Expr, call
+from .opencl_tir import VECTOR, VECTOR_BYTES, Expr, call
 
 # int8: words of a convolution's, addition's or other kernel's int32 parameters.
 ZERO, LOW, PADDING = 0, 1, 2

@@ -1,8 +1,8 @@
-"""What the GPU kernels are written with: a PrimFunc over flat buffers and a grid, and calls of a preamble's functions.
+"""What OpenCL kernels are written with: a PrimFunc over flat buffers and a grid, and calls of a preamble's functions.
 
 Activations and packed weights are buffers of 16-byte vectors, ``int32x4``: sixteen int8 or eight float16. Whatever
-looks inside such a vector is a function ``xct_*`` that the engine's preamble defines (``opencl_preamble.cl``), so the
-kernels know no engine and few element types.
+looks inside such a vector is a function ``xct_*`` that the preamble defines (``opencl_preamble.cl``), so the kernels
+know few element types.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from . import gpu_element as element_words
-from . import gpu_tir as g
-from .gpu_convolution import add
-from .gpu_element import Element
-from .gpu_tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
+from . import opencl_element as element_words
+from . import opencl_tir as g
+from .opencl_convolution import add
+from .opencl_element import Element
+from .opencl_tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
 
 WORDS = VECTOR_BYTES // 4
 ITEMS = 64  # work-items of a group, where nothing depends on how many
