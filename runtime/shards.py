@@ -21,6 +21,7 @@ from pathlib import Path
 from ..models.datasets import Dataset, Item, open_dataset
 from .accuracy import ImageResult, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
+from .engines.engine import EngineError
 from .evaluate import REHEARSED_IMAGES, SUB_BATCH, Contender, Networks, accuracies, contenders, judge_group
 from .measure import Accuracy, Labelled
 from .session import place
@@ -194,9 +195,7 @@ def _on_ray(job: Job, starts: Sequence[int], address: str) -> Iterator[list[Imag
     try:
         import ray
     except ImportError as error:
-        raise ResultsError(
-            "sharding over Ray needs the package ray: pip install 'xceptile[ray]'", Path(address)
-        ) from error
+        raise EngineError("sharding over Ray needs the package ray: pip install 'xceptile[ray]'") from error
     if not starts:
         return
     started = not ray.is_initialized()

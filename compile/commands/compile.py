@@ -13,14 +13,19 @@ from .common import JsonOption, bar, out, print_json
 
 def recipe_named(name: str) -> Any:
     """A preset, or what a recipe file holds."""
-    from ...calibration.recipe import PRESETS, recipe_from_text
+    from ...calibration.recipe import PRESETS, RecipeError, recipe_from_text
 
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
     if not path.is_file():
         raise typer.BadParameter(f"no such recipe {name!r}: neither a file nor one of {', '.join(sorted(PRESETS))}")
-    return recipe_from_text(path.read_text(encoding="utf-8"))
+    try:
+        return recipe_from_text(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no text in UTF-8 ({error})") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}", error.rule) from error
 
 
 def compile_command(
