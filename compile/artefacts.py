@@ -53,7 +53,6 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     from .kernels import opencl as opencl_kernels
 
     assert target.gpu is not None
-    backend, lower = {"opencl": (opencl, opencl_kernels.lower), "cuda": (cuda, cuda_kernels.lower)}[target.engine]
     runtime = native_runtime.build(target)
     rehearsal = {f"{bundles.REHEARSAL}/{name}": data for name, data in native_runtime.build_rehearsal().items()}
     told = {"model of the estimates": gpu_cost.MODEL}
@@ -71,9 +70,13 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     files: dict[str, bytes] = {}
     for dtype, graph in graphs.items():
         progress(f"compile {dtype} kernels for {target.name}", 0.0)
-        made = backend.build_files(graph, target)
-        estimated = gpu_cost.estimate(lower(graph, target), target.gpu, dtype)
-        made[bundles.ESTIMATE] = gpu_cost.estimate_to_json(estimated)
+        if target.engine == "cuda":
+            calls = cuda_kernels.lower(graph, target)
+            made = cuda.files_of(graph, calls, target.gpu.arch)
+        else:
+            calls = opencl_kernels.lower(graph, target)
+            made = opencl.files_of(graph, calls)
+        made[bundles.ESTIMATE] = gpu_cost.estimate_to_json(gpu_cost.estimate(calls, target.gpu, dtype))
         folder = bundles.NATIVE if dtype == "int8" else bundles.NATIVE_FLOAT16
         own = {f"{folder}/{name}": data for name, data in (made | runtime).items()}
         artefacts.append(Artefact("native", dtype, tuple(sorted(own | rehearsal))))

@@ -19,7 +19,7 @@ from .devices import board, remote
 from .devices.board import MachineState
 from .engines.engine import EngineError
 from .evaluate import golden_input, runnable, time_bundle
-from .measure import PILOT, Latency, interleaved_ratio
+from .measure import PILOT, Latency, fastest_float, interleaved_ratio
 from .session import QEMU, Placement, device_name, open_engine, pinned, place, processors
 
 BEFORE, DURING, AFTER = "before", "during", "after"
@@ -47,8 +47,7 @@ class Bench:
     @property
     def float_build(self) -> Latency | None:
         """The fastest float build: what int8 is held against."""
-        floats = (latency for latency in self.latencies if latency.is_float)
-        return min(floats, key=lambda latency: latency.median_ms, default=None)
+        return fastest_float(self.latencies)
 
     @property
     def int8_build(self) -> Latency:

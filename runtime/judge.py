@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .measure import MEASURED, Accuracy, Flip, Latency, bootstrap_medians, interleaved_ratio
+from .measure import MEASURED, Accuracy, Flip, Latency, bootstrap_medians, fastest_float, interleaved_ratio
 from .statistics import mcnemar_exact
 
 REPORT_FORMAT, BASELINE_FORMAT = 1, 2
@@ -90,19 +90,15 @@ def _int8(report: Report, engine: str) -> Latency | None:
     return next((x for x in report.latencies if x.engine == engine and x.dtype == "int8"), None)
 
 
-def _best_float(report: Report) -> Latency | None:
-    return min((x for x in report.latencies if x.is_float), key=lambda latency: latency.median_ms, default=None)
-
-
 def speedup_over_float(report: Report, engine: str) -> tuple[float, float, float] | None:
     """int8 latency of ``engine`` over the fastest float build's, with its interval; None where either is missing."""
-    int8, best = _int8(report, engine), _best_float(report)
+    int8, best = _int8(report, engine), fastest_float(report.latencies)
     return None if int8 is None or best is None else interleaved_ratio(int8, best)
 
 
 def _shares(report: Report, engine: str) -> NDArray[np.float64]:
     """int8's share of float's time, turn by turn; where there were no turns, its times over float's median."""
-    int8, best = _int8(report, engine), _best_float(report)
+    int8, best = _int8(report, engine), fastest_float(report.latencies)
     assert int8 is not None
     assert best is not None
     if int8.turns == best.turns and len(int8.turn_medians_ms) == len(best.turn_medians_ms) == int8.turns:
@@ -202,7 +198,7 @@ def _judge_slowdown(report: Report, baseline: Report, engine: str, budget: Budge
         f"{budget.slowdown_ratio} allowed"
     )
     outcome = _against(low, high, budget.slowdown_ratio)
-    float_now, float_then = _best_float(report), _best_float(baseline)
+    float_now, float_then = fastest_float(report.latencies), fastest_float(baseline.latencies)
     if outcome == FAIL and float_now is not None and float_then is not None:
         machine = float_now.median_ms / float_then.median_ms
         if low / machine <= budget.slowdown_ratio:

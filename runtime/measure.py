@@ -178,6 +178,11 @@ def interleave_ms(
     return turns
 
 
+def fastest_float(latencies: Sequence[Latency]) -> Latency | None:
+    """The float build that int8 is held against; None where there is none."""
+    return min((x for x in latencies if x.is_float), key=lambda latency: latency.median_ms, default=None)
+
+
 def interleaved_ratio(a: Latency, b: Latency) -> tuple[float, float, float]:
     """The ratio a / b of two latencies that were taken in turns in one run, with its 95 % interval: (ratio, low, high).
 

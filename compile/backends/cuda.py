@@ -49,15 +49,27 @@ def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
     """
     calls = family.lower(graph, target)
     assert target.gpu is not None
+    return _compile(graph, calls, target.gpu.arch)
+
+
+def _compile(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> Compiled:
     plan, weights = assemble(graph, calls, "cuda")
-    source = kernel_source(calls, target.gpu.arch)
-    binary = nvrtc.compile_source(source, target.gpu.arch)
+    source = kernel_source(calls, arch)
+    binary = nvrtc.compile_source(source, arch)
     return Compiled(plan, weights, binary.cubin, binary.ptx, source, binary.log)
 
 
 def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     """``build``'s result as the files of a bundle."""
-    compiled = build(graph, target)
+    return _files(build(graph, target))
+
+
+def files_of(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> dict[str, bytes]:
+    """``build_files`` for a graph that ``cuda.lower`` has made ``calls`` of."""
+    return _files(_compile(graph, calls, arch))
+
+
+def _files(compiled: Compiled) -> dict[str, bytes]:
     kernels = {
         "kernels.cubin": compiled.cubin,
         "kernels.ptx": compiled.ptx,

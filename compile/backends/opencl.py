@@ -57,7 +57,11 @@ def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     ``graph`` is int8, or a float one behind ``passes.with_pixels`` for the float16 build. Raises what ``opencl.lower``
     does.
     """
-    calls = opencl.lower(graph, target)
+    return files_of(graph, opencl.lower(graph, target))
+
+
+def files_of(graph: ir.Graph, calls: Sequence[GpuCall]) -> dict[str, bytes]:
+    """``build_files`` for a graph that ``opencl.lower`` has made ``calls`` of."""
     plan, weights = assemble(graph, calls, "opencl")
     kernels = generate(calls).encode()
     digests = (hashlib.sha256(data).hexdigest() for data in (weights, kernels))

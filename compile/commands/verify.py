@@ -106,8 +106,12 @@ def verify(
         judged = contenders(
             opened, device=device, threads=threads, engines=tuple(engine or ()), rehearsed_images=images
         )
-        with bar() as progress:
-            accuracies, _ = evaluate(judged, items, progress=lambda done: progress("verify", done / count))
+        try:
+            with bar() as progress:
+                accuracies, _ = evaluate(judged, items, progress=lambda done: progress("verify", done / count))
+        finally:
+            for contender in judged:
+                contender.engine.close()
     found = _first_differences(opened, accuracies, data, images, device) if diverges else {}
     if as_json:
         print_json(

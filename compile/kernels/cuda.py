@@ -28,7 +28,7 @@ from .cuda_elementwise import THREADS, Add, Export, Map, MatVec, MaxPool, Mean, 
 from .cuda_gemm import CONSTANTS, Gemm, pack_weights
 from .cuda_tir import ITEM_BYTES, WORD_LANES
 from .cuda_window import Window
-from .gpu_call import GpuCall
+from .gpu_call import GpuCall, only_depthwise_reads
 
 PIXEL_BYTES = 32  # what a stored pixel's channels are padded to a multiple of
 _VECTOR_ROWS = 8  # up to so many rows a product is a matrix by vectors
@@ -64,7 +64,7 @@ class _Lowering:
         self.plain = {node.name: node for node in graph.nodes if self._check_kind(node)}
         self.calls: list[GpuCall] = []
         self.stored: dict[str, Activation] = {}
-        self.relus = {node.name for node in graph.nodes if self._relu_in_depthwise(node)}
+        self.relus = {node.name for node in graph.nodes if only_depthwise_reads(graph, node)}
         self.fronts: set[str] = set()
         for node in graph.nodes:
             if self._front_pays(node):
@@ -194,15 +194,6 @@ class _Lowering:
     def _only_reader(self, node: ir.Node) -> ir.Node | None:
         users = self.graph.users(node.name)
         return users[0] if len(users) == 1 and node.name not in self.graph.outputs else None
-
-    def _relu_in_depthwise(self, node: ir.Node) -> bool:
-        users = self.graph.users(node.name)
-        return (
-            isinstance(node.op, ir.Relu)
-            and bool(users)
-            and node.name not in self.graph.outputs
-            and all(isinstance(user.op, ir.DepthwiseConv2d) for user in users)
-        )
 
     def _front_pays(self, node: ir.Node) -> bool:
         reader = self._only_reader(node)

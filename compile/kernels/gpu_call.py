@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import tvm
 
+from ...models.graph import DepthwiseConv2d, Graph, Node, Relu
 from .call import Activation, Weights
 
 
@@ -44,3 +45,14 @@ class GpuCall:
     macs: int = 0
     shared_bytes: int = 0
     requested_bytes: int = 0
+
+
+def only_depthwise_reads(graph: Graph, node: Node) -> bool:
+    """Whether a node is a ReLU that depthwise convolutions alone read: they take it in as they load."""
+    users = graph.users(node.name)
+    return (
+        isinstance(node.op, Relu)
+        and bool(users)
+        and node.name not in graph.outputs
+        and all(isinstance(user.op, DepthwiseConv2d) for user in users)
+    )

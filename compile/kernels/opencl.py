@@ -21,7 +21,7 @@ from ...targets.spec import GpuSpec, TargetSpec
 from . import opencl_element as words
 from . import opencl_shapes as shapes
 from .call import Activation, Weights
-from .gpu_call import GpuCall
+from .gpu_call import GpuCall, only_depthwise_reads
 from .opencl_convolution import PLAIN_CHANNELS, Convolution, Tile
 from .opencl_element import FLOAT16, INT8, Element
 from .opencl_elementwise import Convert, Elementwise, Linear, Mean
@@ -63,7 +63,7 @@ class _Lowering:
 
     def __init__(self, graph: ir.Graph, gpu: GpuSpec, element: Element) -> None:
         self.graph, self.gpu, self.e = graph, gpu, element
-        self.absorbed = {node.name for node in graph.nodes if self._in_depthwise(node)}
+        self.absorbed = {node.name for node in graph.nodes if only_depthwise_reads(graph, node)}
         self.ends: dict[str, str] = {}  # convolution: the addition that ends it
         for node in graph.nodes:
             convolution = self._ended_by(node)
@@ -107,15 +107,6 @@ class _Lowering:
         raise ir.GraphError(f"{node.name}: no OpenCL kernel for {type(node.op).__name__}", node.name, node.path)
 
     # What shares a kernel.
-
-    def _in_depthwise(self, node: ir.Node) -> bool:
-        users = self.graph.users(node.name)
-        return (
-            isinstance(node.op, ir.Relu)
-            and bool(users)
-            and node.name not in self.graph.outputs
-            and all(isinstance(user.op, ir.DepthwiseConv2d) for user in users)
-        )
 
     def _ended_by(self, node: ir.Node) -> str | None:
         """The convolution that ends with this addition: the one nearest before it."""
