@@ -49,8 +49,8 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     Where calibration saw values past float16's range, there is no float16 build, and the manifest says why.
     """
     from .backends import cuda, native_runtime, opencl
-    from .kernels import cuda as cuda_kernels
-    from .kernels import opencl as opencl_kernels
+    from .kernels.cuda import lower as cuda_kernels
+    from .kernels.opencl import lower as opencl_kernels
 
     assert target.gpu is not None
     runtime = native_runtime.build(target)

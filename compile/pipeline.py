@@ -29,7 +29,7 @@ from .artefacts import Made, Progress
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
 from .passes.set_batch import set_batch
-from .tune import Tuning
+from .tuning import Tuning
 
 BACKENDS = ("tvm", "tflite")
 ALSO = ("relax-vm", "onnx-qdq")

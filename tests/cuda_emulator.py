@@ -10,7 +10,7 @@ import numpy as np
 
 from xceptile.compile.backends import cuda as backend
 from xceptile.compile.backends.gpu_plan import assemble
-from xceptile.compile.kernels import cuda as family
+from xceptile.compile.kernels.cuda import lower as family
 from xceptile.models import graph as ir
 from xceptile.runtime.plan import PlanTensor
 from xceptile.targets.spec import TargetSpec

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from xceptile.compile.backends import opencl as backend
-from xceptile.compile.kernels import opencl
 from xceptile.compile.kernels.call import Activation
+from xceptile.compile.kernels.opencl import lower as opencl
 from xceptile.models import graph as ir
 from xceptile.runtime.plan import ITEM_BYTES
 from xceptile.targets.spec import TargetSpec

@@ -11,7 +11,8 @@ from emulated_bundle import EmulatedBundle
 from int8_graphs import differences, f32, random_operator_graph
 from needs import requires
 
-from xceptile.compile.kernels import arm, arm_chain
+from xceptile.compile.kernels.arm import chain as arm_chain
+from xceptile.compile.kernels.arm import lower as arm
 from xceptile.models import graph as ir
 from xceptile.targets import catalog
 

@@ -31,8 +31,9 @@ from needs import requires, requires_hardware
 
 from xceptile.compile.backends import cuda as backend
 from xceptile.compile.backends import nvrtc
-from xceptile.compile.kernels import cuda as family
-from xceptile.compile.kernels import cuda_cost, cuda_gemm
+from xceptile.compile.kernels.cuda import cost as cuda_cost
+from xceptile.compile.kernels.cuda import gemm as cuda_gemm
+from xceptile.compile.kernels.cuda import lower as family
 from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference

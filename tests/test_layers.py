@@ -132,7 +132,7 @@ def test_a_planted_import_is_seen(path: str, text: str, message: str) -> None:
         ("runtime/engines/litert.py", "def f():\n    from ai_edge_litert.interpreter import Interpreter"),
         ("runtime/engines/litert.py", "from ...models.graph import Graph\nfrom ..plan import Plan\nimport json"),
         ("models/from_torch.py", "import torch"),
-        ("compile/kernels/arm.py", "import tvm\nfrom ...targets.spec import TargetSpec"),
+        ("compile/kernels/arm/lower.py", "import tvm\nfrom ....targets.spec import TargetSpec"),
     ],
 )
 def test_a_lawful_import_is_not(path: str, text: str) -> None:

@@ -21,10 +21,11 @@ from opencl_runner import OpenclRunner
 
 from xceptile.compile.backends import native_runtime
 from xceptile.compile.backends import opencl as backend
-from xceptile.compile.kernels import opencl, opencl_shapes
 from xceptile.compile.kernels.call import Weights
 from xceptile.compile.kernels.gpu_call import GpuCall
-from xceptile.compile.kernels.opencl_element import INT8
+from xceptile.compile.kernels.opencl import lower as opencl
+from xceptile.compile.kernels.opencl import shapes as opencl_shapes
+from xceptile.compile.kernels.opencl.element import INT8
 from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference

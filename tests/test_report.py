@@ -19,7 +19,8 @@ from test_bundle import FILES, manifest
 from xceptile.calibration.sensitivity import LayerSensitivity
 from xceptile.compile import cli
 from xceptile.compile.backends import gpu_plan, layout, tvm
-from xceptile.compile.kernels import cuda, opencl
+from xceptile.compile.kernels.cuda import lower as cuda
+from xceptile.compile.kernels.opencl import lower as opencl
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
 from xceptile.runtime.accuracy import ImageResult, Seen

@@ -11,12 +11,13 @@ import int8_graphs
 import numpy as np
 import pytest
 
-from xceptile.compile import cli
-from xceptile.compile import tune as tuning
+from xceptile.compile import cli, tuning
+from xceptile.compile import tune as tuner
 from xceptile.compile.backends import native_runtime
 from xceptile.compile.backends import tvm as backend
-from xceptile.compile.tune import Trial, Tuning, TuningError
+from xceptile.compile.tuning import Trial, Tuning, TuningError
 from xceptile.models import graph as ir
+from xceptile.models import serialize
 from xceptile.runtime import reference
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.plan import unpack
@@ -60,7 +61,7 @@ def images(small: ir.Graph) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tuned(small: ir.Graph, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuning, Path]:
     path = tmp_path_factory.mktemp("tuned") / "tuning.json"
-    return tuning.tune(small, images, HOST, path, rounds=3, candidates=1, threads=1), path
+    return tuner.tune(small, images, HOST, path, rounds=3, candidates=1, threads=1), path
 
 
 def sizes(choices: dict[str, int]) -> dict[str, int]:
@@ -135,7 +136,7 @@ def test_an_interrupted_run_resumes_and_a_crash_is_skipped(small: ir.Graph, imag
     path, log = tmp_path / "tuning.json", tmp_path / "log"
     arguments = {"rounds": 1, "candidates": 1, "threads": 1, "worker": worker}
     with pytest.raises(KeyboardInterrupt):
-        tuning.tune(small, images, HOST, path, progress=Interrupted(), **arguments)
+        tuner.tune(small, images, HOST, path, progress=Interrupted(), **arguments)
     before = tuning.load(path)
     assert before.latency_ratio is None
     crashed = [trial for trials in before.trials.values() for trial in trials if trial.failure]
@@ -143,7 +144,7 @@ def test_an_interrupted_run_resumes_and_a_crash_is_skipped(small: ir.Graph, imag
     assert "signal 6" in crashed[0].failure
     assert sum(map(len, before.trials.values())) == len(before.model)  # the other one of the trial, alone, ran well
     runs = len(log.read_text().splitlines())
-    after = tuning.tune(small, images, HOST, path, **arguments)
+    after = tuner.tune(small, images, HOST, path, **arguments)
     assert after.trials == before.trials
     assert after.latency_ratio is not None
     # The cost model's network once more, and the winners where there are any: nothing was tried again.
@@ -166,8 +167,8 @@ def test_what_hangs_or_is_wrong_does_not_count(
     reference_outputs = np.concatenate([reference.run(small, x[np.newaxis])[0] for x in images])
     for name, values in (("input", images), ("expected", reference_outputs)):
         np.save(tmp_path / f"{name}.npy", values)
-    tuning.serialize.save(small, tmp_path / "graph.safetensors")
-    bench = tuning._Bench(tmp_path, HOST, 1, 1, 600.0, tuning.WORKER)
+    serialize.save(small, tmp_path / "graph.safetensors")
+    bench = tuner._Bench(tmp_path, HOST, 1, 1, 600.0, tuner.WORKER)
     assert not isinstance(bench.run({}), str)
     key, value = next(iter(sizes({}).items()))
     broken = replace(bench, timeout_s=timeout_s, worker=faulty(tmp_path, key, action))
@@ -177,11 +178,11 @@ def test_what_hangs_or_is_wrong_does_not_count(
 
 
 def test_candidates_are_other_numbers_of_tasks() -> None:
-    found = tuning.task_sizes(67, 361, 6)
+    found = tuner.task_sizes(67, 361, 6)
     assert 67 not in found
     assert len(set(found)) == len(found) >= 5
     assert all(1 <= size <= 361 and (size % 6 == 0 or size == 361) for size in found)
-    assert tuning.task_sizes(1, 1, 6) == ()
+    assert tuner.task_sizes(1, 1, 6) == ()
 
 
 def test_only_a_clear_gain_wins() -> None:
@@ -195,7 +196,7 @@ def test_only_a_clear_gain_wins() -> None:
 def test_a_changed_cost_model_makes_old_trials_stale() -> None:
     trial = Trial(3, 1.0, 1.0)
     before = Tuning("x/y", (), 1, "measured", {"a": 4, "b": 7}, {"a": (trial,), "b": (trial,)})
-    after = tuning._with_model(before, {"a": 5, "c": 1})
+    after = tuner._with_model(before, {"a": 5, "c": 1})
     assert after.model == {"a": 5, "b": 7, "c": 1}
     assert set(after.trials) == {"b"}
 
@@ -230,10 +231,10 @@ def test_a_file_of_another_target_or_run_is_refused(small: ir.Graph, images: np.
     path = tmp_path / "tuning.json"
     tuning.save(Tuning("other/board", HOST.features, 1, "measured"), path)
     with pytest.raises(TuningError, match="other/board"):
-        tuning.tune(small, images, HOST, path)
+        tuner.tune(small, images, HOST, path)
     tuning.save(Tuning(HOST.name, HOST.features, 7, "measured"), path)
     with pytest.raises(TuningError, match="7 threads, not 1"):
-        tuning.tune(small, images, HOST, path, threads=1)
+        tuner.tune(small, images, HOST, path, threads=1)
 
 
 def test_an_emulator_is_no_device_to_tune_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

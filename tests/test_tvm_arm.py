@@ -25,8 +25,8 @@ from int8_graphs import (
 from needs import requires
 from test_arm_chain import chained_graph
 
-from xceptile.compile.kernels import arm
-from xceptile.compile.kernels.arm_elementwise import Restride
+from xceptile.compile.kernels.arm import lower as arm
+from xceptile.compile.kernels.arm.elementwise import Restride
 from xceptile.compile.kernels.call import Weights
 from xceptile.models import graph as ir
 from xceptile.targets import catalog

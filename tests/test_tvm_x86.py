@@ -15,8 +15,8 @@ from needs import requires_hardware
 
 from xceptile.compile.backends import native_runtime, relax_vm
 from xceptile.compile.backends import tvm as backend
-from xceptile.compile.kernels import x86
 from xceptile.compile.kernels.call import Weights
+from xceptile.compile.kernels.x86 import lower as x86
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 from xceptile.runtime.engines.native import NativeEngine

@@ -18,12 +18,12 @@ import tvm
 from ...models import graph as ir
 from ...runtime.plan import Plan, pack
 from ...targets.spec import TargetSpec
-from ..kernels import cuda as family
+from ..kernels.cuda import lower as family
 from ..kernels.gpu_call import GpuCall
 from . import nvrtc
 from .gpu_plan import assemble
 
-_PREAMBLE = Path(__file__).resolve().parent.parent / "kernels" / "cuda_preamble.cuh"
+_PREAMBLE = Path(family.__file__).with_name("preamble.cuh")
 _SIGNATURE = re.compile(r'(extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?)(\w+)_kernel\(([^)]*)\)')
 _C_TYPES = {"int8": "signed char", "int16": "short", "int32": "int", "float32": "float"}
 

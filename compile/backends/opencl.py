@@ -12,11 +12,11 @@ import tvm
 from ...models import graph as ir
 from ...runtime.plan import pack
 from ...targets.spec import TargetSpec
-from ..kernels import opencl
 from ..kernels.gpu_call import GpuCall
+from ..kernels.opencl import lower as opencl
 from .gpu_plan import assemble
 
-PREAMBLE = Path(opencl.__file__).with_name("opencl_preamble.cl")
+PREAMBLE = Path(opencl.__file__).with_name("preamble.cl")
 
 
 def generate(calls: Sequence[GpuCall]) -> str:

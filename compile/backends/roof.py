@@ -23,9 +23,10 @@ from tvm.tirx.script.builder import ir as T
 
 from ...runtime.plan import ALIGNMENT_BYTES, Argument, Plan, PlanTensor, Step, pack
 from ...targets.spec import TargetSpec
-from ..kernels import arm_neon, x86_vector
-from ..kernels.arm_neon import Register
+from ..kernels.arm import neon as arm_neon
+from ..kernels.arm.neon import Register
 from ..kernels.call import Activation, KernelCall, Weights
+from ..kernels.x86 import vector as x86_vector
 from .tvm import compile_kernels, link
 
 Expr: TypeAlias = tirx.Expr

@@ -16,10 +16,11 @@ from ...models import graph as ir
 from ...runtime import native as native_sources
 from ...runtime.plan import ALIGNMENT_BYTES, Plan, Step, pack
 from ...targets.spec import TargetSpec
-from ..kernels import arm, x86
+from ..kernels.arm import lower as arm
 from ..kernels.batch import repeat
 from ..kernels.call import KernelCall
 from ..kernels.mixed import is_mixed, lower_mixed
+from ..kernels.x86 import lower as x86
 from ..memory import plan_offsets
 from ..passes.set_batch import set_batch
 from .layout import ends_of, lifetimes, place_operands

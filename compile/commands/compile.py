@@ -71,7 +71,7 @@ def compile_command(
     from ...targets import catalog
     from ..accuracy_control import check_artefacts, control, parse_drop
     from ..pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
-    from ..tune import load as load_tuning
+    from ..tuning import load as load_tuning
 
     for names, known in ((backend or (), BACKENDS), (also or (), ALSO)):
         for name in names:

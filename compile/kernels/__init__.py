@@ -1,1 +1,1 @@
-"""TIR kernels of the int8 operators, one file per processor family, over one shared form of a kernel call."""
+"""TIR kernels of the operators, one folder per processor family, over one shared form of a kernel call."""

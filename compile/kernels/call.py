@@ -1,6 +1,6 @@
 """The form every processor family lowers an int8 graph into: a straight line of kernel calls on flat buffers.
 
-A family (``x86.py``, ``arm.py``) is a module with one function::
+A family (``x86/``, ``arm/``) has a module ``lower`` with one function::
 
     lower(graph: Graph, target: TargetSpec, choices: Mapping[str, int] | None) -> tuple[KernelCall, ...]
 

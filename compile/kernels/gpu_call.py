@@ -1,6 +1,6 @@
 """The form every GPU family lowers a graph into: a straight line of kernel launches on flat buffers.
 
-A family (``opencl.py``, ``cuda.py``) is a module with one function::
+A family (``opencl/``, ``cuda/``) has a module ``lower`` with one function::
 
     lower(graph: Graph, target: TargetSpec) -> tuple[GpuCall, ...]
 

@@ -1,0 +1,1 @@
+"""TIR kernels for AArch64: plain NEON, dot products, i8mm."""

@@ -1,0 +1,217 @@
+"""The AArch64 kernels without weights: add, requantize, ReLU, max pooling, averaging, and changes of layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from . import epilogue, neon
+from .depthwise import LANES, Window
+from .neon import Expr, Register
+
+VECTORS_PER_TASK = 512
+
+
+def elementwise_tasks(count: int) -> int:
+    """Tasks of a kernel over ``count`` elements, a multiple of 16."""
+    return -(-count // (LANES * VECTORS_PER_TASK))
+
+
+def _vector_loop(count: int, begin: Expr, end: Expr, emit: Any) -> None:
+    """``emit(offset)`` for each vector of the tasks begin..end."""
+    last = T.min(end * VECTORS_PER_TASK, T.int32(count // LANES))
+    with T.serial(begin * VECTORS_PER_TASK, last) as i:
+        emit(neon.bind(i * LANES))
+
+
+def _quarters(v: Expr) -> list[Expr]:
+    """int8x16 as four int32x4."""
+    halves = [neon.bind(neon.widen(part(v, LANES), "int16x8")) for part in (neon.low, neon.high)]
+    return [neon.widen(part(half, 8), "int32x4") for half in halves for part in (neon.low, neon.high)]
+
+
+@dataclass(frozen=True)
+class ShiftedSum:
+    """y = clamp(((sum of inputs * multipliers + bias) >> shift) + z, lo, 127): add (two inputs), requantize (one).
+
+    ``constants`` (int32): a multiplier for each input, bias, minus the shift, output zero point.
+    """
+
+    inputs: int
+    count: int
+    relu: bool
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_sum{self.inputs}_n{self.count}{'_relu' if self.relu else ''}"
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                xs = [T.arg(f"x{i}", T.buffer((self.count,), "int8")) for i in range(self.inputs)]
+                constants = T.arg("constants", T.buffer((self.inputs + 3,), "int32"))
+                y = T.arg("y", T.buffer((self.count,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(self.inputs)]
+                bias = neon.load_splat(constants, self.inputs, "int32x4")
+                shift = neon.load_splat(constants, self.inputs + 1, "int32x4")
+                output = epilogue.load_output(constants, self.inputs + 2, self.relu)
+
+                def emit(offset: Expr) -> None:
+                    acc = [bias] * 4
+                    for x, m in zip(xs, multipliers, strict=True):
+                        acc = [neon.bind(a + q * m) for a, q in zip(acc, _quarters(neon.load(x, offset)), strict=True)]
+                    shifted = [neon.bind(neon.sshl32(a, shift)) for a in acc]
+                    neon.store(y, offset, epilogue.narrow16(shifted, output), LANES)
+
+                _vector_loop(self.count, begin, end, emit)
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class Relu:
+    """clamp(x - z, 0, 255) - 128. ``constants`` (int32): the input's zero point."""
+
+    count: int
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_relu_n{self.count}"
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                x = T.arg("x", T.buffer((self.count,), "int8"))
+                constants = T.arg("constants", T.buffer((1,), "int32"))
+                y = T.arg("y", T.buffer((self.count,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                zero = neon.bind(constants[0])
+                least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
+                offset_by = neon.bind(neon.splat(T.cast(-128 - zero, "int8"), LANES))
+
+                def emit(offset: Expr) -> None:
+                    value = neon.add_wrapping(neon.smax(neon.load(x, offset), least), offset_by)
+                    neon.store(y, offset, value, LANES)
+
+                _vector_loop(self.count, begin, end, emit)
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """A task is an output row. A coordinate in the padding is moved to the nearest in the map: that pixel is in the
+    window already, so the maximum does not change."""
+
+    window: Window
+    channels: int
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_maxpool{self.window}_c{self.channels}"
+
+    def build(self) -> Any:
+        window, channels = self.window, self.channels
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                x = T.arg("x", T.buffer((window.in_height * window.in_width * channels,), "int8"))
+                y = T.arg("y", T.buffer((window.out_height * window.out_width * channels,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    row = neon.bind(begin + at)
+                    lines = [
+                        neon.bind(
+                            _clamp(row * window.strides[0] + (i - window.padding[0]), window.in_height)
+                            * (window.in_width * channels)
+                        )
+                        for i in range(window.kernel[0])
+                    ]
+                    with T.serial(0, window.out_width) as column:
+                        columns = [
+                            neon.bind(
+                                _clamp(column * window.strides[1] + (i - window.padding[2]), window.in_width) * channels
+                            )
+                            for i in range(window.kernel[1])
+                        ]
+                        corners = [neon.bind(line + c) for line in lines for c in columns]
+                        target = neon.bind((row * window.out_width + column) * channels)
+                        with T.serial(0, channels // LANES) as block:
+                            best = neon.load(x, corners[0] + block * LANES)
+                            for corner in corners[1:]:
+                                best = neon.bind(neon.smax(best, neon.load(x, corner + block * LANES)))
+                            neon.store(y, target + block * LANES, best, LANES)
+        return builder.get()
+
+
+def _clamp(index: Expr, size: int) -> Expr:
+    return T.max(T.min(index, T.int32(size - 1)), T.int32(0))
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean over all pixels; a task is 16 channels. ``constants`` (int32): pixels times the input's zero point,
+    subtracted from the sum, and the output's zero point; ``multiplier`` (float32)."""
+
+    pixels: int
+    channels: int
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_average_n{self.pixels}_c{self.channels}"
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                x = T.arg("x", T.buffer((self.pixels * self.channels,), "int8"))
+                multiplier = T.arg("multiplier", T.buffer((1,), "float32"))
+                constants = T.arg("constants", T.buffer((2,), "int32"))
+                y = T.arg("y", T.buffer((self.channels,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                scale = neon.load_splat(multiplier, 0, "float32x4")
+                output = epilogue.load_output(constants, 1, relu=False)
+                sums = [Register("int32x4") for _ in range(4)]
+                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
+                    block = neon.bind(begin + at)
+                    for register in sums:
+                        register.set(neon.splat(-constants[0], 4))
+                    with T.serial(0, self.pixels) as pixel:
+                        quarters = _quarters(neon.load(x, pixel * self.channels + block * LANES))
+                        for register, quarter in zip(sums, quarters, strict=True):
+                            register.set(register.get() + quarter)
+                    scaled = [neon.bind(epilogue.scale(register.get(), scale)) for register in sums]
+                    neon.store(y, block * LANES, epilogue.narrow16(scaled, output), LANES)
+        return builder.get()
+
+
+@dataclass(frozen=True)
+class Restride:
+    """Copies pixels of ``channels`` bytes, ``from_stride`` apart, to ``to_stride`` apart. One task: it serves small
+    tensors, at the network's edge."""
+
+    pixels: int
+    channels: int
+    from_stride: int
+    to_stride: int
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_restride_n{self.pixels}_c{self.channels}_{self.from_stride}to{self.to_stride}"
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                x = T.arg("x", T.buffer((self.pixels * self.from_stride,), "int8"))
+                y = T.arg("y", T.buffer((self.pixels * self.to_stride,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                with T.serial(begin, end) as _:
+                    with T.serial(0, self.pixels) as pixel:
+                        with T.serial(0, self.channels) as channel:
+                            T.buffer_store(y, x[pixel * self.from_stride + channel], [pixel * self.to_stride + channel])
+        return builder.get()

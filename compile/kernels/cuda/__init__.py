@@ -1,0 +1,1 @@
+"""TIR kernels for NVIDIA GPUs, in int8 and float16."""

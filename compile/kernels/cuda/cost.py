@@ -1,0 +1,109 @@
+"""A model of an NVIDIA GPU, good enough to choose between kernels: which tile, and what is fused.
+
+Blocks are dealt to multiprocessors evenly; what a block costs there is the largest of its multiplications, its reads
+of shared memory (128 bytes a clock) and its loads (half of that, from the L2 cache), and no less than a slice's
+latency shared by the blocks that reside together. So large tiles win where there are pixels enough, and smaller ones
+where 10x10 or 19x19 maps would leave multiprocessors idle. Figures of clocks are of the order that microbenchmarks
+find on these architectures (Jia et al., arXiv:1804.06826, for Volta); none was measured on a Jetson.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ....targets.spec import GpuSpec
+from .depthwise import Front
+from .gemm import SLICE_BYTES, Gemm, Tile
+from .tir import ceil_div
+
+STATIC_SHARED_BYTES = 48 << 10  # what every block may have without asking the driver
+_RESIDENT_SHARED_BYTES = 96 << 10
+_RESIDENT_THREADS = 1024
+_SLICE_LATENCY = 150.0  # clocks from shared memory through the multiplications to the next slice
+_BLOCK_LATENCY = 1200.0  # clocks of the first loads and the last stores
+_LANES = 128.0  # instructions a clock and multiprocessor
+_RUN_INSTRUCTIONS = 12.0  # for an output of a depthwise convolution by runs of four
+_PAIR_INSTRUCTIONS = 18.0  # and by pairs
+_CACHED_BYTES = 1 << 20  # a tensor of up to so many bytes is still in the L2 cache when the next kernel reads it
+
+_TILES = {
+    "mma": (
+        Tile(128, 128, 2, 4, 3),
+        Tile(64, 128, 2, 4, 4),
+        Tile(128, 64, 4, 2, 4),
+        Tile(64, 64, 2, 2, 4),
+        Tile(32, 64, 2, 2, 4),
+        Tile(64, 32, 4, 1, 4),
+        Tile(32, 32, 2, 2, 4),
+        Tile(16, 64, 1, 4, 4),
+        Tile(64, 256, 2, 4, 2),
+    ),
+    "wmma": (Tile(128, 64, 4, 2), Tile(64, 128, 2, 4), Tile(64, 64, 2, 2), Tile(32, 64, 2, 2), Tile(32, 32, 2, 2)),
+    "dot": (Tile(64, 64, 2, 2), Tile(32, 64, 2, 1), Tile(32, 32, 1, 1)),
+}
+
+
+def tiles(mode: str) -> tuple[Tile, ...]:
+    return _TILES[mode]
+
+
+def with_best_tile(gemm: Gemm, gpu: GpuSpec) -> Gemm:
+    """The same product with the tile that costs least."""
+    drafts = [replace(gemm, tile=tile) for tile in _TILES[gemm.mode]]
+    fitting = [draft for draft in drafts if draft.shared_bytes <= STATIC_SHARED_BYTES]
+    return min(fitting, key=lambda draft: gemm_us(draft, gpu))
+
+
+def with_front(gemm: Gemm, front: Front, gpu: GpuSpec) -> Gemm:
+    """The same product with the depthwise convolution in front of it."""
+    return with_best_tile(replace(gemm, window=front.window, front=front), gpu)
+
+
+def front_pays(gemm: Gemm, front: Front, gpu: GpuSpec) -> bool:
+    """Whether the depthwise convolution is better computed by the product: it saves a launch and a tensor's way to
+    memory and back, and is computed anew for every block of columns."""
+    outputs = front.window.pixels * front.window.pixel_bytes
+    alone_us = outputs * _RUN_INSTRUCTIONS / _LANES / gpu.compute_units / clock_mhz(gemm, gpu)
+    traffic_us = 2 * outputs / (gpu.bandwidth_gb_s * 1e3) if outputs > _CACHED_BYTES else 0.0
+    apart = gemm_us(gemm, gpu) + alone_us + traffic_us + gpu.launch_us
+    return gemm_us(with_front(gemm, front, gpu), gpu) < apart
+
+
+def clock_mhz(gemm: Gemm, gpu: GpuSpec) -> float:
+    """Of the multiprocessors, from the peak that the target's row gives."""
+    peak = gpu.int8_gops if gemm.item_bytes == 1 else gpu.fp16_gflops
+    return peak * 1e3 / 2 / gpu.compute_units / _macs_per_clock(gemm, gpu)
+
+
+def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
+    """Estimated time of the product."""
+    tile = gemm.tile
+    blocks = gemm.groups[0] * gemm.groups[1]
+    a_block = -(-blocks // gpu.compute_units)
+    resident = min(_RESIDENT_SHARED_BYTES // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
+    resident = max(resident, 1)
+    multiply = tile.rows * tile.columns * SLICE_BYTES / gemm.item_bytes / _macs_per_clock(gemm, gpu)
+    shared = _shared_bytes_read(gemm) / 128
+    load = (tile.rows + tile.columns) * SLICE_BYTES / 64
+    computed = tile.rows * SLICE_BYTES * _PAIR_INSTRUCTIONS / _LANES if gemm.front else 0.0
+    a_slice = max(multiply, shared, load, _SLICE_LATENCY / resident) + computed
+    clocks = a_block * gemm.slices * a_slice + ceil_div(a_block, resident) * _BLOCK_LATENCY
+    return clocks / clock_mhz(gemm, gpu)
+
+
+def _macs_per_clock(gemm: Gemm, gpu: GpuSpec) -> float:
+    """Of one multiprocessor: CUDA C++ Programming Guide, arithmetic instructions, and the boards' peaks."""
+    if gemm.mode == "dot":
+        # On sm_62 ptxas makes dp4a of multiplications: four clocks, but fewer instructions than widening bytes first.
+        int8 = 512.0 if gpu.dot_product and gpu.arch != "sm_62" else 128.0
+        return int8 if gemm.item_bytes == 1 else 256.0
+    return {"mma": 2048.0, "wmma": 1024.0}[gemm.mode] / gemm.item_bytes
+
+
+def _shared_bytes_read(gemm: Gemm) -> float:
+    """From shared memory for one slice, by all warps of a block."""
+    tile = gemm.tile
+    if gemm.mode == "dot":  # each thread 8 rows and 4 columns; threads that read the same are served once
+        return tile.threads * 12 * SLICE_BYTES / 4
+    warps = tile.warps_m * tile.warps_n
+    return warps * (tile.rows / tile.warps_m + tile.columns / tile.warps_n) * SLICE_BYTES

@@ -1,0 +1,624 @@
+"""Convolutions as matrix products on NVIDIA GPUs: y[p, n] = epilogue(sum over k of a[p, k] * w[n, k]).
+
+A thread block makes a tile of ``rows`` output pixels by ``columns`` channels, walking through k in slices of 64 bytes
+that lie in shared memory. How a slice is multiplied is the architecture's ``mode``:
+
+* ``mma`` (sm_80 and later): tensor cores by mma.m16n8k32 (int8) or m16n8k16 (float16). Slices arrive by cp.async,
+  ``stages`` of them, and are read by ldmatrix; 16-byte chunks of a slice's row are permuted so that eight rows of
+  one column of chunks lie in different banks.
+* ``wmma`` (sm_72): tensor cores by wmma.m16n16k16. Rows are padded to 80 bytes, of float16 to 96.
+* ``dot``: dp4a, or plain multiplications before sm_61. Slices are stored word by word, so that a thread reads four
+  rows' words at once.
+
+In the latter two a slice is fetched into registers while the one before it is multiplied. A pixel's row of ``a`` is
+gathered from the image (``Window``), or computed: a 3x3 depthwise convolution in front (``Front``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from . import tir as c
+from .depthwise import Front
+from .tir import Buffer, Expr, Parameter, Thread, ceil_div
+from .window import Window
+
+SLICE_BYTES = 64
+# Bytes from row to row with wmma, whose instructions want a row to begin at a multiple of a thread's fragment (PTX ISA,
+# "Matrix storage for WMMA"): 8 bytes of int8, 32 of float16. As many rows as can begin in different banks.
+_WMMA_STRIDE = {"int8": SLICE_BYTES + 16, "float16": SLICE_BYTES + 32}
+_STAGED_PAD = 16  # bytes after each row of a staged output tile
+# Words of the constants: the output's clamp and zero point; then those of a fused addition.
+LOW, HIGH, ZERO, A_MULTIPLIER, B_MULTIPLIER, BIAS, SHIFT, SUM_LOW, SUM_ZERO = range(9)
+CONSTANTS = 9
+
+
+class Tile(NamedTuple):
+    """A block's tile; ``warps_m`` by ``warps_n`` warps share it."""
+
+    rows: int
+    columns: int
+    warps_m: int
+    warps_n: int
+    stages: int = 2
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_m * self.warps_n
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A matrix product. ``channels`` are the stored output channels; a pixel of the input has ``window.pixel_bytes``.
+
+    ``addition``: the residual is added to the requantized output, by the contract's addition. ``relu`` matters for
+    float16 only (the clamp holds it for int8), of the product or, where there is one, of the addition.
+    """
+
+    mode: str
+    dtype: str
+    window: Window
+    channels: int
+    tile: Tile
+    front: Front | None = None
+    addition: bool = False
+    relu: bool = False
+    relu_after_addition: bool = False
+
+    @property
+    def symbol(self) -> str:
+        t = self.tile
+        parts = [
+            "gemm", self.mode, self.dtype, self.front.name if self.front else self.window.name, f"n{self.channels}",
+            f"tile{t.rows}x{t.columns}w{t.warps_m}x{t.warps_n}s{t.stages}",
+        ]  # fmt: skip
+        parts += ["relu"] * self.relu + ["add"] * self.addition + ["sumrelu"] * self.relu_after_addition
+        return "_".join(parts)
+
+    @property
+    def k_bytes(self) -> int:
+        return self.window.pixel_bytes if self.front else self.window.taps * self.window.pixel_bytes
+
+    @property
+    def slices(self) -> int:
+        return ceil_div(self.k_bytes, SLICE_BYTES)
+
+    @property
+    def items(self) -> int:
+        """Rows of the product: pixels, with the front's pairs made whole."""
+        return self.front.items if self.front else self.window.pixels
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        return ceil_div(self.channels, self.tile.columns), ceil_div(self.items, self.tile.rows), 1
+
+    @property
+    def item_bytes(self) -> int:
+        return c.ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a slice in shared memory."""
+        return _WMMA_STRIDE[self.dtype] if self.mode == "wmma" else SLICE_BYTES
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.tile.rows + self.tile.columns) * self.row_bytes
+
+    @property
+    def staged_row_bytes(self) -> int:
+        """Of a row of the finished tile in shared memory: outputs, or with wmma sums."""
+        if self.mode == "wmma":
+            return 4 * (self.tile.columns + 8)  # a fragment of sums is 32 bytes
+        return self.tile.columns * self.item_bytes + _STAGED_PAD
+
+    @property
+    def shared_bytes(self) -> int:
+        return max(self.tile.stages * self.stage_bytes, self.tile.rows * self.staged_row_bytes)
+
+    @property
+    def traffic_bytes(self) -> int:
+        """Global memory: every block reads its rows and its columns once; outputs (and the residual) once."""
+        x_blocks, y_blocks, _ = self.groups
+        slices = self.slices * SLICE_BYTES * x_blocks * y_blocks
+        reads = slices * self.tile.columns
+        reads += self.front.traffic_bytes * x_blocks if self.front else slices * self.tile.rows
+        return reads + self.window.pixels * self.channels * self.item_bytes * (2 if self.addition else 1)
+
+    def parameters(self) -> list[Parameter]:
+        columns = self.groups[0] * self.tile.columns
+        y_words = self.window.pixels * self.channels * self.item_bytes // 4
+        front = self.front.parameters() if self.front else []
+        return [
+            Parameter("x", "int32", self.window.words),
+            *front,
+            Parameter("w", "int32", columns * self.slices * SLICE_BYTES // 4),
+            Parameter("bias", c.SUM[self.dtype], columns),
+            *([Parameter("m", "float32", columns), Parameter("p", "int32", CONSTANTS)] if self.dtype == "int8" else []),
+            *([Parameter("r", "int32", y_words)] if self.addition else []),
+            Parameter("y", "int32", y_words),
+        ]
+
+    def build(self) -> tirx.PrimFunc:
+        return c.kernel(
+            self.symbol, self.parameters(), self.groups, self.tile.threads, self.shared_bytes,
+            lambda thread, *buffers: _emit(self, thread, buffers),
+        )  # fmt: skip
+
+
+def pack_weights(gemm: Gemm, weights: NDArray[np.generic]) -> NDArray[np.int32]:
+    """(channels, k) of the product's dtype -> the slices as they lie in shared memory, tile by tile, as words."""
+    tile = gemm.tile
+    columns, depth = gemm.groups[0] * tile.columns, gemm.slices * SLICE_BYTES // gemm.item_bytes
+    padded = np.zeros((columns, depth), gemm.dtype)
+    padded[: weights.shape[0], : weights.shape[1]] = weights
+    rows = padded.view(np.int8).reshape(gemm.groups[0], tile.columns, gemm.slices, 4, 16).transpose(0, 2, 1, 3, 4)
+    if gemm.mode == "mma":
+        row = np.arange(tile.columns)[:, None]
+        rows = rows[:, :, row, np.arange(4) ^ ((row >> 1) & 3)]
+    packed = np.ascontiguousarray(rows).view(np.int32)  # (tile, slice, row, chunk, word)
+    if gemm.mode == "dot":
+        packed = packed.reshape(*packed.shape[:2], tile.columns, SLICE_BYTES // 4).swapaxes(2, 3)
+    return np.ascontiguousarray(packed).reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What the parts of a kernel have in common: buffers, and where the thread is."""
+
+    gemm: Gemm
+    thread: Thread
+    buffers: dict[str, Buffer]
+    first_row: Expr
+    first_column: Expr
+
+    @property
+    def lane(self) -> Expr:
+        return self.thread.index % 32
+
+    @property
+    def warp_row(self) -> Expr:
+        """The first row of the warp's part of the tile."""
+        tile = self.gemm.tile
+        return self.thread.index // 32 // tile.warps_n * (tile.rows // tile.warps_m)
+
+    @property
+    def warp_column(self) -> Expr:
+        tile = self.gemm.tile
+        return self.thread.index // 32 % tile.warps_n * (tile.columns // tile.warps_n)
+
+    def each(self, count: int) -> list[tuple[int, Expr, Expr | bool]]:
+        """(turn, number, whether there is such a number) of this thread's share of ``count`` things."""
+        threads = self.gemm.tile.threads
+        turns = [(turn, self.thread.index + turn * threads) for turn in range(ceil_div(count, threads))]
+        return [(turn, n, True if (turn + 1) * threads <= count else n < count) for turn, n in turns]
+
+
+def _emit(gemm: Gemm, thread: Thread, buffers: tuple[Buffer, ...]) -> None:
+    named = dict(zip((p.name for p in gemm.parameters()), buffers, strict=True))
+    first_column = c.bind(thread.block[0] * gemm.tile.columns)
+    first_row = c.bind(thread.block[1] * gemm.tile.rows)
+    block = _Block(gemm, thread, named, first_row, first_column)
+    multiply: _Mma | _Wmma | _Dot
+    if gemm.mode == "mma":
+        multiply = _Mma(block)
+        _run_async(block, multiply)
+    else:
+        multiply = _Wmma(block) if gemm.mode == "wmma" else _Dot(block)
+        _run_sync(block, multiply)
+    c.do("sync")
+    multiply.stage()
+    c.do("sync")
+    _write(block, multiply)
+
+
+# How slices come into shared memory.
+
+
+def _run_async(block: _Block, multiply: _Mma) -> None:
+    gemm = block.gemm
+    stages, slices = gemm.tile.stages, gemm.slices
+    base = multiply.shared
+    copy_a = None if gemm.front else _a_copies(block, base)
+
+    def load(k: Expr, slot: Expr) -> None:
+        if copy_a:
+            copy_a(k, slot)
+        for _, n, there in block.each(gemm.tile.columns * 4):
+            target = slot * gemm.stage_bytes + (gemm.tile.rows * SLICE_BYTES) + n * 16
+            with c.when(there):
+                c.do("copy16", base + target, _w_chunk(block, k, n), 1)
+
+    for stage in range(stages - 1):
+        if stage < slices:
+            load(stage, stage)
+        c.do("commit")
+    with T.serial(0, slices) as k:
+        if gemm.front:
+            _compute_a(block, k, k % stages)
+        c.do(f"wait_{stages - 2}")
+        c.do("sync")
+        with c.when(k + (stages - 1) < slices):
+            load(k + (stages - 1), (k + (stages - 1)) % stages)
+        c.do("commit")
+        multiply.slice(k % stages)
+
+
+def _run_sync(block: _Block, multiply: _Wmma | _Dot) -> None:
+    gemm, shared = block.gemm, block.thread.shared
+    a_chunks = [] if gemm.front else block.each(gemm.tile.rows * 4)
+    b_chunks = block.each(gemm.tile.columns * 4)
+    fetched = c.registers(4 * (len(a_chunks) + len(b_chunks)))
+    address = None if gemm.front else _a_addresses(block, a_chunks)
+
+    def fetch(k: Expr) -> None:
+        for turn, n, there in a_chunks:
+            assert address is not None
+            pointer, valid = address(turn, k * 4 + _a_chunk(gemm, n)[1])
+            valid = c.both(there, valid)
+            c.do("load16_if", c.at(fetched, turn * 4), pointer, 1 if valid is True else valid)
+        for turn, n, there in b_chunks:
+            target = c.at(fetched, (len(a_chunks) + turn) * 4)
+            c.do("load16_if", target, _w_chunk(block, k, n), 1 if there is True else there)
+
+    def keep(k: Expr, slot: Expr) -> None:
+        base = c.bind(slot * gemm.stage_bytes)
+        if gemm.front:
+            _compute_a(block, k, slot)
+        for turn, n, there in a_chunks:
+            row, chunk = _a_chunk(gemm, n)
+            with c.when(there):
+                if gemm.mode == "wmma":
+                    target = base + row * gemm.row_bytes + chunk * 16
+                    c.do("store16", c.at(shared, target), c.at(fetched, turn * 4))
+                else:
+                    for i in range(4):
+                        c.do("store4", c.at(shared, base + _a_word(gemm, row, chunk * 4 + i)), fetched[turn * 4 + i])
+        for turn, n, there in b_chunks:
+            offset = n // 4 * gemm.row_bytes + n % 4 * 16 if gemm.mode == "wmma" else n * 16
+            target = base + gemm.tile.rows * gemm.row_bytes + offset
+            with c.when(there):
+                c.do("store16", c.at(shared, target), c.at(fetched, (len(a_chunks) + turn) * 4))
+
+    fetch(0)
+    keep(0, 0)
+    c.do("sync")
+    with T.serial(0, gemm.slices) as k:
+        with c.when(k + 1 < gemm.slices):
+            fetch(k + 1)
+        multiply.slice(k % 2)
+        with c.when(k + 1 < gemm.slices):
+            keep(k + 1, (k + 1) % 2)
+        c.do("sync")
+
+
+def _a_chunk(gemm: Gemm, n: Expr) -> tuple[Expr, Expr]:
+    """(row, chunk of 16 bytes) of a slice's n-th chunk: along rows for memory, with ``dot`` down for the banks."""
+    return (n % gemm.tile.rows, n // gemm.tile.rows) if gemm.mode == "dot" else (n // 4, n % 4)
+
+
+def _a_word(gemm: Gemm, row: Expr, word: Expr) -> Expr:
+    """The byte of a stage where a word of a row of ``a`` lies."""
+    if gemm.mode == "mma":
+        return row * SLICE_BYTES + ((word // 4) ^ (row // 2 % 4)) * 16 + word % 4 * 4
+    return row * gemm.row_bytes + word * 4 if gemm.mode == "wmma" else (word * gemm.tile.rows + row) * 4
+
+
+def _a_addresses(
+    block: _Block, chunks: list[tuple[int, Expr, Expr | bool]]
+) -> Callable[[int, Expr], tuple[Expr, Expr | bool]]:
+    """For each turn's row: the address of a chunk of its k, and whether it is part of k."""
+    gemm = block.gemm
+    window = gemm.window
+    bases = c.registers(len(chunks))
+    for turn, n, _ in chunks:
+        row = T.min(block.first_row + _a_chunk(gemm, n)[0], gemm.items - 1)
+        c.put(bases, turn, window.base_word(row))
+
+    def address(turn: int, chunk: Expr) -> tuple[Expr, Expr | bool]:
+        valid = True if gemm.k_bytes % SLICE_BYTES == 0 else chunk < gemm.k_bytes // 16
+        inside = chunk if valid is True else T.min(chunk, gemm.k_bytes // 16 - 1)
+        return c.at(block.buffers["x"], bases[turn] + window.chunk_word(inside)), valid
+
+    return address
+
+
+def _a_copies(block: _Block, base: Expr) -> Callable[[Expr, Expr], None]:
+    gemm = block.gemm
+    chunks = block.each(gemm.tile.rows * 4)
+    address = _a_addresses(block, chunks)
+
+    def copy(k: Expr, slot: Expr) -> None:
+        for turn, n, there in chunks:
+            row, chunk = _a_chunk(gemm, n)
+            pointer, valid = address(turn, k * 4 + chunk)
+            target = slot * gemm.stage_bytes + row * SLICE_BYTES + (chunk ^ (row // 2 % 4)) * 16
+            with c.when(there):
+                c.do("copy16", base + target, pointer, 1 if valid is True else valid)
+
+    return copy
+
+
+def _w_chunk(block: _Block, k: Expr, n: Expr) -> Expr:
+    gemm = block.gemm
+    slice_words = gemm.tile.columns * SLICE_BYTES // 4
+    return c.at(block.buffers["w"], (block.thread.block[0] * gemm.slices + k) * slice_words + n * 4)
+
+
+def _compute_a(block: _Block, k: Expr, slot: Expr) -> None:
+    """A slice of ``a`` from the depthwise convolution in front: pairs of pixels by words of four channels."""
+    gemm, front = block.gemm, block.gemm.front
+    assert front is not None
+    words = SLICE_BYTES // 4
+    pairs, at_once = gemm.tile.rows // 2, gemm.tile.threads // words
+    word = c.bind(block.thread.index % words)
+    taps = front.taps(block.buffers, k * words + word)
+    with T.serial(0, ceil_div(pairs, at_once)) as turn:
+        pair = c.bind(turn * at_once + block.thread.index // words)
+        with c.when(True if pairs % at_once == 0 else pair < pairs):
+            results = front.emit(block.buffers, taps, block.first_row + pair * 2)
+            for i, result in enumerate(results):
+                where = slot * gemm.stage_bytes + _a_word(gemm, pair * 2 + i, word)
+                c.do("store4", c.at(block.thread.shared, where), result)
+
+
+# How a slice is multiplied, and the sums' way out.
+
+
+class _Mma:
+    """mma.m16n8k32 or m16n8k16: 32 bytes of k at a time."""
+
+    def __init__(self, block: _Block) -> None:
+        self.block = block
+        tile = block.gemm.tile
+        self.tiles_m = tile.rows // tile.warps_m // 16
+        self.tiles_n = tile.columns // tile.warps_n // 8
+        self.sums = c.registers(4 * self.tiles_m * self.tiles_n, c.SUM[block.gemm.dtype])
+        # Addresses of shared memory as its instructions want them: 32 bits, to which constants cost nothing.
+        self.shared = c.bind(c.call("shared_address", c.at(block.thread.shared, 0)))
+        self.column = c.bind(block.warp_column + block.lane % 4 * 2)
+        bias = block.buffers["bias"]
+        for j in range(self.tiles_n):
+            for i in range(2):
+                start = c.bind(bias[block.first_column + self.column + j * 8 + i])
+                for m in range(self.tiles_m):
+                    for half in range(2):
+                        c.put(self.sums, self._sum(m, j, half * 2 + i), start)
+
+    def _sum(self, m: int, j: int, i: int) -> int:
+        return (m * self.tiles_n + j) * 4 + i
+
+    def slice(self, slot: Expr) -> None:
+        block, gemm = self.block, self.block.gemm
+        lane = block.lane
+        name = {"int8": "mma_s8", "float16": "mma_f16"}[gemm.dtype]
+        base = c.bind(self.shared + slot * gemm.stage_bytes)
+        a_row = block.warp_row + lane % 16
+        b_row = block.warp_column + lane % 8 + lane // 16 * 8
+        # Rows of a warp's part begin at multiples of 16, so that a lane's permutation of chunks is its own.
+        permutation = lane // 2 % 4
+        for step in range(2):
+            a = c.registers(4 * self.tiles_m)
+            b = c.registers(2 * self.tiles_n)
+            a_chunk = (step * 2 + lane // 16) ^ permutation
+            b_chunk = (step * 2 + lane // 8 % 2) ^ permutation
+            a_at = c.bind(base + a_row * SLICE_BYTES + a_chunk * 16)
+            b_at = c.bind(base + (gemm.tile.rows + b_row) * SLICE_BYTES + b_chunk * 16)
+            for m in range(self.tiles_m):
+                c.do("ldmatrix", c.at(a, m * 4), a_at + m * 16 * SLICE_BYTES)
+            for j in range(0, self.tiles_n, 2):
+                c.do("ldmatrix", c.at(b, j * 2), b_at + j * 8 * SLICE_BYTES)
+            for m in range(self.tiles_m):
+                for j in range(self.tiles_n):
+                    c.do(name, c.at(self.sums, self._sum(m, j, 0)), c.at(a, m * 4), c.at(b, j * 2))
+
+    def stage(self) -> None:
+        block, gemm = self.block, self.block.gemm
+        c.do("wait_0")
+        scale = _Scale(block)
+        row = c.bind(block.warp_row + block.lane // 4)
+        for j in range(self.tiles_n):
+            factors = [scale.factor(block.first_column + self.column + j * 8 + i) for i in range(2)]
+            for m in range(self.tiles_m):
+                for half in range(2):
+                    sums = [self.sums[self._sum(m, j, half * 2 + i)] for i in range(2)]
+                    at = (row + m * 16 + half * 8) * gemm.staged_row_bytes + (self.column + j * 8) * gemm.item_bytes
+                    values = [scale.apply(s, f) for s, f in zip(sums, factors, strict=True)]
+                    c.do({"int8": "put2_s8", "float16": "put2_f16"}[gemm.dtype], c.at(block.thread.shared, at), *values)
+
+    def load_chunk(self, row: Expr, chunk: Expr, words: Buffer) -> None:
+        at = row * self.block.gemm.staged_row_bytes + chunk * 16
+        c.do("load16", c.at(words, 0), c.at(self.block.thread.shared, at))
+
+
+class _Dot:
+    """Every thread eight rows by four columns, word by word of k."""
+
+    ROWS, COLUMNS = 8, 4
+
+    def __init__(self, block: _Block) -> None:
+        self.block = block
+        tile = block.gemm.tile
+        across = tile.columns // self.COLUMNS
+        assert tile.threads * self.ROWS * self.COLUMNS == tile.rows * tile.columns
+        self.row = c.bind(block.thread.index // across * self.ROWS)
+        self.column = c.bind(block.thread.index % across * self.COLUMNS)
+        self.sums = c.registers(self.ROWS * self.COLUMNS, c.SUM[block.gemm.dtype])
+        for j in range(self.COLUMNS):
+            start = c.bind(block.buffers["bias"][block.first_column + self.column + j])
+            for i in range(self.ROWS):
+                c.put(self.sums, i * self.COLUMNS + j, start)
+
+    def slice(self, slot: Expr) -> None:
+        block, gemm = self.block, self.block.gemm
+        shared, tile = block.thread.shared, gemm.tile
+        function = {"int8": "dot4", "float16": "dot2"}[gemm.dtype]
+        base = c.bind(slot * gemm.stage_bytes)
+
+        def multiply(k: Expr) -> None:
+            a, b = c.registers(self.ROWS), c.registers(self.COLUMNS)
+            for i in range(0, self.ROWS, 4):
+                c.do("load16", c.at(a, i), c.at(shared, base + (k * tile.rows + self.row + i) * 4))
+            c.do("load16", c.at(b, 0), c.at(shared, base + tile.rows * 64 + (k * tile.columns + self.column) * 4))
+            for i in range(self.ROWS):
+                for j in range(self.COLUMNS):
+                    n = i * self.COLUMNS + j
+                    c.put(self.sums, n, c.call(function, a[i], b[j], self.sums[n], dtype=c.SUM[gemm.dtype]))
+
+        c.repeat(SLICE_BYTES // 4, 4, multiply)
+
+    def stage(self) -> None:
+        block, gemm = self.block, self.block.gemm
+        scale = _Scale(block)
+        factors = [scale.factor(block.first_column + self.column + j) for j in range(self.COLUMNS)]
+        for i in range(self.ROWS):
+            values = [scale.apply(self.sums[i * self.COLUMNS + j], f) for j, f in enumerate(factors)]
+            at = (self.row + i) * gemm.staged_row_bytes + self.column * gemm.item_bytes
+            for w, word in enumerate(_pack(gemm.dtype, values)):
+                c.do("store4", c.at(block.thread.shared, at + w * 4), word)
+
+    def load_chunk(self, row: Expr, chunk: Expr, words: Buffer) -> None:
+        at = row * self.block.gemm.staged_row_bytes + chunk * 16
+        c.do("load16", c.at(words, 0), c.at(self.block.thread.shared, at))
+
+
+class _Wmma:
+    """wmma.m16n16k16. The sums go out through shared memory: which thread holds which is the hardware's secret."""
+
+    def __init__(self, block: _Block) -> None:
+        self.block = block
+        gemm, tile = block.gemm, block.gemm.tile
+        self.tiles_m = tile.rows // tile.warps_m // 16
+        self.tiles_n = tile.columns // tile.warps_n // 16
+        self.sums = c.registers(8 * self.tiles_m * self.tiles_n, c.SUM[gemm.dtype])
+        self.suffix = {"int8": "s8", "float16": "f16"}[gemm.dtype]
+        with T.unroll(0, 8 * self.tiles_m * self.tiles_n) as i:
+            c.put(self.sums, i, T.cast(0, c.SUM[gemm.dtype]))
+
+    def slice(self, slot: Expr) -> None:
+        block, gemm = self.block, self.block.gemm
+        shared = block.thread.shared
+        step_bytes = 16 * gemm.item_bytes
+        fragment = 2 if gemm.dtype == "int8" else 8
+        stride = gemm.row_bytes // gemm.item_bytes
+        a_at = c.bind(slot * gemm.stage_bytes + block.warp_row * gemm.row_bytes)
+        b_at = c.bind(slot * gemm.stage_bytes + (gemm.tile.rows + block.warp_column) * gemm.row_bytes)
+        for step in range(SLICE_BYTES // step_bytes):
+            a = c.registers(fragment * self.tiles_m)
+            b = c.registers(fragment * self.tiles_n)
+            for m in range(self.tiles_m):
+                at = c.at(shared, a_at + m * 16 * gemm.row_bytes + step * step_bytes)
+                c.do(f"wmma_load_a_{self.suffix}", c.at(a, m * fragment), at, stride)
+            for j in range(self.tiles_n):
+                at = c.at(shared, b_at + j * 16 * gemm.row_bytes + step * step_bytes)
+                c.do(f"wmma_load_b_{self.suffix}", c.at(b, j * fragment), at, stride)
+            for m in range(self.tiles_m):
+                for j in range(self.tiles_n):
+                    sums = c.at(self.sums, (m * self.tiles_n + j) * 8)
+                    c.do(f"wmma_{self.suffix}", sums, c.at(a, m * fragment), c.at(b, j * fragment))
+
+    def stage(self) -> None:
+        block, gemm = self.block, self.block.gemm
+        kind = {"int8": "s32", "float16": "f32"}[gemm.dtype]
+        for m in range(self.tiles_m):
+            for j in range(self.tiles_n):
+                at = (block.warp_row + m * 16) * gemm.staged_row_bytes + (block.warp_column + j * 16) * 4
+                sums = c.at(self.sums, (m * self.tiles_n + j) * 8)
+                c.do(f"wmma_store_{kind}", c.at(block.thread.shared, at), sums, gemm.staged_row_bytes // 4)
+
+    def load_chunk(self, row: Expr, chunk: Expr, words: Buffer) -> None:
+        block, gemm = self.block, self.block.gemm
+        scale = _Scale(block)
+        lanes = c.WORD_LANES[gemm.dtype]
+        load, dtype = {"int8": ("load4", "int32"), "float16": ("load_float", "float32")}[gemm.dtype]
+        for w in range(4):
+            values = []
+            for i in range(lanes):
+                column = c.bind(chunk * (4 * lanes) + w * lanes + i)
+                at = c.at(block.thread.shared, row * gemm.staged_row_bytes + column * 4)
+                channel = block.first_column + column
+                total = c.call(load, at, dtype=dtype) + block.buffers["bias"][channel]
+                values.append(scale.apply(total, scale.factor(channel)))
+            (word,) = _pack(gemm.dtype, values)
+            c.put(words, w, word)
+
+
+class _Scale:
+    """Sums to outputs: the contract's requantization, or a float's ReLU."""
+
+    def __init__(self, block: _Block) -> None:
+        self.gemm, self.buffers = block.gemm, block.buffers
+        self.clamp = [c.bind(block.buffers["p"][i]) for i in (LOW, HIGH, ZERO)] if self.gemm.dtype == "int8" else []
+
+    def factor(self, channel: Expr) -> Expr:
+        return c.bind(self.buffers["m"][channel]) if self.clamp else None
+
+    def apply(self, total: Expr, factor: Expr) -> Expr:
+        if self.clamp:
+            return c.call("scale", total, factor, *self.clamp)
+        return T.max(total, T.float32(0)) if self.gemm.relu else total
+
+
+def _pack(dtype: str, values: list[Expr]) -> list[Expr]:
+    """Values as words."""
+    lanes, name = c.WORD_LANES[dtype], {"int8": "pack4", "float16": "pack2"}[dtype]
+    return [c.call(name, *values[i : i + lanes]) for i in range(0, len(values), lanes)]
+
+
+def _write(block: _Block, multiply: _Mma | _Dot | _Wmma) -> None:
+    """The staged tile to global memory in chunks of 16 bytes, the residual added on the way."""
+    gemm = block.gemm
+    per_row = gemm.tile.columns * gemm.item_bytes // 16
+    row_words = gemm.channels * gemm.item_bytes // 4
+    count, threads = gemm.tile.rows * per_row, gemm.tile.threads
+    with T.serial(0, ceil_div(count, threads)) as turn:
+        n = c.bind(turn * threads + block.thread.index)
+        row, chunk = c.bind(n // per_row), c.bind(n % per_row)
+        item = c.bind(block.first_row + row)
+        pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
+        inside: Expr | bool = True
+        if gemm.channels % gemm.tile.columns:
+            inside = block.first_column + chunk * (16 // gemm.item_bytes) < gemm.channels
+        there = True if count % threads == 0 else n < count
+        with c.when(c.both(there, c.both(exists, inside))):
+            words = c.registers(4)
+            multiply.load_chunk(row, chunk, words)
+            where = c.bind(pixel * row_words + block.first_column * gemm.item_bytes // 4 + chunk * 4)
+            if gemm.addition:
+                _add(block, words, where)
+            c.do("store16", c.at(block.buffers["y"], where), c.at(words, 0))
+
+
+def _add(block: _Block, words: Buffer, where: Expr) -> None:
+    gemm = block.gemm
+    other = c.registers(4)
+    c.do("load16", c.at(other, 0), c.at(block.buffers["r"], where))
+    for w in range(4):
+        if gemm.dtype == "int8":
+            p = block.buffers["p"]
+            c.put(words, w, add_words(words[w], other[w], p, A_MULTIPLIER))
+        else:
+            c.put(words, w, add_halves(words[w], other[w], gemm.relu_after_addition))
+
+
+def add_words(a: Expr, b: Expr, p: Buffer, first: int) -> Expr:
+    """The contract's addition of four int8 each; its constants are words ``first`` and on of ``p``."""
+    a_multiplier, b_multiplier, bias, shift, low, zero = (p[first + i] for i in range(6))
+    values = []
+    for i in range(4):
+        total = c.call("byte", a, i) * a_multiplier + c.call("byte", b, i) * b_multiplier + bias
+        values.append(T.max(T.min((total >> shift) + zero, 127), low))
+    return c.call("pack4", *values)
+
+
+def add_halves(a: Expr, b: Expr, relu: bool) -> Expr:
+    """Two float16 each."""
+    values = [c.call("half", a, i, dtype="float32") + c.call("half", b, i, dtype="float32") for i in range(2)]
+    return c.call("pack2", *(T.max(v, T.float32(0)) if relu else v for v in values))

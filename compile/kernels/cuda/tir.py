@@ -1,0 +1,136 @@
+"""The vocabulary of the CUDA kernels: a PrimFunc over thread blocks, and calls of what ``preamble.cuh`` defines.
+
+Tensors are buffers of 32-bit words: four int8 or two float16 each, the first in the low bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any  # a TIR expression; TVM ships no usable annotations
+Buffer = Any
+
+ITEM_BYTES = {"int8": 1, "float16": 2}
+WORD_LANES = {"int8": 4, "float16": 2}
+# What a sum of products is kept in.
+SUM = {"int8": "int32", "float16": "float32"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A pointer of the kernel: ``count`` elements of ``int32`` (also packed words) or ``float32``."""
+
+    name: str
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Thread:
+    """Where a thread is: its number in the block, the block's numbers, and the block's shared memory, in bytes."""
+
+    index: Expr
+    block: tuple[Expr, Expr, Expr]
+    shared: Buffer
+
+
+def kernel(
+    symbol: str,
+    parameters: Sequence[Parameter],
+    groups: tuple[int, int, int],
+    threads: int,
+    shared_bytes: int,
+    body: Callable[..., None],
+) -> tirx.PrimFunc:
+    """``body(thread, *buffers)`` emits what one thread does."""
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(symbol)
+            buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
+            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+            with (
+                T.launch_thread("blockIdx.x", groups[0]) as x,
+                T.launch_thread("blockIdx.y", groups[1]) as y,
+                T.launch_thread("blockIdx.z", groups[2]) as z,
+                T.launch_thread("threadIdx.x", threads) as index,
+            ):
+                shared = T.alloc_buffer((shared_bytes,), "int8", scope="shared.dyn") if shared_bytes else None
+                body(Thread(index, (x, y, z), shared), *buffers)
+    return builder.get()
+
+
+def call(function: str, *arguments: Expr, dtype: str = "int32") -> Expr:
+    """The value of ``xct_FUNCTION``."""
+    return T.call_pure_extern(dtype, f"xct_{function}", *arguments)
+
+
+def do(function: str, *arguments: Expr) -> None:
+    """Calls ``xct_FUNCTION`` for what it does."""
+    T.evaluate(T.call_extern("void", f"xct_{function}", *arguments))
+
+
+def at(buffer: Buffer, index: Expr) -> Expr:
+    """The address of an element."""
+    return T.address_of(buffer[index])
+
+
+def registers(count: int, dtype: str = "int32") -> Buffer:
+    """An array of the thread's own; in registers where every index is a constant."""
+    return T.alloc_buffer((count,), dtype, scope="local")
+
+
+def put(array: Buffer, index: Expr, value: Expr) -> None:
+    T.buffer_store(array, value, [index])
+
+
+def bind(value: Expr) -> Expr:
+    """Evaluates here, once."""
+    return T.Bind(value)
+
+
+def when(condition: Expr | bool) -> Any:
+    """``with when(c): ...``; a condition that is a Python bool must be True and emits nothing."""
+    return _When(condition)
+
+
+class _When:
+    def __init__(self, condition: Expr | bool) -> None:
+        self.frames = [] if condition is True else [T.If(condition), T.Then()]
+
+    def __enter__(self) -> None:
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)
+
+
+def repeat(count: int, at_once: int, body: Callable[[Expr], None]) -> None:
+    """``body(n)`` for n in ``count``, ``at_once`` of them written out in each turn of a loop, so that their loads are
+    under way together. Loops themselves are not unrolled by the compiler (``backends/cuda.py``)."""
+    turns = count // at_once
+    if turns > 1:
+        with T.serial(0, turns) as turn:
+            first = bind(turn * at_once)
+            for i in range(at_once):
+                body(first + i)
+    for i in range(turns * at_once if turns > 1 else 0, count):
+        body(i)
+
+
+def both(a: Expr | bool, b: Expr | bool) -> Expr | bool:
+    """Both conditions; True stands for one that always holds."""
+    if a is True:
+        return b
+    return a if b is True else T.And(a, b)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,221 @@
+"""Depthwise convolutions and max pooling on a GPU: a work-group brings a tile of one block of channels, border and all,
+into local memory; a work-item computes one word of it (four int8 channels or two float16) at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from . import element as element_words
+from . import tir as g
+from .element import Element
+from .tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
+
+WORDS = VECTOR_BYTES // 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """``kind`` is ``depthwise`` or ``maxpool``; ``padding`` (top, left); ``relu``: the input goes through one first.
+
+    ``tile`` are the rows and columns of outputs of a group of ``items`` work-items.
+    """
+
+    kind: str
+    element: Element
+    batch: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+    relu: bool
+    tile: tuple[int, int]
+    items: int
+
+    @property
+    def symbol(self) -> str:
+        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
+        return (
+            f"{'relu_' if self.relu else ''}{self.kind}_{self.element.name}_n{self.batch}"
+            f"_{self.height}x{self.width}x{self.channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
+            f"_to{self.out_height}x{self.out_width}_t{self.tile[0]}x{self.tile[1]}i{self.items}"
+        )
+
+    @property
+    def depthwise(self) -> bool:
+        return self.kind == "depthwise"
+
+    @property
+    def blocks(self) -> int:
+        return self.element.blocks(self.channels)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Rows and columns of input under a tile."""
+        return patch(self.tile, self.kernel, self.strides)
+
+    @property
+    def patch_size(self) -> int:
+        return self.patch[0] * self.patch[1]
+
+    @property
+    def local_bytes(self) -> int:
+        """Local memory of a group."""
+        return self.patch_size * VECTOR_BYTES
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        return -(-self.out_height // self.tile[0]), -(-self.out_width // self.tile[1])
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        return self.tiles[0] * self.tiles[1], self.blocks, self.batch
+
+    @property
+    def group_size(self) -> tuple[int, int, int]:
+        return self.items, 1, 1
+
+    @property
+    def macs(self) -> int:
+        taps = self.kernel[0] * self.kernel[1]
+        return self.batch * self.out_height * self.out_width * self.channels * taps if self.depthwise else 0
+
+    @property
+    def _constants_bytes(self) -> int:
+        """Weights, biases and multipliers."""
+        e, taps = self.element, self.kernel[0] * self.kernel[1]
+        sums = e.lanes * (8 if e.integer else 4)
+        return self.blocks * (taps * VECTOR_BYTES + sums) if self.depthwise else 0
+
+    @property
+    def requested_bytes(self) -> int:
+        """Every group's loads and stores, as if there were no cache: borders of tiles are loaded by each."""
+        rows = sum(_covered(self.height, self._span(t, 0)) for t in range(self.tiles[0]))
+        columns = sum(_covered(self.width, self._span(t, 1)) for t in range(self.tiles[1]))
+        loads = self.batch * self.blocks * rows * columns * VECTOR_BYTES
+        constants = self.batch * self.tiles[0] * self.tiles[1] * self._constants_bytes
+        return loads + constants + self._output_bytes
+
+    def traffic_bytes(self, cache_bytes: int) -> int:
+        """What passes between memory and a last-level cache. Even without any cache tiles load little twice, so that is
+        what counts; only a block's weights stay in a cache while its tiles are done, one after the other."""
+        del cache_bytes
+        again = self.batch * (self.tiles[0] * self.tiles[1] - 1) * self._constants_bytes
+        return self.requested_bytes - again
+
+    @property
+    def _output_bytes(self) -> int:
+        return self.element.size_bytes(self.batch, self.out_height * self.out_width, self.channels)
+
+    def _span(self, tile: int, axis: int) -> tuple[int, int]:
+        """First position of the input under a tile, and one past the last."""
+        first = tile * self.tile[axis] * self.strides[axis] - self.padding[axis]
+        return first, first + self.patch[axis]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """x, [weights, biases: depthwise], [multipliers, parameters: int8; parameters: float16 depthwise], y."""
+        e, taps = self.element, self.kernel[0] * self.kernel[1]
+        x = Parameter(VECTOR, e.count(self.batch, self.height * self.width, self.channels))
+        y = Parameter("int32", e.count(self.batch, self.out_height * self.out_width, self.channels) * WORDS)
+        if not self.depthwise:
+            return [x, y]
+        constants = [Parameter("int32", self.blocks * taps * WORDS), Parameter(e.word_type, self.blocks * WORDS)]
+        if e.integer:
+            constants.append(Parameter("float32x4", self.blocks * WORDS))
+        return [x, *constants, Parameter(e.parameter_type, e.parameter_count), y]
+
+    def build(self) -> tirx.PrimFunc:
+        return g.kernel(self.symbol, self.parameters, self.groups, self.group_size, self._body)
+
+    def _body(self, grid: Grid, x: Buffer, *rest: Buffer) -> None:
+        *constants, y = rest
+        block, image = grid.group[1], grid.group[2]
+        row = g.bind(T.truncdiv(grid.group[0], self.tiles[1]) * self.tile[0])
+        column = g.bind(T.truncmod(grid.group[0], self.tiles[1]) * self.tile[1])
+        plane = g.bind(image * self.blocks + block)
+        staged = g.local_array(self.patch_size * WORDS, "int32")
+        self._stage(x, staged, constants, grid.item[0], (plane, row, column))
+        word = g.bind(T.truncmod(grid.item[0], WORDS))
+        place = g.bind(block * WORDS + word)
+        taps = self.kernel[0] * self.kernel[1]
+        weights = [g.bind(constants[0][(block * taps + t) * WORDS + word]) for t in range(taps)] if constants else []
+        bias = g.bind(constants[1][place]) if constants else None
+        g.barrier()
+
+        def output(index: Expr) -> None:
+            r, c = g.bind(T.truncdiv(index, self.tile[1])), g.bind(T.truncmod(index, self.tile[1]))
+            there = T.And(row + r < self.out_height, column + c < self.out_width)
+
+            def emit() -> None:
+                value = self._compute(staged, weights, bias, constants, place, (r, c, word))
+                pixel = (plane * self.out_height + row + r) * self.out_width + column + c
+                g.store(y, pixel * WORDS + word, value)
+
+            g.when(there, emit)
+
+        g.spread(self.tile[0] * self.tile[1], self.items // WORDS, g.bind(T.truncdiv(grid.item[0], WORDS)), output)
+
+    def _stage(
+        self, x: Buffer, staged: Buffer, constants: list[Buffer], item: Expr, place: tuple[Expr, Expr, Expr]
+    ) -> None:
+        e, (plane, row, column) = self.element, place
+        padding: Expr = tirx.const(e.lowest_word if not self.depthwise else 0, "int32")
+        if self.depthwise and e.integer:
+            padding = constants[-1][element_words.PADDING]
+        padding = g.bind(T.broadcast(padding, WORDS))
+
+        def stage(index: Expr) -> None:
+            iy = g.bind(row * self.strides[0] - self.padding[0] + T.truncdiv(index, self.patch[1]))
+            ix = g.bind(column * self.strides[1] - self.padding[1] + T.truncmod(index, self.patch[1]))
+            inside = T.And(T.And(iy >= 0, iy < self.height), T.And(ix >= 0, ix < self.width))
+            value = g.choose(inside, x[(plane * self.height + iy) * self.width + ix], padding)
+            if self.relu:
+                # The padding word holds the zero point, and is 0 in float16: what a ReLU compares with.
+                value = e.vector("max16" if e.integer else "max8", value, padding)
+            T.buffer_store(staged, value, [T.ramp(index * WORDS, 1, WORDS)])
+
+        g.spread(self.patch_size, self.items, item, stage)
+
+    def _compute(
+        self,
+        staged: Buffer,
+        weights: list[Expr],
+        bias: Expr | None,
+        constants: list[Buffer],
+        place: Expr,
+        position: tuple[Expr, Expr, Expr],
+    ) -> Expr:
+        """One word of output at (row, column) of the tile."""
+        e, (r, c, word) = self.element, position
+        width = self.patch[1]
+        first = g.bind(((r * self.strides[0]) * width + c * self.strides[1]) * WORDS + word)
+        offsets = [(i * width + j) * WORDS for i in range(self.kernel[0]) for j in range(self.kernel[1])]
+        if bias is None:
+            value = g.bind(staged[first + offsets[0]])
+            for offset in offsets[1:]:
+                value = e.word("max4" if e.integer else "max2", value, staged[first + offset])
+            return value
+        sums = bias
+        for offset, weight in zip(offsets, weights, strict=True):
+            sums = e.sums("mac4" if e.integer else "mac2", e.word_type, staged[first + offset], weight, sums)
+        if e.integer:
+            ends = [constants[-1][i] for i in (element_words.ZERO, element_words.LOW)]
+            return e.word("finish4", sums, constants[-2][place], *ends)
+        return e.word("finish2", sums, constants[-1][element_words.REAL_LOW])
+
+
+def patch(tile: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of input under a tile of outputs."""
+    return (tile[0] - 1) * strides[0] + kernel[0], (tile[1] - 1) * strides[1] + kernel[1]
+
+
+def _covered(size: int, span: tuple[int, int]) -> int:
+    """How many of ``size`` positions lie in a span."""
+    return max(0, min(size, span[1]) - max(0, span[0]))
