@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..models.atomic_write import write_atomically
 from ..runtime.bundle import sha256
 from ..targets.spec import TargetSpec
 
@@ -129,7 +129,4 @@ def load(path: Path) -> Tuning:
 
 def save(tuning: Tuning, path: Path) -> None:
     """Written aside and renamed. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(to_json(tuning), encoding="utf-8")
-    os.replace(aside, path)
+    write_atomically(path, to_json(tuning))

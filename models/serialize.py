@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from . import graph as ir
+from .atomic_write import write_atomically
 from .verify import verify
 
 FORMAT = "xceptile.graph"
@@ -25,14 +25,8 @@ class GraphFileError(ValueError):
 
 
 def save(graph: ir.Graph, path: str | Path) -> None:
-    """Writes the file aside, then renames it."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(dump(graph))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Written aside and renamed. Raises OSError."""
+    write_atomically(path, dump(graph))
 
 
 def load(path: str | Path) -> ir.Graph:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .atomic_write import write_atomically
 from .preprocess import InputSpec, timm_input_spec
 from .serialize import in_order
 from .xception import Xception, scaled_channels
@@ -84,13 +84,7 @@ def save_checkpoint(
         "card": json.dumps(card),
         "sha256": _sha256(tensors),
     }
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(in_order(safetensors.torch.save(tensors, metadata)))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(path, in_order(safetensors.torch.save(tensors, metadata)))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.atomic_write import write_atomically
 from ..models.preprocess import InputSpec
 from ..targets.spec import TargetSpec
 from .signature import SIGNATURE, SignatureError, check_signature
@@ -274,12 +275,9 @@ def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
 def sign_bundle(path: Path, sign: Callable[[bytes], bytes]) -> None:
     """Checks a bundle and writes its signature, by ``signature.load_signer``, into it. Raises BundleError."""
     bundle = open_bundle(path)
-    aside = bundle.file(f".{SIGNATURE}.part")
     try:
-        aside.write_bytes(sign(bundle.file(MANIFEST).read_bytes()))
-        os.replace(aside, bundle.file(SIGNATURE))
+        write_atomically(bundle.file(SIGNATURE), sign(bundle.file(MANIFEST).read_bytes()))
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise BundleError(f"its signature could not be written: {error.strerror}", path) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.atomic_write import write_atomically
 from .measure import MEASURED, Accuracy, Flip, Latency, bootstrap_medians, fastest_float, interleaved_ratio
 from .statistics import mcnemar_exact
 
@@ -350,16 +350,9 @@ def save_baseline(report: Report, path: Path) -> None:
     except BaselineError as error:
         raise BaselineError(f"{error}; remove it, or write to another file") from error
     baselines.setdefault(report.target, {})[report.device] = _plain(report)
-    _write(path, _dump({"format": BASELINE_FORMAT, "baselines": baselines}))
+    write_atomically(path, _dump({"format": BASELINE_FORMAT, "baselines": baselines}))
 
 
 def save_report(report: Report, path: Path) -> None:
     """Written aside and renamed. Raises OSError."""
-    _write(path, report_to_json(report))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_atomically(path, report_to_json(report))

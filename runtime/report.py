@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.atomic_write import write_atomically
 from . import bundle as bundles
 from .bench import Moment, Sustained
 from .bundle import Bundle
@@ -95,13 +95,7 @@ def write_html(title: str, runs: Sequence[Run], path: Path) -> None:
     page.globals["INFINITY"] = math.inf
     page.filters |= {"bytes": size_text, "percent": _percent, "number": "{:.1f}".format}
     text = page.get_template("report.html.j2").render(title=title, runs=[_view(run) for run in runs])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(path, text)
 
 
 def _percent(share: float, digits: int = 2) -> str:

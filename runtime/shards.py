@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..models.atomic_write import write_atomically
 from ..models.datasets import Dataset, Item, open_dataset
 from .accuracy import ImageResult, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
@@ -137,10 +138,7 @@ def verify_shards(
 def _load(path: Path, header: dict[str, object]) -> dict[int, ImageResult]:
     """What a results file holds; made with its header where there is none. A line cut short at the end is dropped."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part{os.getpid()}")
-        aside.write_text(json.dumps(header, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_atomically(path, json.dumps(header, sort_keys=True) + "\n")
         return {}
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]

@@ -36,7 +36,7 @@ WHEN_CALLED: dict[str, set[str]] = {
 }
 
 # The files of models/ that travel to devices, and the files that are about torch.
-NUMPY_FILES = {f"models/{name}.py" for name in ("graph", "preprocess", "serialize", "text", "verify")}
+NUMPY_FILES = {f"models/{name}.py" for name in ("atomic_write", "graph", "preprocess", "serialize", "text", "verify")}
 TORCH_FILES = {f"models/{name}.py" for name in ("xception", "from_torch", "keras_weights", "train", "weights")}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")
