@@ -195,6 +195,27 @@ PROMISED = {
 }
 
 
+# By the PTX ISA: instructions on one number of 8 to 64 bits, older than 6.3; those that came later, or on whole words.
+OLD_PTX = re.compile(
+    r"(?:(?:abs|add|and|bfe|bfi|brev|clz|cvt|fma|mad|max|min|mov|mul|neg|not|or|popc|prmt|rcp|sad|selp|setp|shl|shr|sub|xor)"
+    r"(?:\.(?:lo|hi|wide|rn|rz|rni|sat|lt|le|gt|ge|eq|ne|approx|ftz))*(?:\.(?:pred|[bsu](?:8|16|32|64)|f16|f32))+"
+    r"|cvta(?:\.to)?\.(?:global|shared)\.u64|ld\.param\.u64|bra|bra\.uni|ret|bar\.sync|shfl\.sync\.bfly\.b32"
+    r"|(?:ld|st)(?:\.volatile)?\.(?:global|shared)(?:\.nc)?(?:\.v[24])?\.[bsuf](?:8|16|32|64)|dp[24]a(?:\.lo|\.hi)?\.[su]32\.[su]32)"
+)
+_WMMA = {f"wmma.load.{operand}.sync.aligned.{order}.m16n16k16.shared.{item}"
+         for operand, order in (("a", "row"), ("b", "col")) for item in ("s8", "f16")}  # fmt: skip
+_WMMA |= {f"wmma.store.d.sync.aligned.row.m16n16k16.shared.{item}" for item in ("s32", "f32")}
+_WMMA |= {f"wmma.mma.sync.aligned.row.col.m16n16k16.{items}" for items in ("s32.s8.s8.s32", "f32.f32")}
+NEWER_PTX = {
+    "6.3": _WMMA,
+    "7.4": {
+        "cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def compiled(target: TargetSpec) -> backend.Compiled:
     return backend.build(merged([*chains(), random_operator_graph("pool", (1, 19, 19, 40), strides=(2, 2))]), target)
@@ -208,6 +229,15 @@ class TestCompiled:
         assert re.search(rf"\.target sm_{gpu_arch(target)[3:]}\b", ptx)
         assert ("cp.async" in ptx) == ("ldmatrix" in ptx) == (board == "orin")
         assert ("dp4a" in ptx) == (board != "nano")
+
+    def test_the_ptx_is_no_newer_than_it_says(self, compiled: backend.Compiled, target: TargetSpec) -> None:
+        """Its version is not NVRTC's own (``nvrtc.ptx_version``): all instructions must be in that version."""
+        ptx = compiled.ptx.decode()
+        version = {87: "7.4"}.get(int(gpu_arch(target)[3:]), "6.3")
+        assert re.findall(r"^\.version (.*)$", ptx, re.MULTILINE) == [version]
+        used = set(re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][a-z0-9_]*(?:[.:]+[a-z0-9_]+)*)\b(?!:)", ptx, re.MULTILINE))
+        newer = {word for word in used if not OLD_PTX.fullmatch(word) and word not in NEWER_PTX[version]}
+        assert not newer, "look up in the PTX ISA which version brings these"
 
     def test_no_kernel_spills_or_has_a_stack(self, compiled: backend.Compiled) -> None:
         frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.log)
@@ -243,7 +273,9 @@ def test_the_files_of_a_bundle() -> None:
 
 
 def test_requirements_name_versions() -> None:
-    assert "12.9" in backend.requirements(TARGETS["orin"])["kernels.ptx"]
+    assert "CUDA 11.4 " in backend.requirements(TARGETS["orin"])["kernels.ptx"]
+    assert "CUDA 10.0 " in backend.requirements(TARGETS["xavier"])["kernels.ptx"]
+    assert "CUDA 13.0 " in backend.requirements(catalog.get("jetson-thor"))["kernels.ptx"]
     assert "10.2" in backend.requirements(TARGETS["nano"])["kernels.cu"]
     assert "sm_110 exactly" in backend.requirements(catalog.get("jetson-thor"))["kernels.cubin"]
 

@@ -1,8 +1,8 @@
 """The CUDA backend: a graph -> TIR kernels -> CUDA C++ -> a cubin, PTX, a plan and packed weights.
 
 Three forms of the kernels ship, and the runtime tries them in this order: ``kernels.cubin``, machine code for exactly
-the target's architecture; ``kernels.ptx``, which a driver at least as new as the compiler turns into machine code for
-that architecture or a newer one; ``kernels.cu``, for the NVRTC of an old JetPack, in which no header is included.
+the target's architecture; ``kernels.ptx``, which a driver as old as that architecture turns into machine code for it or
+for a newer one; ``kernels.cu``, for a GPU that is older, by its own NVRTC: no header is included.
 """
 
 from __future__ import annotations
@@ -86,14 +86,15 @@ def requirements(target: TargetSpec) -> dict[str, str]:
     PTX ISA's table of releases (a driver reads the PTX of its own CUDA version and older), the JetPack archive.
     """
     assert target.gpu is not None
-    _, version = nvrtc.library_for(target.gpu.arch)
-    ptx = {12: "PTX ISA 8.8", 13: "PTX ISA 9.0"}[version.major]
+    arch = target.gpu.arch
+    _, version = nvrtc.library_for(arch)
+    ptx = nvrtc.ptx_version(arch) or "9.0"
+    reader = {"6.3": "10.0 (JetPack 4)", "7.4": "11.4 (JetPack 5)", "9.0": "13.0 (JetPack 7)"}[ptx]
     jetpack = {12: "JetPack 6", 13: "JetPack 7"}[version.major]
     oldest = {12: "10.2 (JetPack 4)", 13: "13.0 (JetPack 7)"}[version.major]
-    arch = target.gpu.arch
     return {
         "kernels.cubin": f"{arch} exactly; a driver of CUDA {version.major}.0 or later ({jetpack})",
-        "kernels.ptx": f"{arch} or later; {ptx}: a driver of CUDA {version} or later",
+        "kernels.ptx": f"{arch} or later; PTX ISA {ptx}: a driver of CUDA {reader} or later",
         "kernels.cu": f"{arch} or later; the device's own NVRTC, CUDA {oldest} or later, no headers",
     }
 

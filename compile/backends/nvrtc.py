@@ -17,6 +17,10 @@ from pathlib import Path
 # each kernel's registers and spills.
 _OPTIONS = ("--fmad=false", "--std=c++14", "--ptxas-options=-v")
 
+# NVRTC marks its PTX with its own version, which no older driver reads, though the kernels use nothing new. Marked as
+# follows, the driver of the first CUDA that serves reads it: 10.0 (wmma on int8), 11.4 (sm_87). By first architecture.
+_PTX_VERSIONS = {0: "6.3", 87: "7.4"}
+
 
 class NvrtcMissing(RuntimeError):
     """NVRTC is not installed."""
@@ -73,9 +77,18 @@ def compile_source(source: str, arch: str) -> Binary:
         if status:
             first = next((line for line in log.splitlines() if "error" in line), log.partition("\n")[0])
             raise NvrtcError(f"NVRTC cannot compile the kernels for {arch}: {first}", log)
-        return Binary(_fetch(library, "CUBIN", program), _fetch(library, "PTX", program).rstrip(b"\0"), log)
+        ptx = _fetch(library, "PTX", program).rstrip(b"\0")
+        if (version := ptx_version(arch)) is not None:
+            ptx = re.sub(rb"^\.version .*$", f".version {version}".encode(), ptx, count=1, flags=re.MULTILINE)
+        return Binary(_fetch(library, "CUBIN", program), ptx, log)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def ptx_version(arch: str) -> str | None:
+    """The version of the PTX ISA that kernels for ``sm_87`` or the like are marked with; None: NVRTC's own."""
+    number = _number(arch)
+    return None if number > 90 else _PTX_VERSIONS[max(first for first in _PTX_VERSIONS if first <= number)]
 
 
 def _number(arch: str) -> int:
