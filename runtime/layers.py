@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..targets.spec import TargetSpec
 from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
+from .measure import MEASURED
 from .session import LOCAL, QEMU, Placement, device_name, open_native_here, open_program, place, processors
 
 ROOF_RUNS = 100
 # In the order of the report's colours, by how a kernel is called; the first that fits.
 KINDS = (
-    ("depthwise + pointwise", r"separable|dw\w*_conv"),
+    ("depthwise + pointwise", r"separable|dw\w*_conv|gemm\w*_front"),
     ("depthwise", r"depthwise|dw"),
     ("convolution", r"conv|product"),
 )
@@ -64,15 +66,22 @@ class LayerTime:
 @dataclass(frozen=True)
 class Roof:
     """What the machine can do with as many threads: multiply-accumulates in registers, bytes read from a buffer of
-    30 MiB (compile/backends/roof.py); the fastest of a few runs."""
+    30 MiB (compile/backends/roof.py); the fastest of a few runs. A GPU's is ``published``: the peaks of its target."""
 
     gmac_per_s: float
     gb_per_s: float
+    published: bool = False
+
+    def __str__(self) -> str:
+        if self.published:
+            return f"published peak: {self.gmac_per_s:.0f} GMAC/s, {self.gb_per_s:.1f} GB/s"
+        return f"peak found there: {self.gmac_per_s:.0f} GMAC/s in registers, {self.gb_per_s:.1f} GB/s read from 30 MiB"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All layers of a bundle's native artefact. ``roof`` is None where the bundle has no plan that measures it.
+    """All layers of a bundle's native artefact. ``roof`` is None where it is not known: no plan measures a GPU's, and
+    the target's published peaks are not those of a device that rehearses.
 
     ``obtained``: measured or rehearsed.
     """
@@ -102,6 +111,12 @@ class Profile:
         return layer.gmac_per_s / self.roof.gmac_per_s if self.roof else None
 
 
+def _published_roof(target: TargetSpec, placement: Placement) -> Roof | None:
+    if target.gpu is None or placement.obtained != MEASURED:
+        return None
+    return Roof(target.gpu.int8_gops / 2, target.gpu.bandwidth_gb_s, published=True)
+
+
 def _rate(count: int, time_ms: float) -> float:
     """Thousands of millions a second; 0 where the clock saw no time pass."""
     return count / time_ms / 1e6 if time_ms > 0 else 0.0
@@ -127,7 +142,8 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
         LayerTime(step.name, step.kernel, step.path, step.macs, step.bytes_moved, float(ms))
         for step, ms in zip(steps, np.median(samples, axis=0), strict=True)
     )
-    return Profile(target.name, count, layers, _measure_roof(bundle, count), where, placement.obtained)
+    roof = _measure_roof(bundle, count) or _published_roof(target, placement)
+    return Profile(target.name, count, layers, roof, where, placement.obtained)
 
 
 def _native(bundle: Bundle) -> Artefact:
@@ -146,8 +162,9 @@ def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[n
         LayerTime(s["name"], s["kernel"], s["path"], s["macs"], s["bytes"], float(np.median(s["samples_ms"])))
         for s in seen["steps"]
     )
-    roof = Roof(seen["roof"]["peak"]["gmac_per_s"], seen["roof"]["stream"]["gb_per_s"]) if "roof" in seen else None
-    return Profile(bundle.manifest.target.name, threads, tuple(layers), roof, where, placement.obtained)
+    target, roof = bundle.manifest.target, seen.get("roof")
+    found = Roof(roof["peak"]["gmac_per_s"], roof["stream"]["gb_per_s"]) if roof else _published_roof(target, placement)
+    return Profile(target.name, threads, tuple(layers), found, where, placement.obtained)
 
 
 def _samples_ms(
@@ -192,7 +209,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
         "threads": profile.threads,
         "device": profile.device,
         "obtained": profile.obtained,
-        "roof": {"gmac_per_s": profile.roof.gmac_per_s, "gb_per_s": profile.roof.gb_per_s} if profile.roof else None,
+        "roof": asdict(profile.roof) if profile.roof else None,
         "layers": [name | row(layer) for name, layer in zip(names, profile.layers, strict=True)],
         "total": row(profile.total),
     }

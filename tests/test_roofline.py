@@ -16,6 +16,7 @@ import test_bundle
 
 from xceptile.compile.backends import native_runtime, roof
 from xceptile.compile.backends import tvm as backend
+from xceptile.runtime import layers
 from xceptile.runtime.devices.qemu import emulator_command
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.judge import Report
@@ -23,6 +24,7 @@ from xceptile.runtime.layers import KINDS, OTHER, LayerTime, Profile, Roof, prof
 from xceptile.runtime.plan import unpack
 from xceptile.runtime.report import Run, write_html
 from xceptile.runtime.roofline import bars, roofline
+from xceptile.runtime.session import Placement
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
@@ -116,6 +118,16 @@ def test_a_clock_that_saw_no_time_pass_and_a_bundle_without_a_roof() -> None:
     assert layer(median_ms=0.0).gmac_per_s == 0.0
     assert profile(None).share_of_peak(layer()) is None
     assert json.loads(json.dumps(profile_to_json(profile(None))))["roof"] is None
+
+
+def test_a_gpu_has_its_published_roof_where_it_is_the_target() -> None:
+    target = catalog.get("jetson-orin")
+    assert target.gpu is not None
+    roof_ = layers._published_roof(target, Placement("local", "measured"))
+    assert roof_ == Roof(target.gpu.int8_gops / 2, target.gpu.bandwidth_gb_s, published=True)
+    assert str(roof_).startswith("published peak: ")
+    assert layers._published_roof(target, Placement("local", "rehearsed")) is None
+    assert layers._published_roof(catalog.get("avx2"), Placement("local", "measured")) is None
 
 
 # ---- what the roof's kernels do ----

@@ -205,10 +205,7 @@ def _layers(bundle: Any, device: str | None, threads: int | None, as_json: bool)
         )
     out.print(rows)
     if profile.roof is not None:
-        out.print(
-            f"The machine's peak with {profile.threads} threads: {profile.roof.gmac_per_s:.0f} GMAC/s in registers, "
-            f"{profile.roof.gb_per_s:.1f} GB/s read from 30 MiB."
-        )
+        out.print(f"Of the {profile.roof}.")
     out.print(
         "dw + pw: a depthwise and a pointwise convolution in one step. MB: the step's operands, each once; what moves "
         "at least. --json names each kernel."
