@@ -94,7 +94,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XCEPTILE_CACHE", "XCEPTILE_OPENCL", "FAKE_OPENCL_DEVICE"):
+    for name in ("XCEPTILE_CACHE", "XCEPTILE_OPENCL", "FAKE_OPENCL_DEVICE", "FAKE_OPENCL_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
     monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path / "pocl"))
@@ -158,7 +158,7 @@ def test_a_build_failure_shows_the_compilers_log(plain: Path, tmp_path: Path) ->
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if "generated" not in line]  # PoCL writes this itself
     assert "its compiler refuses kernels.cl with -DXCT_DOT=" in lines[0]
-    assert "CL_BUILD_PROGRAM_FAILURE (-11); it says:" in lines[0]
+    assert lines[0].endswith("CL_BUILD_PROGRAM_FAILURE (-11)")
     assert any("float3000" in line for line in lines[1:])
     with pytest.raises(EngineError, match=r"native: xceptile-run: .*\n(.*\n)*.*float3000"):
         NativeProgramEngine((str(plain), "--require-device=cpu"), bundle, None)
@@ -280,6 +280,67 @@ def test_every_device_type_that_may_be_asked_for(checked: Path, fake: Path, bund
     assert "no OpenCL device that is a processor" in line
 
 
+@pytest.mark.parametrize("platforms", [1, 2])
+@pytest.mark.parametrize(
+    "says",
+    [
+        "102F=OpenCL 1.1 old",
+        "1005=16",  # of its groups, the first dimension
+        "11B0=39",  # known once the kernels are built
+        "F000=DOT",  # its compiler refuses every variant
+    ],
+)
+def test_the_next_gpu_serves_where_the_first_cannot(
+    checked: Path, fake: Path, bundle: Path, says: str, platforms: int
+) -> None:
+    """Of the same platform, or of another one."""
+    two = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": f"{says}|102B=GPU 2", "FAKE_OPENCL_PLATFORMS": platforms}
+    passes(checked, bundle, **two)
+    assert json.loads(run(checked, "--describe", bundle, **two).stdout)["device"] == "GPU 2 (fake), driver 1"
+
+
+def test_where_no_device_serves_each_says_why(checked: Path, fake: Path, bundle: Path) -> None:
+    three = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": "102B=GPU 1;1026=0|102B=GPU 2;F000=DOT|102B=GPU 3;1023=127"}
+    done = run(checked, "--self-test", bundle, **three)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    reasons = line.split("; ")
+    assert "GPU 1 (fake), driver 1 cannot run this bundle: it is big endian" in reasons[0]
+    assert reasons[1].startswith("GPU 2 (fake), driver 1: its compiler refuses kernels.cl with -DXCT_DOT=0")
+    assert reasons[-1].startswith("GPU 3 (fake), driver 1 has 127 bytes of local memory")
+    swapped = three | {"FAKE_OPENCL_DEVICE": "102B=GPU 2;F000=DOT|102B=GPU 1;1026=0"}
+    first, *log = run(checked, "--self-test", bundle, **swapped).stderr.splitlines()
+    assert first.endswith("FAILURE (-11); GPU 1 (fake), driver 1 cannot run this bundle: it is big endian")
+    assert log == ["line 1: the fake's compiler", "line 2: is not content"]
+    many = three | {"FAKE_OPENCL_DEVICE": "|".join(f"102B={'n' * 120};1026=0" for _ in range(4))}
+    assert len(refusal(checked, "--self-test", bundle, **many)) < 2048
+
+
+def test_a_processor_takes_no_failing_gpus_place(checked: Path, fake: Path, bundle: Path) -> None:
+    both = {"XCEPTILE_OPENCL": fake, "FAKE_OPENCL_DEVICE": "1026=0|1000=2;102B=CPU 2"}
+    assert "big endian" in refusal(checked, "--require-device=any", "--self-test", bundle, **both)
+    passes(checked, bundle, "--require-device=cpu", **both)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "extensions", "ending"),
+    [
+        ("float16", "cl_khr_fp16_no", "driver 1, float32 stands in for float16"),
+        ("float16", "cl_khr_fp16", "driver 1"),
+        ("int8", "", "driver 1"),
+    ],
+)
+def test_the_device_says_where_float32_stands_in_for_float16(
+    checked: Path, fake: Path, tmp_path: Path, dtype: str, extensions: str, ending: str
+) -> None:
+    """A plan with weights in float16 is the float16 build's."""
+    x, _, y = opencl_network.plan().steps[0].arguments
+    bundle = changed_plan(tmp_path, steps=with_first_step(arguments=(x, Argument("weights", dtype, 0, 3), y)))
+    says = f"102B=GPU 1;1030={extensions}"
+    described = run(checked, "--describe", bundle, XCEPTILE_OPENCL=fake, FAKE_OPENCL_DEVICE=says)
+    assert json.loads(described.stdout)["device"] == f"GPU 1 (fake), {ending}"
+
+
 @pytest.mark.parametrize(
     ("version", "extensions", "options"),
     [
@@ -323,7 +384,7 @@ def test_a_compiler_that_lacks_what_its_device_announces(
     assert done.returncode == 2
     assert builds.read_text().splitlines() == variants
     lines = done.stderr.splitlines()
-    assert "refuses kernels.cl with -DXCT_DOT=0: CL_BUILD_PROGRAM_FAILURE (-11); it says:" in lines[0]
+    assert lines[0].endswith("refuses kernels.cl with -DXCT_DOT=0: CL_BUILD_PROGRAM_FAILURE (-11)")
     assert lines[1:] == ["line 1: the fake's compiler", "line 2: is not content"]
 
 
@@ -549,14 +610,28 @@ def test_every_failure_is_told_and_leaves_nothing_behind(
         unseen |= {"clCreateProgramWithSource", "clGetDeviceInfo"}
     for function, outcomes in told.items():
         last = [outcome for outcome in outcomes if outcome == ("run", 0, "")]
-        assert function in unseen or len(last) == 2, function  # one for each code: the call that was not reached
+        # For each code the call that was not reached; a device need not say whether it shares the host's memory.
+        quiet = 2 if function == "clGetDeviceInfo" else 1
+        assert function in unseen or len(last) == 2 * quiet, function
         for when, code, message in outcomes:
             if code:
-                assert ("CL_" in message) == (function not in ("malloc", "clGetDeviceIDs")), message
+                assert ("CL_" in message) == (function != "malloc"), message
                 assert function != "malloc" or "memory" in message
                 assert (
                     when == "open" or "input" in message or "output" in message or "step" in message or "run" in message
                 )
+
+
+def test_a_failure_on_the_way_to_the_next_device_leaves_nothing_behind(
+    faults: Path, fake: Path, bundle: Path
+) -> None:
+    """Whatever fails once on the first device, the second opens; only the list of platforms has no second."""
+    places = {"XCEPTILE_OPENCL": fake, "XCEPTILE_CACHE": "/dev/null/none"}
+    done = run(faults, bundle, **places, FAKE_OPENCL_DEVICE="|102B=GPU 2", FAKE_OPENCL_PLATFORMS=2)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    refused = {function for function, _, when, code, _ in rows if when == "open" and code != "0"}
+    assert refused == {"clGetPlatformIDs", "malloc"}
 
 
 def test_a_failure_on_the_way_to_another_variant_leaves_nothing_behind(faults: Path, fake: Path, bundle: Path) -> None:

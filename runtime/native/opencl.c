@@ -12,8 +12,9 @@
 #include "internal.h"
 
 #define KERNELS_FILE "kernels.cl"
+#define FP16 "cl_khr_fp16"
 #define MAX_PLATFORMS 16
-#define MAX_DEVICES 16
+#define MAX_DEVICES 16 /* of all platforms */
 #define MAX_TEXT_BYTES (1u << 20)
 #define MAX_VARIANTS 3
 /* Launches that are handed to the device together: it begins while the rest is enqueued. TensorFlow Lite's GPU delegate
@@ -145,10 +146,10 @@ struct opencl {
     cl_event *events;    /* one for each step; NULL unless timed */
     uint64_t *step_ns;   /* NULL unless timed */
     uint8_t *output;     /* gathers the output: the caller's is not touched by a run that fails */
-    char name[384];      /* of the device, its platform, its OpenCL and its driver */
-    int version;         /* of its OpenCL: 12 is 1.2 */
+    char name[448];      /* of the device, its platform, its OpenCL and its driver */
     char options[MAX_VARIANTS][64]; /* for its compiler, of each variant of the kernels, the best first */
     int variants;
+    bool substitutes;    /* float32 for float16: the plan stores halves, the device does not compute with them */
 };
 
 /* ---- errors ---- */
@@ -279,20 +280,19 @@ static int open_library(struct opencl *gpu, struct xct_error *error)
 /* ---- the device ---- */
 
 /* A text that the device has of itself, from malloc; of: "its ...". */
-static int device_text(const struct opencl *gpu, cl_device device, cl_uint what, const char *of, char **text,
-                       struct xct_error *error)
+static int device_text(const struct opencl *gpu, cl_uint what, const char *of, char **text, struct xct_error *error)
 {
     char action[64];
     size_t size = 0;
     *text = NULL;
     snprintf(action, sizeof action, "learn %s", of);
-    cl_int status = gpu->cl.clGetDeviceInfo(device, what, 0, NULL, &size);
+    cl_int status = gpu->cl.clGetDeviceInfo(gpu->device, what, 0, NULL, &size);
     if (status != CL_SUCCESS || size > MAX_TEXT_BYTES)
         return failed(gpu, status, action, error);
     char *got = calloc(size + 1, 1);
     if (got == NULL)
         return xct_fail(error, XCT_ERROR_MEMORY, "no memory for what a device tells of itself");
-    status = size > 0 ? gpu->cl.clGetDeviceInfo(device, what, size, got, NULL) : CL_SUCCESS;
+    status = size > 0 ? gpu->cl.clGetDeviceInfo(gpu->device, what, size, got, NULL) : CL_SUCCESS;
     if (status == CL_SUCCESS)
         *text = got;
     else
@@ -301,7 +301,7 @@ static int device_text(const struct opencl *gpu, cl_device device, cl_uint what,
 }
 
 /* A number, of 4 or 8 bytes as cl.h has it. */
-static int device_number(const struct opencl *gpu, cl_device device, cl_uint what, const char *of, uint64_t *number,
+static int device_number(const struct opencl *gpu, cl_uint what, const char *of, uint64_t *number,
                          struct xct_error *error)
 {
     union {
@@ -311,7 +311,7 @@ static int device_number(const struct opencl *gpu, cl_device device, cl_uint wha
     char action[64];
     size_t size = 0;
     snprintf(action, sizeof action, "learn %s", of);
-    cl_int status = gpu->cl.clGetDeviceInfo(device, what, sizeof value, &value, &size);
+    cl_int status = gpu->cl.clGetDeviceInfo(gpu->device, what, sizeof value, &value, &size);
     *number = size == sizeof value.word ? value.word : value.number;
     return status == CL_SUCCESS ? XCT_OK : failed(gpu, status, action, error);
 }
@@ -327,18 +327,17 @@ static bool has_word(const char *words, const char *word)
 
 /* Sets the device's name, "NAME (PLATFORM), DRIVER"; a name without a number is followed by the version, because an
  * Adreno tells its number there only. */
-static int name_device(struct opencl *gpu, cl_platform platform, cl_device device, struct xct_error *error)
+static int name_device(struct opencl *gpu, struct xct_error *error)
 {
     char place[256] = {0}, *name = NULL, *version = NULL, *driver = NULL;
-    cl_int status = gpu->cl.clGetPlatformInfo(platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL);
-    gpu->name[0] = 0;
+    cl_int status = gpu->cl.clGetPlatformInfo(gpu->platform, CL_PLATFORM_NAME, sizeof place - 1, place, NULL);
     if (status != CL_SUCCESS)
         return failed(gpu, status, "learn the platform's name", error);
-    int code = device_text(gpu, device, CL_DEVICE_NAME, "a device's name", &name, error);
+    int code = device_text(gpu, CL_DEVICE_NAME, "a device's name", &name, error);
     if (code == XCT_OK)
-        code = device_text(gpu, device, CL_DEVICE_VERSION, "a device's version", &version, error);
+        code = device_text(gpu, CL_DEVICE_VERSION, "a device's version", &version, error);
     if (code == XCT_OK)
-        code = device_text(gpu, device, CL_DRIVER_VERSION, "a driver's version", &driver, error);
+        code = device_text(gpu, CL_DRIVER_VERSION, "a driver's version", &driver, error);
     if (code == XCT_OK && strpbrk(name, "0123456789") != NULL)
         version[0] = 0;
     if (code == XCT_OK)
@@ -369,22 +368,23 @@ static int check_features(const struct opencl *gpu, const char *extensions, stru
     return XCT_OK;
 }
 
-static int check_version(struct opencl *gpu, cl_device device, struct xct_error *error)
+/* 12 is OpenCL 1.2. */
+static int check_version(const struct opencl *gpu, int *version, struct xct_error *error)
 {
-    char *version = NULL;
+    char *text = NULL;
     int major = 0, minor = 0;
-    int code = device_text(gpu, device, CL_DEVICE_VERSION, "its version", &version, error);
+    int code = device_text(gpu, CL_DEVICE_VERSION, "its version", &text, error);
     if (code != XCT_OK)
         return code;
-    bool known = sscanf(version, "OpenCL %d.%d", &major, &minor) == 2;
-    free(version);
-    gpu->version = known && major >= 0 && major < 100 && minor >= 0 && minor < 10 ? 10 * major + minor : 0;
-    return gpu->version >= 12 ? XCT_OK : refuse(gpu, error, "its OpenCL is older than 1.2");
+    bool known = sscanf(text, "OpenCL %d.%d", &major, &minor) == 2;
+    free(text);
+    *version = known && major >= 0 && major < 100 && minor >= 0 && minor < 10 ? 10 * major + minor : 0;
+    return *version >= 12 ? XCT_OK : refuse(gpu, error, "its OpenCL is older than 1.2");
 }
 
 /* The contract's requantization is one single-precision multiplication, correctly rounded (to nearest, ties to even):
  * every device of the full profile has it; one of the embedded profile may have rounding to zero only. */
-static int check_abilities(const struct opencl *gpu, cl_device device, struct xct_error *error)
+static int check_abilities(const struct opencl *gpu, struct xct_error *error)
 {
     static const struct {
         cl_uint what;
@@ -399,7 +399,7 @@ static int check_abilities(const struct opencl *gpu, cl_device device, struct xc
     };
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
         uint64_t value = 0;
-        int code = device_number(gpu, device, needs[i].what, needs[i].of, &value, error);
+        int code = device_number(gpu, needs[i].what, needs[i].of, &value, error);
         if (code != XCT_OK)
             return code;
         if ((value & needs[i].bits) == 0)
@@ -408,13 +408,13 @@ static int check_abilities(const struct opencl *gpu, cl_device device, struct xc
     return XCT_OK;
 }
 
-static int check_buffers(const struct opencl *gpu, cl_device device, struct xct_error *error)
+static int check_buffers(const struct opencl *gpu, struct xct_error *error)
 {
     const struct xct_plan_header *header = gpu->plan->header;
     uint64_t alignment_bits = 0, largest = 0;
-    int code = device_number(gpu, device, CL_DEVICE_MEM_BASE_ADDR_ALIGN, "its alignment", &alignment_bits, error);
+    int code = device_number(gpu, CL_DEVICE_MEM_BASE_ADDR_ALIGN, "its alignment", &alignment_bits, error);
     if (code == XCT_OK)
-        code = device_number(gpu, device, CL_DEVICE_MAX_MEM_ALLOC_SIZE, "its largest buffer", &largest, error);
+        code = device_number(gpu, CL_DEVICE_MAX_MEM_ALLOC_SIZE, "its largest buffer", &largest, error);
     if (code != XCT_OK)
         return code;
     if (alignment_bits > 8 * XCT_GPU_ALIGNMENT)
@@ -426,83 +426,26 @@ static int check_buffers(const struct opencl *gpu, cl_device device, struct xct_
     return XCT_OK;
 }
 
-static int check_device(struct opencl *gpu, cl_device device, struct xct_error *error)
+/* The launches' sizes are within what the device has in each dimension. */
+static int check_launches(const struct opencl *gpu, struct xct_error *error)
 {
-    char *extensions = NULL;
-    int code = check_version(gpu, device, error);
-    if (code == XCT_OK)
-        code = check_abilities(gpu, device, error);
-    if (code == XCT_OK)
-        code = check_buffers(gpu, device, error);
-    if (code == XCT_OK)
-        code = device_text(gpu, device, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
-    if (code == XCT_OK)
-        code = check_features(gpu, extensions, error);
-    free(extensions);
-    return code;
+    size_t limits[3] = {0, 0, 0}, size = 0;
+    /* A device may have more than three dimensions; those behind are not of interest, but must be asked for. */
+    size_t all[16] = {0};
+    cl_int status = gpu->cl.clGetDeviceInfo(gpu->device, CL_DEVICE_MAX_WORK_ITEM_SIZES, sizeof all, all, &size);
+    if (status != CL_SUCCESS || size < sizeof limits)
+        return failed(gpu, status, "learn the sizes of its work-groups", error);
+    memcpy(limits, all, sizeof limits);
+    for (uint32_t i = 0; i < gpu->plan->header->step_count; i++) {
+        const struct xct_plan_launch *launch = &gpu->plan->launches[i];
+        for (int k = 0; k < 3; k++)
+            if (launch->group_size[k] > limits[k])
+                return xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s runs groups of %zu x %zu x %zu at most, step %u has %u x "
+                                "%u x %u: compile the bundle for this device's target", gpu->name, limits[0], limits[1],
+                                limits[2], i, launch->group_size[0], launch->group_size[1], launch->group_size[2]);
+    }
+    return XCT_OK;
 }
-
-/* Which devices are there of a type: the first that can run the plan is taken. *found counts them all; the error is
- * that of the first that cannot. */
-static int choose_of_type(struct opencl *gpu, uint64_t type, uint32_t *found, struct xct_error *error)
-{
-    cl_platform platforms[MAX_PLATFORMS];
-    cl_device devices[MAX_DEVICES];
-    cl_uint platform_count = 0, device_count = 0;
-    int code = XCT_ERROR_DEVICE;
-    *found = 0;
-    cl_int status = gpu->cl.clGetPlatformIDs(MAX_PLATFORMS, platforms, &platform_count);
-    if (status == CL_PLATFORM_NOT_FOUND_KHR)
-        return code;
-    if (status != CL_SUCCESS) {
-        *found = 1; /* nobody knows: the error is what counts */
-        return failed(gpu, status, "list the platforms", error);
-    }
-    for (cl_uint p = 0; p < platform_count && p < MAX_PLATFORMS; p++) {
-        if (gpu->cl.clGetDeviceIDs(platforms[p], type, MAX_DEVICES, devices, &device_count) != CL_SUCCESS)
-            continue; /* CL_DEVICE_NOT_FOUND, or a platform that does not work */
-        for (cl_uint d = 0; d < device_count && d < MAX_DEVICES; d++) {
-            struct xct_error reason = {0};
-            int verdict = name_device(gpu, platforms[p], devices[d], &reason);
-            if (verdict == XCT_OK)
-                verdict = check_device(gpu, devices[d], &reason);
-            if (verdict == XCT_OK) {
-                gpu->platform = platforms[p];
-                gpu->device = devices[d];
-                return XCT_OK;
-            }
-            if ((*found)++ == 0) {
-                code = verdict;
-                *error = reason;
-            }
-        }
-    }
-    return code;
-}
-
-static int choose_device(struct opencl *gpu, uint32_t required, struct xct_error *error)
-{
-    uint32_t found = 0, others = 0;
-    struct xct_error ignored = {0};
-    if (required != XCT_DEVICE_CPU) {
-        int code = choose_of_type(gpu, CL_DEVICE_TYPE_GPU, &found, error);
-        if (code == XCT_OK || found > 0)
-            return code;
-    }
-    if (required == XCT_DEVICE_CPU || required == XCT_DEVICE_ANY) {
-        int code = choose_of_type(gpu, CL_DEVICE_TYPE_CPU, &found, error);
-        if (code == XCT_OK || found > 0)
-            return code;
-        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no %s here", gpu->library_name,
-                        required == XCT_DEVICE_ANY ? "device" : "OpenCL device that is a processor");
-    }
-    bool has_cpu = choose_of_type(gpu, CL_DEVICE_TYPE_CPU, &others, &ignored) == XCT_OK || others > 0;
-    gpu->device = NULL;
-    return xct_fail(error, XCT_ERROR_DEVICE, "%s has no GPU here%s", gpu->library_name,
-                    has_cpu ? ", only a processor: --require-device cpu (XCT_DEVICE_CPU) rehearses on it" : "");
-}
-
-/* ---- the program ---- */
 
 static void add_variant(struct opencl *gpu, int dot, bool half, const char *standard)
 {
@@ -513,7 +456,7 @@ static void add_variant(struct opencl *gpu, int dot, bool half, const char *stan
 /* -DXCT_DOT=n names the instruction for four int8 products and their sum: 1 Khronos's, 2 Arm's, 3 Qualcomm's extension,
  * 0 plain code. All give the same. A compiler may want a later standard than its default for them, or not have what
  * its device announces: then the next variant is tried, down to the plain one. */
-static int choose_variants(struct opencl *gpu, struct xct_error *error)
+static void choose_variants(struct opencl *gpu, int version, const char *extensions)
 {
     static const struct {
         const char *extension, *standard;
@@ -523,22 +466,52 @@ static int choose_variants(struct opencl *gpu, struct xct_error *error)
         {"cl_arm_integer_dot_product_accumulate_int8", "", 2, 0},
         {"cl_qcom_dot_product8", " -cl-std=CL2.0", 3, 20},
     };
-    char *extensions = NULL;
-    int code = device_text(gpu, gpu->device, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
-    if (code != XCT_OK)
-        return code;
-    bool half = has_word(extensions, "cl_khr_fp16");
+    bool half = has_word(extensions, FP16);
+    gpu->variants = 0;
     for (size_t i = 0; i < sizeof known / sizeof known[0] && gpu->variants == 0; i++) {
         if (!has_word(extensions, known[i].extension))
             continue;
-        if (known[i].standard[0] != 0 && gpu->version >= known[i].since)
+        if (known[i].standard[0] != 0 && version >= known[i].since)
             add_variant(gpu, known[i].dot, half, known[i].standard);
         add_variant(gpu, known[i].dot, half, "");
     }
     add_variant(gpu, 0, half, "");
-    free(extensions);
-    return XCT_OK;
 }
+
+/* Whether its kernels are those of the float16 build: they store weights in half. */
+static bool stores_half(const struct xct_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->header->argument_count; i++)
+        if (strcmp(xct_dtype_of(plan->arguments[i].dtype)->name, "float16") == 0)
+            return true;
+    return false;
+}
+
+/* Whether the device can run the plan, and what its compiler is to be told. */
+static int check_device(struct opencl *gpu, struct xct_error *error)
+{
+    char *extensions = NULL;
+    int version = 0;
+    int code = check_version(gpu, &version, error);
+    if (code == XCT_OK)
+        code = check_abilities(gpu, error);
+    if (code == XCT_OK)
+        code = check_buffers(gpu, error);
+    if (code == XCT_OK)
+        code = check_launches(gpu, error);
+    if (code == XCT_OK)
+        code = device_text(gpu, CL_DEVICE_EXTENSIONS, "its extensions", &extensions, error);
+    if (code == XCT_OK)
+        code = check_features(gpu, extensions, error);
+    if (code == XCT_OK) {
+        choose_variants(gpu, version, extensions);
+        gpu->substitutes = stores_half(gpu->plan) && !has_word(extensions, FP16);
+    }
+    free(extensions);
+    return code;
+}
+
+/* ---- the program ---- */
 
 /* All that a compiled program depends on. */
 static int cache_key(const struct opencl *gpu, const struct xct_file *source, const char *options, uint8_t key[32],
@@ -551,7 +524,7 @@ static int cache_key(const struct opencl *gpu, const struct xct_file *source, co
     xct_sha256_add(&hash, options, strlen(options) + 1);
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         char *text = NULL;
-        int code = device_text(gpu, gpu->device, texts[i], "its driver's version", &text, error);
+        int code = device_text(gpu, texts[i], "its driver's version", &text, error);
         if (code != XCT_OK)
             return code;
         xct_sha256_add(&hash, text, strlen(text) + 1);
@@ -584,7 +557,7 @@ static int build_failed(const struct opencl *gpu, cl_int status, const char *opt
             log[end - 1] = 0;
     int code = xct_fail(error, status == CL_OUT_OF_HOST_MEMORY ? XCT_ERROR_MEMORY : XCT_ERROR_KERNEL,
                         "%s: its compiler refuses " KERNELS_FILE " with %s: %s (%d)%s%s", gpu->name, options,
-                        status_name(status), (int)status, log != NULL && log[0] != 0 ? "; it says:\n" : "",
+                        status_name(status), (int)status, log != NULL && log[0] != 0 ? "\n" : "",
                         log != NULL ? log : "");
     free(log);
     return code;
@@ -662,7 +635,7 @@ static int check_kernel(const struct opencl *gpu, uint32_t index, const char *na
         return xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s runs the kernel %s in groups of %zu at most, the plan wants "
                         "%llu: compile the bundle for this device's target", gpu->name, name, group_size,
                         (unsigned long long)group_size_of(&gpu->plan->launches[index]));
-    int code = device_number(gpu, gpu->device, CL_DEVICE_LOCAL_MEM_SIZE, "its local memory", &room, error);
+    int code = device_number(gpu, CL_DEVICE_LOCAL_MEM_SIZE, "its local memory", &room, error);
     if (code != XCT_OK)
         return code;
     if (local_bytes > room)
@@ -738,27 +711,6 @@ static int load_program(struct opencl *gpu, const struct xct_file *source, const
 
 /* ---- opening ---- */
 
-/* The launches' sizes are within what the device has in each dimension. */
-static int check_launches(const struct opencl *gpu, struct xct_error *error)
-{
-    size_t limits[3] = {0, 0, 0}, size = 0;
-    /* A device may have more than three dimensions; those behind are not of interest, but must be asked for. */
-    size_t all[16] = {0};
-    cl_int status = gpu->cl.clGetDeviceInfo(gpu->device, CL_DEVICE_MAX_WORK_ITEM_SIZES, sizeof all, all, &size);
-    if (status != CL_SUCCESS || size < sizeof limits)
-        return failed(gpu, status, "learn the sizes of its work-groups", error);
-    memcpy(limits, all, sizeof limits);
-    for (uint32_t i = 0; i < gpu->plan->header->step_count; i++) {
-        const struct xct_plan_launch *launch = &gpu->plan->launches[i];
-        for (int k = 0; k < 3; k++)
-            if (launch->group_size[k] > limits[k])
-                return xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s runs groups of %zu x %zu x %zu at most, step %u has %u x "
-                                "%u x %u: compile the bundle for this device's target", gpu->name, limits[0], limits[1],
-                                limits[2], i, launch->group_size[0], launch->group_size[1], launch->group_size[2]);
-    }
-    return XCT_OK;
-}
-
 static int open_queue(struct opencl *gpu, bool timed, struct xct_error *error)
 {
     const intptr_t properties[] = {CL_CONTEXT_PLATFORM, (intptr_t)gpu->platform, 0};
@@ -774,11 +726,12 @@ static int place_buffers(struct opencl *gpu, const uint8_t *weights, struct xct_
 {
     const struct xct_plan_header *header = gpu->plan->header;
     cl_int status = CL_SUCCESS;
-    /* Where the device shares the processor's memory, a mapping then copies nothing. */
+    /* Where the device shares the processor's memory, a mapping then copies nothing. OpenCL 2.0 no longer asks a device
+     * to say so; one that does not is taken to have memory of its own. */
+    struct xct_error ignored = {0};
     uint64_t unified = 0;
-    int code = device_number(gpu, gpu->device, CL_DEVICE_HOST_UNIFIED_MEMORY, "whether it shares memory", &unified, error);
-    if (code != XCT_OK)
-        return code;
+    if (device_number(gpu, CL_DEVICE_HOST_UNIFIED_MEMORY, "whether it shares memory", &unified, &ignored) != XCT_OK)
+        unified = 0;
     gpu->arena = gpu->cl.clCreateBuffer(gpu->context, CL_MEM_READ_WRITE | (unified != 0 ? CL_MEM_ALLOC_HOST_PTR : 0),
                                         header->arena_bytes, NULL, &status);
     if (gpu->arena == NULL)
@@ -823,19 +776,15 @@ static void release_events(struct opencl *gpu)
     }
 }
 
-static void opencl_close(void *state)
+/* All that was made on the device. */
+static void leave_device(struct opencl *gpu)
 {
-    struct opencl *gpu = state;
-    if (gpu == NULL)
-        return;
-    if (gpu->queue != NULL)
-        (void)gpu->cl.clFinish(gpu->queue);
-    release_events(gpu);
-    if (gpu->kernels != NULL)
-        release_program(gpu);
-    for (uint32_t i = 0; gpu->slices != NULL && i < gpu->plan->header->argument_count; i++)
+    release_program(gpu);
+    for (uint32_t i = 0; i < gpu->plan->header->argument_count; i++) {
         if (gpu->slices[i] != NULL)
             (void)gpu->cl.clReleaseMemObject(gpu->slices[i]);
+        gpu->slices[i] = NULL;
+    }
     if (gpu->arena != NULL)
         (void)gpu->cl.clReleaseMemObject(gpu->arena);
     if (gpu->weights != NULL)
@@ -844,13 +793,145 @@ static void opencl_close(void *state)
         (void)gpu->cl.clReleaseCommandQueue(gpu->queue);
     if (gpu->context != NULL)
         (void)gpu->cl.clReleaseContext(gpu->context);
-    if (gpu->library != NULL)
+    gpu->arena = gpu->weights = NULL;
+    gpu->queue = NULL;
+    gpu->context = NULL;
+}
+
+static void opencl_close(void *state)
+{
+    struct opencl *gpu = state;
+    if (gpu == NULL)
+        return;
+    if (gpu->queue != NULL)
+        (void)gpu->cl.clFinish(gpu->queue);
+    release_events(gpu);
+    if (gpu->library != NULL) {
+        leave_device(gpu);
         dlclose(gpu->library);
+    }
     free(gpu->slices);
     free(gpu->kernels);
     free(gpu->events);
     free(gpu->output);
     free(gpu);
+}
+
+/* ---- which device ---- */
+
+struct place {
+    cl_platform platform;
+    cl_device device;
+};
+
+/* Why the plan does not run: the first error of a device or a platform, and the lines of the others. */
+struct reasons {
+    uint32_t count, devices;
+    struct xct_error first;
+    char others[1024];
+};
+
+static void add_reason(struct reasons *why, const struct xct_error *error)
+{
+    size_t used = strlen(why->others);
+    if (why->count++ == 0)
+        why->first = *error;
+    else
+        snprintf(why->others + used, sizeof why->others - used, "; %.*s", (int)strcspn(error->message, "\n"),
+                 error->message);
+}
+
+/* The others' lines go behind the first one's, before a compiler's log. */
+static int none_serves(const struct reasons *why, struct xct_error *error)
+{
+    const char *message = why->first.message;
+    int line = (int)strcspn(message, "\n");
+    return xct_fail(error, why->first.code, "%.*s%s%s", line, message, why->others, message + line);
+}
+
+/* The devices of a type, of all platforms; a platform that cannot tell gives a reason. Returns how many. */
+static uint32_t list_devices(const struct opencl *gpu, uint64_t type, struct place places[MAX_DEVICES],
+                             struct reasons *why)
+{
+    cl_platform platforms[MAX_PLATFORMS];
+    cl_device devices[MAX_DEVICES];
+    cl_uint platform_count = 0, device_count = 0;
+    uint32_t found = 0;
+    struct xct_error error = {0};
+    cl_int status = gpu->cl.clGetPlatformIDs(MAX_PLATFORMS, platforms, &platform_count);
+    if (status != CL_SUCCESS && status != CL_PLATFORM_NOT_FOUND_KHR) {
+        (void)failed(gpu, status, "list the platforms", &error);
+        add_reason(why, &error);
+        return 0;
+    }
+    for (cl_uint p = 0; status == CL_SUCCESS && p < platform_count && p < MAX_PLATFORMS; p++) {
+        cl_int known = gpu->cl.clGetDeviceIDs(platforms[p], type, MAX_DEVICES, devices, &device_count);
+        if (known != CL_SUCCESS && known != CL_DEVICE_NOT_FOUND) {
+            (void)failed(gpu, known, "list a platform's devices", &error);
+            add_reason(why, &error);
+        }
+        for (cl_uint d = 0; known == CL_SUCCESS && d < device_count && d < MAX_DEVICES && found < MAX_DEVICES; d++)
+            places[found++] = (struct place){platforms[p], devices[d]};
+    }
+    return found;
+}
+
+static int open_on(struct opencl *gpu, const struct place *place, const struct xct_driver_config *config,
+                   const struct xct_file *source, struct xct_error *error)
+{
+    gpu->platform = place->platform;
+    gpu->device = place->device;
+    int code = name_device(gpu, error);
+    if (code == XCT_OK)
+        code = check_device(gpu, error);
+    if (code == XCT_OK)
+        code = open_queue(gpu, config->step_ns != NULL, error);
+    if (code == XCT_OK)
+        code = place_buffers(gpu, config->weights, error);
+    if (code == XCT_OK)
+        code = load_program(gpu, source, config->directory, error);
+    if (code == XCT_OK && gpu->substitutes)
+        snprintf(gpu->name + strlen(gpu->name), sizeof gpu->name - strlen(gpu->name),
+                 ", float32 stands in for float16");
+    return code;
+}
+
+/* On the first device of a type that can run the plan. */
+static int open_first(struct opencl *gpu, uint64_t type, const struct xct_driver_config *config,
+                      const struct xct_file *source, struct reasons *why)
+{
+    struct place places[MAX_DEVICES];
+    why->devices = list_devices(gpu, type, places, why);
+    for (uint32_t i = 0; i < why->devices; i++) {
+        struct xct_error error = {0};
+        if (open_on(gpu, &places[i], config, source, &error) == XCT_OK)
+            return XCT_OK;
+        leave_device(gpu);
+        gpu->name[0] = 0;
+        add_reason(why, &error);
+    }
+    return XCT_ERROR_DEVICE;
+}
+
+static int open_device(struct opencl *gpu, const struct xct_driver_config *config, const struct xct_file *source,
+                       struct xct_error *error)
+{
+    struct reasons why = {0}, ignored = {0};
+    struct place others[MAX_DEVICES];
+    bool cpu = config->device == XCT_DEVICE_CPU, any = config->device == XCT_DEVICE_ANY;
+    if (open_first(gpu, cpu ? CL_DEVICE_TYPE_CPU : CL_DEVICE_TYPE_GPU, config, source, &why) == XCT_OK)
+        return XCT_OK;
+    /* A processor stands in for a GPU that is not there, not for one that fails. */
+    if (any && why.devices == 0 && open_first(gpu, CL_DEVICE_TYPE_CPU, config, source, &why) == XCT_OK)
+        return XCT_OK;
+    if (why.count > 0)
+        return none_serves(&why, error);
+    if (cpu || any)
+        return xct_fail(error, XCT_ERROR_DEVICE, "%s has no %s here", gpu->library_name,
+                        any ? "device" : "OpenCL device that is a processor");
+    bool has_cpu = list_devices(gpu, CL_DEVICE_TYPE_CPU, others, &ignored) > 0;
+    return xct_fail(error, XCT_ERROR_DEVICE, "%s has no GPU here%s", gpu->library_name,
+                    has_cpu ? ", only a processor: --require-device cpu (XCT_DEVICE_CPU) rehearses on it" : "");
 }
 
 static int start(struct opencl *gpu, const struct xct_driver_config *config, struct xct_error *error)
@@ -861,23 +942,13 @@ static int start(struct opencl *gpu, const struct xct_driver_config *config, str
     if (code == XCT_OK)
         code = xct_path_join(path, config->directory, KERNELS_FILE, error);
     if (code == XCT_OK)
-        code = open_library(gpu, error);
-    if (code == XCT_OK)
-        code = choose_device(gpu, config->device, error);
-    if (code == XCT_OK)
-        code = check_launches(gpu, error);
-    if (code == XCT_OK)
-        code = choose_variants(gpu, error);
-    if (code == XCT_OK)
-        code = open_queue(gpu, config->step_ns != NULL, error);
-    if (code == XCT_OK)
-        code = place_buffers(gpu, config->weights, error);
-    if (code == XCT_OK)
         code = xct_file_map(&source, path, error);
     if (code == XCT_OK && source.size == 0)
         code = xct_fail(error, XCT_ERROR_FORMAT, "%s is empty", path);
     if (code == XCT_OK)
-        code = load_program(gpu, &source, config->directory, error);
+        code = open_library(gpu, error);
+    if (code == XCT_OK)
+        code = open_device(gpu, config, &source, error);
     xct_file_unmap(&source);
     return code;
 }

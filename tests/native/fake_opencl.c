@@ -3,8 +3,9 @@
  * It fails where it is told to and counts its objects, so that a test sees what was not released.
  *
  * FAKE_OPENCL_DEVICE changes what the device says of itself: "CODE=VALUE;..." with hexadecimal codes of
- * clGetDeviceInfo and clGetKernelWorkGroupInfo. FAKE_OPENCL_BUILDS names a file that gets the options of every build;
- * options that contain FAKE_OPENCL_REFUSES are refused. */
+ * clGetDeviceInfo and clGetKernelWorkGroupInfo; behind a "|" there is another device. FAKE_OPENCL_PLATFORMS is how many
+ * platforms have the devices in turns. FAKE_OPENCL_BUILDS names a file that gets the options of every build; options
+ * that contain FAKE_OPENCL_REFUSES, or REFUSES of their device, are refused. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #define API __attribute__((visibility("default")))
 
 enum { SUCCESS = 0, BUILD_FAILURE = -11, INVALID_VALUE = -30, INVALID_BINARY = -42, INVALID_KERNEL_NAME = -46 };
+enum { DEVICE_TYPE = 0x1000, REFUSES = 0xF000, MAX_DEVICES = 4 };
 enum kind { CONTEXT = 1, QUEUE, PROGRAM, KERNEL, MEMORY, EVENT };
 
 /* Every object: kind says which fields it uses. */
@@ -32,6 +34,7 @@ struct object {
 static const char *failing;
 static int failing_call, failing_code, calls, live_objects;
 static uint64_t clock_ns;
+static char devices[MAX_DEVICES], platforms[MAX_DEVICES]; /* their addresses are the handles */
 
 /* The n-th call of the function from now on returns the code. */
 API void fake_opencl_fail(const char *name, int n, int code)
@@ -120,14 +123,28 @@ static int answer(const void *value, size_t bytes, size_t room, void *out, size_
     return SUCCESS;
 }
 
-/* The value that the test has set for a code, or NULL. */
-static const char *changed(uint32_t code, char value[128])
+/* What the test says of a device, or NULL. */
+static const char *description(int device)
 {
     const char *text = getenv("FAKE_OPENCL_DEVICE");
-    while (text != NULL && *text != 0) {
+    if (text == NULL)
+        text = "";
+    for (; device > 0 && text != NULL; device--) {
+        text = strchr(text, '|');
+        if (text != NULL)
+            text++;
+    }
+    return text;
+}
+
+/* The value that the test has set for a code, or NULL. */
+static const char *changed(int device, uint32_t code, char value[128])
+{
+    const char *text = description(device);
+    while (text != NULL && *text != 0 && *text != '|') {
         char *end;
         unsigned long found = strtoul(text, &end, 16);
-        size_t length = strcspn(end, ";");
+        size_t length = strcspn(end, ";|");
         if (*end == '=' && found == code) {
             snprintf(value, 128, "%.*s", (int)length - 1, end + 1);
             return value;
@@ -137,82 +154,93 @@ static const char *changed(uint32_t code, char value[128])
     return NULL;
 }
 
-static int answer_text(uint32_t code, const char *text, size_t room, void *out, size_t *size)
+static int answer_text(int device, uint32_t code, const char *text, size_t room, void *out, size_t *size)
 {
     char value[128];
-    const char *other = changed(code, value);
+    const char *other = changed(device, code, value);
     if (other != NULL)
         text = other;
     return answer(text, strlen(text) + 1, room, out, size);
 }
 
-static int answer_number(uint32_t code, uint64_t number, size_t bytes, size_t room, void *out, size_t *size)
+static int answer_number(int device, uint32_t code, uint64_t number, size_t bytes, size_t room, void *out, size_t *size)
 {
     char value[128];
-    if (changed(code, value) != NULL)
+    if (changed(device, code, value) != NULL)
         number = strtoull(value, NULL, 0);
     return answer(&number, bytes, room, out, size);
 }
 
-API int clGetPlatformIDs(uint32_t room, void **platforms, uint32_t *count)
+static int platform_count(void)
+{
+    const char *text = getenv("FAKE_OPENCL_PLATFORMS");
+    return text != NULL ? atoi(text) : 1;
+}
+
+API int clGetPlatformIDs(uint32_t room, void **handles, uint32_t *count)
 {
     MAYBE_FAIL();
-    if (room > 0)
-        platforms[0] = &live_objects; /* any address */
-    *count = 1;
+    *count = (uint32_t)platform_count();
+    for (uint32_t i = 0; i < room && i < *count; i++)
+        handles[i] = &platforms[i];
     return SUCCESS;
 }
 
-API int clGetPlatformInfo(void *platform, uint32_t what, size_t room, void *out, size_t *size)
+API int clGetPlatformInfo(char *platform, uint32_t what, size_t room, void *out, size_t *size)
 {
-    (void)platform;
     MAYBE_FAIL();
-    return answer_text(what, what == 0x0902 ? "fake" : "OpenCL 1.2 fake", room, out, size);
+    return answer_text((int)(platform - platforms), what, what == 0x0902 ? "fake" : "OpenCL 1.2 fake", room, out, size);
 }
 
-API int clGetDeviceIDs(void *platform, uint64_t type, uint32_t room, void **devices, uint32_t *count)
+API int clGetDeviceIDs(char *platform, uint64_t type, uint32_t room, void **handles, uint32_t *count)
 {
     char value[128];
-    (void)platform, (void)room;
     MAYBE_FAIL();
-    uint64_t own = changed(0x1000, value) != NULL ? strtoull(value, NULL, 0) : 4; /* CL_DEVICE_TYPE: a GPU */
-    *count = type == own;
-    if (*count == 0)
-        return -1; /* CL_DEVICE_NOT_FOUND */
-    devices[0] = &calls;
-    return SUCCESS;
+    *count = 0;
+    for (int i = 0; i < MAX_DEVICES && description(i) != NULL; i++) {
+        uint64_t own = changed(i, DEVICE_TYPE, value) != NULL ? strtoull(value, NULL, 0) : 4; /* a GPU */
+        if (i % platform_count() != platform - platforms || type != own)
+            continue;
+        if (*count < room)
+            handles[*count] = &devices[i];
+        ++*count;
+    }
+    return *count > 0 ? SUCCESS : -1; /* CL_DEVICE_NOT_FOUND */
 }
 
-API int clGetDeviceInfo(void *device, uint32_t what, size_t room, void *out, size_t *size)
+API int clGetDeviceInfo(char *handle, uint32_t what, size_t room, void *out, size_t *size)
 {
-    static const size_t sizes[3] = {1024, 1024, 64};
-    (void)device;
+    char value[128];
+    size_t sizes[3] = {1024, 1024, 64};
+    int device = (int)(handle - devices);
     MAYBE_FAIL();
     switch (what) {
-    case 0x1005: return answer(sizes, sizeof sizes, room, out, size);
-    case 0x1010: return answer_number(what, 1 << 30, 8, room, out, size); /* largest buffer */
-    case 0x1019: return answer_number(what, 1024, 4, room, out, size);    /* alignment, bits */
-    case 0x101B: return answer_number(what, 0x3f, 8, room, out, size);    /* float32 */
-    case 0x1023: return answer_number(what, 32768, 8, room, out, size);   /* local memory */
+    case 0x1005: /* work-items of a group in each dimension; a test sets the first */
+        sizes[0] = changed(device, what, value) != NULL ? strtoull(value, NULL, 0) : sizes[0];
+        return answer(sizes, sizeof sizes, room, out, size);
+    case 0x1010: return answer_number(device, what, 1 << 30, 8, room, out, size); /* largest buffer */
+    case 0x1019: return answer_number(device, what, 1024, 4, room, out, size);    /* alignment, bits */
+    case 0x101B: return answer_number(device, what, 0x3f, 8, room, out, size);    /* float32 */
+    case 0x1023: return answer_number(device, what, 32768, 8, room, out, size);   /* local memory */
     case 0x1026:                                                          /* little endian */
     case 0x1027:                                                          /* available */
     case 0x1028:                                                          /* has a compiler */
-    case 0x1035: return answer_number(what, 1, 4, room, out, size);       /* shares the host's memory */
-    case 0x102B: return answer_text(what, "fake GPU", room, out, size);
-    case 0x102C: return answer_text(what, "fake vendor", room, out, size);
-    case 0x102D: return answer_text(what, "driver 1", room, out, size);
-    case 0x102F: return answer_text(what, "OpenCL 1.2 fake", room, out, size);
-    case 0x1030: return answer_text(what, "cl_khr_fp16 cl_khr_integer_dot_products", room, out, size);
+    case 0x1035: return answer_number(device, what, 1, 4, room, out, size);       /* shares the host's memory */
+    case 0x102B: return answer_text(device, what, "fake GPU", room, out, size);
+    case 0x102C: return answer_text(device, what, "fake vendor", room, out, size);
+    case 0x102D: return answer_text(device, what, "driver 1", room, out, size);
+    case 0x102F: return answer_text(device, what, "OpenCL 1.2 fake", room, out, size);
+    case 0x1030: return answer_text(device, what, "cl_khr_fp16 cl_khr_integer_dot_products", room, out, size);
     default: return INVALID_VALUE;
     }
 }
 
 /* ---- objects ---- */
 
-API void *clCreateContext(const intptr_t *properties, uint32_t count, void *const *devices, void *notify, void *data,
+API void *clCreateContext(const intptr_t *properties, uint32_t count, void *const *handles, void *notify, void *data,
                           int *status)
 {
-    (void)properties, (void)count, (void)devices, (void)notify, (void)data;
+    (void)properties, (void)count, (void)handles, (void)notify, (void)data;
     MAYBE_FAIL_TO(status);
     return make(CONTEXT);
 }
@@ -290,10 +318,10 @@ API void *clCreateProgramWithSource(struct object *context, uint32_t count, cons
     return make_program(texts[0], sizes[0]);
 }
 
-API void *clCreateProgramWithBinary(struct object *context, uint32_t count, void *const *devices, const size_t *sizes,
+API void *clCreateProgramWithBinary(struct object *context, uint32_t count, void *const *handles, const size_t *sizes,
                                     const unsigned char **binaries, int *verdict, int *status)
 {
-    (void)count, (void)devices;
+    (void)count, (void)handles;
     check(context, CONTEXT);
     MAYBE_FAIL_TO(status);
     *verdict = sizes[0] > 7 && memcmp(binaries[0], "binary ", 7) == 0 ? SUCCESS : INVALID_BINARY;
@@ -301,10 +329,11 @@ API void *clCreateProgramWithBinary(struct object *context, uint32_t count, void
     return *verdict == SUCCESS ? make_program(binaries[0] + 7, sizes[0] - 7) : NULL;
 }
 
-API int clBuildProgram(struct object *program, uint32_t count, void *const *devices, const char *options, void *notify,
+API int clBuildProgram(struct object *program, uint32_t count, char *const *handles, const char *options, void *notify,
                        void *data)
 {
-    (void)count, (void)devices, (void)notify, (void)data;
+    char value[128];
+    (void)count, (void)notify, (void)data;
     check(program, PROGRAM);
     MAYBE_FAIL();
     const char *list = getenv("FAKE_OPENCL_BUILDS"), *refused = getenv("FAKE_OPENCL_REFUSES");
@@ -313,6 +342,8 @@ API int clBuildProgram(struct object *program, uint32_t count, void *const *devi
         fprintf(file, "%s\n", options);
         fclose(file);
     }
+    if (refused == NULL)
+        refused = changed((int)(handles[0] - devices), REFUSES, value);
     return refused != NULL && strstr(options, refused) != NULL ? BUILD_FAILURE : SUCCESS;
 }
 
@@ -334,7 +365,7 @@ API int clGetProgramBuildInfo(struct object *program, void *device, uint32_t wha
     (void)device;
     check(program, PROGRAM);
     MAYBE_FAIL();
-    return answer_text(what, "line 1: the fake's compiler\nline 2: is not content\n\n", room, out, size);
+    return answer_text(0, what, "line 1: the fake's compiler\nline 2: is not content\n\n", room, out, size);
 }
 
 API int clReleaseProgram(struct object *program)
@@ -378,15 +409,14 @@ API int clGetKernelInfo(struct object *kernel, uint32_t what, size_t room, void 
 {
     check(kernel, KERNEL);
     MAYBE_FAIL();
-    return answer_number(what, is_fold(kernel) ? 2 : 3, 4, room, out, size);
+    return answer_number(0, what, is_fold(kernel) ? 2 : 3, 4, room, out, size);
 }
 
-API int clGetKernelWorkGroupInfo(struct object *kernel, void *device, uint32_t what, size_t room, void *out, size_t *size)
+API int clGetKernelWorkGroupInfo(struct object *kernel, char *handle, uint32_t what, size_t room, void *out, size_t *size)
 {
-    (void)device;
     check(kernel, KERNEL);
     MAYBE_FAIL();
-    return answer_number(what, what == 0x11B0 ? 256 : 128, 8, room, out, size);
+    return answer_number((int)(handle - devices), what, what == 0x11B0 ? 256 : 128, 8, room, out, size);
 }
 
 API int clReleaseKernel(struct object *kernel)
@@ -474,7 +504,7 @@ API int clGetEventProfilingInfo(struct object *event, uint32_t what, size_t room
 {
     check(event, EVENT);
     MAYBE_FAIL();
-    return answer_number(what, event->time_ns + (what == 0x1283 ? 500 : 0), 8, room, out, size);
+    return answer_number(0, what, event->time_ns + (what == 0x1283 ? 500 : 0), 8, room, out, size);
 }
 
 API int clReleaseEvent(struct object *event)
