@@ -78,8 +78,7 @@ def clock_mhz(gemm: Gemm, gpu: GpuSpec) -> float:
 def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
     """Estimated time of the product."""
     tile = gemm.tile
-    blocks = gemm.groups[0] * gemm.groups[1]
-    a_block = -(-blocks // gpu.compute_units)
+    a_block = ceil_div(gemm.blocks, gpu.compute_units)
     resident = min(_RESIDENT_SHARED_BYTES // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
     resident = max(resident, 1)
     multiply = tile.rows * tile.columns * SLICE_BYTES / gemm.item_bytes / _macs_per_clock(gemm, gpu)

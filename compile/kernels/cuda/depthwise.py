@@ -119,8 +119,8 @@ class Depthwise:
         return w.batch * w.out_height * ceil_div(w.out_width, RUN) if self.by_dot else w.pixels
 
     @property
-    def groups(self) -> tuple[int, int, int]:
-        return ceil_div(self.runs * self.window.pixel_words, THREADS), 1, 1
+    def blocks(self) -> int:
+        return ceil_div(self.runs * self.window.pixel_words, THREADS)
 
     @property
     def traffic_bytes(self) -> int:
@@ -138,7 +138,7 @@ class Depthwise:
     def build(self) -> tirx.PrimFunc:
         def body(thread: Thread, *buffers: Buffer) -> None:
             named = dict(zip((p.name for p in self.parameters()), buffers, strict=True))
-            n = c.bind(thread.block[0] * THREADS + thread.index)
+            n = c.bind(thread.block * THREADS + thread.index)
             w = self.window
             with c.when(True if self.runs * w.pixel_words % THREADS == 0 else n < self.runs * w.pixel_words):
                 run, word = split(n, w.pixel_words)
@@ -148,7 +148,7 @@ class Depthwise:
                 else:
                     c.put(named["y"], n, _taps(self, named, run, c.bind(word)))
 
-        return c.kernel(self.symbol, self.parameters(), self.groups, THREADS, 0, body)
+        return c.kernel(self.symbol, self.parameters(), self.blocks, THREADS, 0, body)
 
     def _write_run(self, buffers: dict[str, Buffer], at: tuple[Expr, Expr, Expr], word: Expr) -> None:
         w = self.window

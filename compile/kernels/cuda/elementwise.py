@@ -21,16 +21,16 @@ def _each(symbol: str, parameters: list[Parameter], count: int, body: Callable[.
     """``body(n, *buffers)`` for n in ``count``, one a thread."""
 
     def emit(thread: Thread, *buffers: Buffer) -> None:
-        n = c.bind(thread.block[0] * THREADS + thread.index)
+        n = c.bind(thread.block * THREADS + thread.index)
         with c.when(True if count % THREADS == 0 else n < count):
             body(n, *buffers)
 
-    return c.kernel(symbol, parameters, groups_of(count), THREADS, 0, emit)
+    return c.kernel(symbol, parameters, blocks_of(count), THREADS, 0, emit)
 
 
-def groups_of(count: int) -> tuple[int, int, int]:
-    """Blocks for ``count`` threads."""
-    return ceil_div(count, THREADS), 1, 1
+def blocks_of(count: int) -> int:
+    """For ``count`` threads."""
+    return ceil_div(count, THREADS)
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class Mean:
         return f"mean_{self.dtype}_{self.batch}x{self.pixels}x{self.pixel_words}"
 
     @property
-    def groups(self) -> tuple[int, int, int]:
-        return ceil_div(self.pixel_words, 32), self.batch, 1
+    def blocks(self) -> int:
+        return self.batch * ceil_div(self.pixel_words, 32)
 
     @property
     def group_size(self) -> int:
@@ -189,7 +189,7 @@ class Mean:
             *constants,
             Parameter("y", "int32", self.batch * self.pixel_words),
         ]
-        return c.kernel(self.symbol, parameters, self.groups, self.group_size, self.shared_bytes, self._body)
+        return c.kernel(self.symbol, parameters, self.blocks, self.group_size, self.shared_bytes, self._body)
 
     def _body(self, thread: Thread, x: Buffer, *others: Buffer) -> None:
         lanes, kind = c.WORD_LANES[self.dtype], c.SUM[self.dtype]
@@ -200,13 +200,14 @@ class Mean:
         for i in range(lanes):
             c.put(sums, i, T.cast(0, kind))
         phase = c.bind(thread.index // 32)
-        word = c.bind(thread.block[0] * 32 + thread.index % 32)
+        image, part = (c.bind(n) for n in split(thread.block, ceil_div(self.pixel_words, 32)))
+        word = c.bind(part * 32 + thread.index % 32)
         inside = True if self.pixel_words % 32 == 0 else word < self.pixel_words
 
         def accumulate(turn: Expr) -> None:
             pixel = turn * self.PHASES + phase
             with c.when(c.both(True if self.pixels % self.PHASES == 0 else pixel < self.pixels, inside)):
-                loaded = c.bind(x[(thread.block[1] * self.pixels + pixel) * self.pixel_words + word])
+                loaded = c.bind(x[(image * self.pixels + pixel) * self.pixel_words + word])
                 for i in range(lanes):
                     c.put(sums, i, sums[i] + c.call(element, loaded, i, dtype=kind))
 
@@ -219,7 +220,7 @@ class Mean:
                 for other in range(1, self.PHASES):
                     at = c.at(thread.shared, ((thread.index + other * 32) * lanes + i) * 4)
                     c.put(sums, i, sums[i] + c.call(load, at, dtype=kind))
-            c.put(others[-1], thread.block[1] * self.pixel_words + word, self._finish(sums, lanes, *others))
+            c.put(others[-1], image * self.pixel_words + word, self._finish(sums, lanes, *others))
 
     def _finish(self, sums: Buffer, lanes: int, *others: Buffer) -> Expr:
         if self.dtype == "float16":
@@ -247,8 +248,8 @@ class MatVec:
         return f"matvec_{self.dtype}_{self.rows}x{self.k_bytes}x{self.channels}" + "_relu" * self.relu
 
     @property
-    def groups(self) -> tuple[int, int, int]:
-        return ceil_div(self.channels, THREADS // 32), self.rows, 1
+    def blocks(self) -> int:
+        return self.rows * ceil_div(self.channels, THREADS // 32)
 
     @property
     def traffic_bytes(self) -> int:
@@ -266,13 +267,14 @@ class MatVec:
             *constants,
             Parameter("y", outputs, self.rows * self.channels),
         ]
-        return c.kernel(self.symbol, parameters, self.groups, THREADS, 0, self._body)
+        return c.kernel(self.symbol, parameters, self.blocks, THREADS, 0, self._body)
 
     def _body(self, thread: Thread, x: Buffer, w: Buffer, bias: Buffer, *others: Buffer) -> None:
         kind = c.SUM[self.dtype]
         dot = {"int8": "dot4", "float16": "dot2"}[self.dtype]
         lane = thread.index % 32
-        channel = c.bind(thread.block[0] * (THREADS // 32) + thread.index // 32)
+        row, part = (c.bind(n) for n in split(thread.block, ceil_div(self.channels, THREADS // 32)))
+        channel = c.bind(part * (THREADS // 32) + thread.index // 32)
         chunks = self.k_bytes // 16
         total = c.registers(1, kind)
         a, b = c.registers(4), c.registers(4)
@@ -281,7 +283,7 @@ class MatVec:
         def accumulate(turn: Expr) -> None:
             chunk = turn * 32 + lane
             with c.when(True if chunks % 32 == 0 else chunk < chunks):
-                c.do("load16", c.at(a, 0), c.at(x, thread.block[1] * (self.k_bytes // 4) + chunk * 4))
+                c.do("load16", c.at(a, 0), c.at(x, row * (self.k_bytes // 4) + chunk * 4))
                 c.do("load16", c.at(b, 0), c.at(w, channel * (self.k_bytes // 4) + chunk * 4))
                 for i in range(4):
                     c.put(total, 0, c.call(dot, a[i], b[i], total[0], dtype=kind))
@@ -290,7 +292,7 @@ class MatVec:
         suffix = {"int8": "s32", "float16": "f32"}[self.dtype]
         value = c.bind(c.call(f"sum_warp_{suffix}", total[0], dtype=kind) + bias[channel])
         with c.when(lane == 0):
-            at = thread.block[1] * self.channels + channel
+            at = row * self.channels + channel
             if self.dtype == "int8":
                 m, p, y = others
                 c.put(y, at, T.cast(c.call("scale", value, m[channel], p[0], p[1], p[2]), "int8"))

@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 from . import tir as c
 from .depthwise import Front
 from .tir import Buffer, Expr, Parameter, Thread, ceil_div
-from .window import Window
+from .window import Window, split
 
 SLICE_BYTES = 64
 # Bytes from row to row with wmma, whose instructions want a row to begin at a multiple of a thread's fragment (PTX ISA,
@@ -96,8 +96,14 @@ class Gemm:
         return self.front.items if self.front else self.window.pixels
 
     @property
-    def groups(self) -> tuple[int, int, int]:
-        return ceil_div(self.channels, self.tile.columns), ceil_div(self.items, self.tile.rows), 1
+    def columns(self) -> int:
+        """Channels, with the last tile made whole."""
+        return ceil_div(self.channels, self.tile.columns) * self.tile.columns
+
+    @property
+    def blocks(self) -> int:
+        """One for each tile; those of the same rows are neighbours, and find them in the cache."""
+        return self.columns // self.tile.columns * ceil_div(self.items, self.tile.rows)
 
     @property
     def item_bytes(self) -> int:
@@ -126,29 +132,31 @@ class Gemm:
     @property
     def traffic_bytes(self) -> int:
         """Global memory: every block reads its rows and its columns once; outputs (and the residual) once."""
-        x_blocks, y_blocks, _ = self.groups
-        slices = self.slices * SLICE_BYTES * x_blocks * y_blocks
+        slices = self.slices * SLICE_BYTES * self.blocks
         reads = slices * self.tile.columns
-        reads += self.front.traffic_bytes * x_blocks if self.front else slices * self.tile.rows
+        reads += self.front.traffic_bytes * self.columns // self.tile.columns if self.front else slices * self.tile.rows
         return reads + self.window.pixels * self.channels * self.item_bytes * (2 if self.addition else 1)
 
     def parameters(self) -> list[Parameter]:
-        columns = self.groups[0] * self.tile.columns
         y_words = self.window.pixels * self.channels * self.item_bytes // 4
         front = self.front.parameters() if self.front else []
         return [
             Parameter("x", "int32", self.window.words),
             *front,
-            Parameter("w", "int32", columns * self.slices * SLICE_BYTES // 4),
-            Parameter("bias", c.SUM[self.dtype], columns),
-            *([Parameter("m", "float32", columns), Parameter("p", "int32", CONSTANTS)] if self.dtype == "int8" else []),
+            Parameter("w", "int32", self.columns * self.slices * SLICE_BYTES // 4),
+            Parameter("bias", c.SUM[self.dtype], self.columns),
+            *(
+                [Parameter("m", "float32", self.columns), Parameter("p", "int32", CONSTANTS)]
+                if self.dtype == "int8"
+                else []
+            ),
             *([Parameter("r", "int32", y_words)] if self.addition else []),
             Parameter("y", "int32", y_words),
         ]
 
     def build(self) -> tirx.PrimFunc:
         return c.kernel(
-            self.symbol, self.parameters(), self.groups, self.tile.threads, self.shared_bytes,
+            self.symbol, self.parameters(), self.blocks, self.tile.threads, self.shared_bytes,
             lambda thread, *buffers: _emit(self, thread, buffers),
         )  # fmt: skip
 
@@ -156,10 +164,9 @@ class Gemm:
 def pack_weights(gemm: Gemm, weights: NDArray[np.generic]) -> NDArray[np.int32]:
     """(channels, k) of the product's dtype -> the slices as they lie in shared memory, tile by tile, as words."""
     tile = gemm.tile
-    columns, depth = gemm.groups[0] * tile.columns, gemm.slices * SLICE_BYTES // gemm.item_bytes
-    padded = np.zeros((columns, depth), gemm.dtype)
+    padded = np.zeros((gemm.columns, gemm.slices * SLICE_BYTES // gemm.item_bytes), gemm.dtype)
     padded[: weights.shape[0], : weights.shape[1]] = weights
-    rows = padded.view(np.int8).reshape(gemm.groups[0], tile.columns, gemm.slices, 4, 16).transpose(0, 2, 1, 3, 4)
+    rows = padded.view(np.int8).reshape(-1, tile.columns, gemm.slices, 4, 16).transpose(0, 2, 1, 3, 4)
     if gemm.mode == "mma":
         row = np.arange(tile.columns)[:, None]
         rows = rows[:, :, row, np.arange(4) ^ ((row >> 1) & 3)]
@@ -177,6 +184,7 @@ class _Block:
     thread: Thread
     buffers: dict[str, Buffer]
     first_row: Expr
+    column_tile: Expr
     first_column: Expr
 
     @property
@@ -203,9 +211,9 @@ class _Block:
 
 def _emit(gemm: Gemm, thread: Thread, buffers: tuple[Buffer, ...]) -> None:
     named = dict(zip((p.name for p in gemm.parameters()), buffers, strict=True))
-    first_column = c.bind(thread.block[0] * gemm.tile.columns)
-    first_row = c.bind(thread.block[1] * gemm.tile.rows)
-    block = _Block(gemm, thread, named, first_row, first_column)
+    row_tile, column_tile = (c.bind(part) for part in split(thread.block, gemm.columns // gemm.tile.columns))
+    first_row, first_column = c.bind(row_tile * gemm.tile.rows), c.bind(column_tile * gemm.tile.columns)
+    block = _Block(gemm, thread, named, first_row, column_tile, first_column)
     multiply: _Mma | _Wmma | _Dot
     if gemm.mode == "mma":
         multiply = _Mma(block)
@@ -349,7 +357,7 @@ def _a_copies(block: _Block, base: Expr) -> Callable[[Expr, Expr], None]:
 def _w_chunk(block: _Block, k: Expr, n: Expr) -> Expr:
     gemm = block.gemm
     slice_words = gemm.tile.columns * SLICE_BYTES // 4
-    return c.at(block.buffers["w"], (block.thread.block[0] * gemm.slices + k) * slice_words + n * 4)
+    return c.at(block.buffers["w"], (block.column_tile * gemm.slices + k) * slice_words + n * 4)
 
 
 def _compute_a(block: _Block, k: Expr, slot: Expr) -> None:

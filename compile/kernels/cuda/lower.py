@@ -25,13 +25,15 @@ from ..call import Activation, Weights
 from ..gpu_call import GpuCall, only_depthwise_reads
 from . import cost
 from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
-from .elementwise import THREADS, Add, Export, Map, MatVec, MaxPool, Mean, Patches, groups_of
+from .elementwise import THREADS, Add, Export, Map, MatVec, MaxPool, Mean, Patches, blocks_of
 from .gemm import CONSTANTS, Gemm, pack_weights
 from .tir import ITEM_BYTES, WORD_LANES
 from .window import Window
 
 PIXEL_BYTES = 32  # what a stored pixel's channels are padded to a multiple of
 _VECTOR_ROWS = 8  # up to so many rows a product is a matrix by vectors
+# Kernels number a tensor's values by int32, less what idle threads and rows of padding name beyond its end.
+_MOST_VALUES = 2**31 - 2**20
 
 Array = NDArray[np.generic]
 Operands = tuple[Activation | Weights, ...]
@@ -119,6 +121,18 @@ class _Lowering:
             )
         return isinstance(node.op, ir.Dequantize)
 
+    def _check_size(self, node: ir.Node, operand: Activation | Weights) -> None:
+        """Raises GraphError for a tensor whose values are too many to be numbered."""
+        if isinstance(operand, Activation) and operand.count > _MOST_VALUES:
+            batch = self.graph.inputs[0].type.shape[0]
+            fitting = _MOST_VALUES // (operand.count // batch)
+            raise ir.GraphError(
+                f"{node.name}: a batch of {batch} images makes a tensor of {operand.count} values, more than CUDA "
+                f"kernels can address ({_MOST_VALUES}): compile for a batch of {fitting} at most",
+                node.name,
+                node.path,
+            )
+
     # Where tensors lie.
 
     def _stored_channels(self, channels: int) -> int:
@@ -153,22 +167,24 @@ class _Lowering:
             if self.dtype == "float16":
                 zero += (Weights(np.array([pixels.type.per_tensor.scale], np.float32)),)
         patches = Patches(self.dtype, source, window, channels, stride, row_bytes)
-        self._append(patches.symbol, patches.build, (x, *zero), target, groups_of(patches.threads), THREADS,
+        self._append(patches.symbol, patches.build, (x, *zero), target, blocks_of(patches.threads), THREADS,
                      node, patches.traffic_bytes)  # fmt: skip
 
     def _append(
         self, symbol: str, build: Callable[[], tirx.PrimFunc], operands: Operands, target: Activation,
-        groups: tuple[int, int, int], threads: int, node: ir.Node, traffic_bytes: int, shared_bytes: int = 0,
+        blocks: int, threads: int, node: ir.Node, traffic_bytes: int, shared_bytes: int = 0,
         macs: int = 0,
     ) -> None:  # fmt: skip
+        for operand in (*operands, target):
+            self._check_size(node, operand)
         self.calls.append(
-            GpuCall(symbol, build, (*operands, target), target.name, groups, (threads, 1, 1), node.name,
+            GpuCall(symbol, build, (*operands, target), target.name, (blocks, 1, 1), (threads, 1, 1), node.name,
                     traffic_bytes, node.path, macs, shared_bytes)
         )  # fmt: skip
 
     def _finish(
         self, node: ir.Node, symbol: str, build: Callable[[], tirx.PrimFunc], operands: Operands,
-        groups: tuple[int, int, int], threads: int, traffic_bytes: int, shared_bytes: int = 0, macs: int = 0,
+        blocks: int, threads: int, traffic_bytes: int, shared_bytes: int = 0, macs: int = 0,
     ) -> None:  # fmt: skip
         """Appends the launch that makes a node's tensor; an output of the network is brought to plain NHWC."""
         channels = node.type.shape[-1]
@@ -176,18 +192,18 @@ class _Lowering:
         output = node.name in self.graph.outputs
         plain = output and self.dtype == "int8" and stored == channels
         target = Activation(node.name if plain or not output else f"{node.name}.stored", self.dtype, pixels * stored)
-        self._append(symbol, build, operands, target, groups, threads, node, traffic_bytes, shared_bytes, macs)
+        self._append(symbol, build, operands, target, blocks, threads, node, traffic_bytes, shared_bytes, macs)
         self.stored[node.name] = target
         if output and not plain:
             export = Export(self.dtype, pixels, channels, stored)
             dtype = "int8" if self.dtype == "int8" else "float32"
             self._append(export.symbol, export.build, (target,), Activation(node.name, dtype, pixels * channels),
-                         groups_of(export.threads), THREADS, node, export.traffic_bytes)  # fmt: skip
+                         blocks_of(export.threads), THREADS, node, export.traffic_bytes)  # fmt: skip
 
     def _threads(self, node: ir.Node, kernel: Add | Map | MaxPool, operands: Operands) -> None:
         """Finishes a node by a kernel of independent threads."""
-        groups = groups_of(kernel.threads)
-        self._finish(node, kernel.symbol, kernel.build, operands, groups, THREADS, kernel.traffic_bytes)
+        blocks = blocks_of(kernel.threads)
+        self._finish(node, kernel.symbol, kernel.build, operands, blocks, THREADS, kernel.traffic_bytes)
 
     # What shares a kernel.
 
@@ -276,11 +292,11 @@ class _Lowering:
         operands: Operands = (
             *before,
             Weights(pack_weights(gemm, rows)),
-            *self._scaling(node, gemm.groups[0] * gemm.tile.columns),
+            *self._scaling(node, gemm.columns),
             *(_padded_constants(constants) if self.dtype == "int8" else ()),
             *residual,
         )
-        self._finish(add or node, gemm.symbol, gemm.build, operands, gemm.groups, gemm.tile.threads,
+        self._finish(add or node, gemm.symbol, gemm.build, operands, gemm.blocks, gemm.tile.threads,
                      gemm.traffic_bytes, gemm.shared_bytes, macs)  # fmt: skip
 
     def _gather(self, node: ir.Node, window: Window) -> Window:
@@ -317,7 +333,7 @@ class _Lowering:
                 *self._scaling(node, channels),
                 *constants,
             )
-            self._finish(node, vector.symbol, vector.build, operands, vector.groups, THREADS, vector.traffic_bytes,
+            self._finish(node, vector.symbol, vector.build, operands, vector.blocks, THREADS, vector.traffic_bytes,
                          macs=batch * weights.size)  # fmt: skip
             return
         window = Window(batch, 1, 1, 1, 1, (1, 1), (1, 1), (0, 0), depth * ITEM_BYTES[self.dtype])
@@ -325,10 +341,10 @@ class _Lowering:
         operands = (
             x,
             Weights(pack_weights(gemm, rows)),
-            *self._scaling(node, gemm.groups[0] * gemm.tile.columns),
+            *self._scaling(node, gemm.columns),
             *(_padded_constants(self._clamp(node)) if self.dtype == "int8" else ()),
         )
-        self._finish(node, gemm.symbol, gemm.build, operands, gemm.groups, gemm.tile.threads, gemm.traffic_bytes,
+        self._finish(node, gemm.symbol, gemm.build, operands, gemm.blocks, gemm.tile.threads, gemm.traffic_bytes,
                      gemm.shared_bytes, batch * weights.size)  # fmt: skip
 
     def _without_relu(self, depthwise: ir.Node) -> str:
@@ -355,7 +371,7 @@ class _Lowering:
             *self._depthwise_operands(node, window, by_dot=kernel.by_dot),
         )
         macs = int(np.prod(node.type.shape)) * window.taps
-        self._finish(node, kernel.symbol, kernel.build, operands, kernel.groups, THREADS, kernel.traffic_bytes,
+        self._finish(node, kernel.symbol, kernel.build, operands, kernel.blocks, THREADS, kernel.traffic_bytes,
                      macs=macs)  # fmt: skip
 
     def _add(self, node: ir.Node, op: ir.Add) -> None:
@@ -396,7 +412,7 @@ class _Lowering:
             multiplier = arithmetic.average_multiplier(source.scale, out.scale, pixels).reshape(1)
             constants = _int32(pixels * source.zero_point, *self._clamp(node))
             operands = (x, Weights(multiplier), constants)
-        self._finish(node, kernel.symbol, kernel.build, operands, kernel.groups, kernel.group_size,
+        self._finish(node, kernel.symbol, kernel.build, operands, kernel.blocks, kernel.group_size,
                      kernel.traffic_bytes, kernel.shared_bytes)  # fmt: skip
 
     # Constants.

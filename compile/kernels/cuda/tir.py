@@ -33,35 +33,33 @@ class Parameter:
 
 @dataclass(frozen=True, eq=False)
 class Thread:
-    """Where a thread is: its number in the block, the block's numbers, and the block's shared memory, in bytes."""
+    """Where a thread is: its number in the block, the block's number, and the block's shared memory, in bytes."""
 
     index: Expr
-    block: tuple[Expr, Expr, Expr]
+    block: Expr
     shared: Buffer
 
 
 def kernel(
     symbol: str,
     parameters: Sequence[Parameter],
-    groups: tuple[int, int, int],
+    blocks: int,
     threads: int,
     shared_bytes: int,
     body: Callable[..., None],
 ) -> tirx.PrimFunc:
-    """``body(thread, *buffers)`` emits what one thread does."""
+    """``body(thread, *buffers)`` emits what one thread does. Every grid is a row of blocks: x alone may pass 65,535."""
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(symbol)
             buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
             T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
             with (
-                T.launch_thread("blockIdx.x", groups[0]) as x,
-                T.launch_thread("blockIdx.y", groups[1]) as y,
-                T.launch_thread("blockIdx.z", groups[2]) as z,
+                T.launch_thread("blockIdx.x", blocks) as block,
                 T.launch_thread("threadIdx.x", threads) as index,
             ):
                 shared = T.alloc_buffer((shared_bytes,), "int8", scope="shared.dyn") if shared_bytes else None
-                body(Thread(index, (x, y, z), shared), *buffers)
+                body(Thread(index, block, shared), *buffers)
     return builder.get()
 
 
