@@ -12,11 +12,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..models.atomic_write import write_atomically
 from ..models.datasets import Dataset, Item, open_dataset
@@ -198,6 +200,7 @@ def _on_ray(job: Job, starts: Sequence[int], address: str) -> Iterator[list[Imag
         return
     started = not ray.is_initialized()
     if started:
+        _check_ray_answers(address)
         ray.init(
             address=address,
             runtime_env={"env_vars": ONE_BLAS_THREAD},
@@ -214,3 +217,29 @@ def _on_ray(job: Job, starts: Sequence[int], address: str) -> Iterator[list[Imag
     finally:
         if started:
             ray.shutdown()
+
+
+# What begins every HTTP/2 connection, RFC 9113 section 3.4, with an empty SETTINGS frame; the server's follows.
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
+def _check_ray_answers(address: str, timeout_s: float = 10.0) -> None:
+    """Ray itself waits for minutes on an address where it is not. Raises EngineError where no gRPC server answers.
+
+    ``auto`` and ``local`` name no address. Behind TLS only the connection is tried.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address  # as Ray does
+    if address in ("auto", "local"):
+        return
+    try:
+        place = urlsplit(f"//{address.removeprefix('ray://')}")
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout_s) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HTTP2_GREETING)
+            header = connection.recv(9, socket.MSG_WAITALL)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"no Ray cluster answers at {address!r} ({error}); give HOST:PORT of a Ray head") from error
+    if header[3:4] != b"\4":  # the type SETTINGS
+        raise EngineError(f"what answers at {address!r} is no Ray cluster; give HOST:PORT of a Ray head, often 6379")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from xceptile.models.datasets import open_dataset
 from xceptile.runtime import shards
 from xceptile.runtime.accuracy import result_from_json, result_to_json
 from xceptile.runtime.bundle import Bundle
+from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.evaluate import contenders, evaluate
 from xceptile.runtime.measure import Labelled
 from xceptile.runtime.shards import SHARD, Job, ResultsError, verify_shards
@@ -107,6 +111,23 @@ def test_files_are_known_by_their_contents(tmp_path: Path) -> None:
     assert shards.items_sha256(dataset, dataset.items) != before
 
 
+def test_an_address_without_ray_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(EngineError, match=f"'{address}' .*timed out"):  # it says nothing
+            shards._check_ray_answers(address, timeout_s=0.2)
+        answering = threading.Thread(target=lambda: server.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+        server.accept()
+        answering.start()
+        with pytest.raises(EngineError, match=f"'ray://{address}' is no Ray cluster"):
+            shards._check_ray_answers(f"ray://{address}")
+        answering.join()
+    for dead in (address, "no-port", "127.0.0.1:x", "[::1", ""):
+        with pytest.raises(EngineError, match=f"no Ray cluster answers at {re.escape(repr(dead))} "):
+            shards._check_ray_answers(dead)
+    shards._check_ray_answers("local")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_processes(bundle: Bundle, workers: int) -> None:
@@ -139,8 +160,13 @@ def test_a_killed_run_is_taken_up(bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_figures(bundle: Bundle, here: list[int]) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     whole = verify_shards(job(bundle))
     here.clear()
     assert verify_shards(job(bundle), ray_address="local") == whole
+    ray.init(address="local", include_dashboard=False, num_cpus=1)
+    try:
+        shards._check_ray_answers(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
     assert here == []
