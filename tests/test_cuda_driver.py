@@ -29,6 +29,7 @@ pytestmark = requires("clang", package="clang")
 WEIGHTS = bytes(range(200))
 FUNCTIONS = "conv 3\nfold 2\n"
 KERNELS = {"kernels.cubin": "cubin sm_87\n", "kernels.ptx": "ptx\n", "kernels.cu": ""}
+NO_PTX = {name: text for name, text in KERNELS.items() if name != "kernels.ptx"}
 
 
 def plan(shared_bytes: int = 100_000) -> Plan:
@@ -46,9 +47,11 @@ def plan(shared_bytes: int = 100_000) -> Plan:
     return Plan("cuda", 2560, 200, tensors, steps)
 
 
-def write_bundle(folder: Path, changed: Plan | None = None, kernels: Mapping[str, str] = KERNELS) -> Path:
+def write_bundle(
+    folder: Path, changed: Plan | None = None, kernels: Mapping[str, str] = KERNELS, functions: str = FUNCTIONS
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: (text + FUNCTIONS).encode() for name, text in kernels.items()}
+    files = {name: (text + functions).encode() for name, text in kernels.items()}
     order = ("kernels.cubin", "kernels.ptx", "kernels.cu")
     hashes = [hashlib.sha256(data).hexdigest() for data in (WEIGHTS, b"".join(files.get(n, b"") for n in order))]
     files |= {"weights.bin": WEIGHTS, "plan.bin": pack(changed or plan(), *hashes)}
@@ -93,14 +96,20 @@ class Fake:
         return Done(done.returncode, calls, done.stderr, target.read_bytes() if target.exists() else b"")
 
 
-FAKES = {"driver": [], "nvrtc": ["-DNVRTC"], "old": ["-DOLD"], "too_old": ["-DTOO_OLD"]}
+FAKES = {
+    "driver": [],
+    "nvrtc": ["-DNVRTC"],
+    "old": ["-DOLD"],
+    "old_nvrtc": ["-DNVRTC", "-DOLD"],
+    "too_old": ["-DTOO_OLD"],
+}
 
 
 def compile_fakes(folder: Path, names: Iterable[str], *compiler: str) -> None:
     for name in names:
         source = str(TESTS / "native" / "fake_cuda.c")
         options = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden", *FAKES[name]]
-        subprocess.run([*compiler, *options, source, "-o", str(folder / f"{name}.so")], check=True)
+        subprocess.run([*compiler, *options, source, "-ldl", "-o", str(folder / f"{name}.so")], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +134,12 @@ OPENING = [
     "cuStreamCreate 1",
     'cuModuleLoadDataEx "cubin sm_87" options 2',
     "cuModuleGetFunction conv",
+    "cuFuncGetParamInfo conv 2",
+    "cuFuncGetParamInfo conv 3",
     "cuFuncSetAttribute conv 8 = 100000",
     "cuModuleGetFunction fold",
+    "cuFuncGetParamInfo fold 1",
+    "cuFuncGetParamInfo fold 2",
     "cuMemAlloc 2560",
     "cuMemAlloc 200",
     "cuMemcpyHtoDAsync 200",
@@ -212,23 +225,26 @@ def test_timed_steps_lie_between_events(fake: Fake, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "kernels", "loaded"),
+    ("capability", "kernels", "library", "loaded"),
     [
-        ("87", KERNELS, ['"cubin sm_87"']),
-        ("90", KERNELS, ['"cubin sm_87"', '"ptx"']),
-        ("90", {k: v for k, v in KERNELS.items() if k != "kernels.ptx"}, ['"cubin sm_87"', '"ptx"']),
-        ("62", {"kernels.cu": ""}, ['"ptx"']),
+        ("87", KERNELS, "nvrtc.so", ['"cubin sm_87"']),
+        ("90", KERNELS, "nvrtc.so", ['"cubin sm_87"', '"ptx"']),
+        ("90", NO_PTX, "nvrtc.so", ['"cubin sm_87"', '"cubin sm_90"']),
+        ("90", NO_PTX, "old_nvrtc.so", ['"cubin sm_87"', '"ptx"']),
+        ("62", {"kernels.cu": ""}, "nvrtc.so", ['"cubin sm_62"']),
     ],
-    ids=["binary", "ptx", "source", "source alone"],
+    ids=["binary", "ptx", "source", "source, old compiler", "source alone"],
 )
 def test_the_first_form_of_the_kernels_that_loads(
-    fake: Fake, tmp_path: Path, capability: str, kernels: dict[str, str], loaded: list[str]
+    fake: Fake, tmp_path: Path, capability: str, kernels: dict[str, str], library: str, loaded: list[str]
 ) -> None:
-    done = fake.run(write_bundle(tmp_path / "b", kernels=kernels), FAKE_CAPABILITY=capability)
+    settings = {"FAKE_CAPABILITY": capability, "XCEPTILE_NVRTC": str(fake.folder / library)}
+    bundle = write_bundle(tmp_path / "b", kernels=kernels)
+    done = fake.run(bundle, **settings)
     assert (done.status, done.error) == (0, "")
     assert [call.split(" ", 1)[1].removesuffix(" options 2") for call in done.calls if "ModuleLoad" in call] == loaded
     compiled = [call for call in done.calls if call.startswith("nvrtcCompileProgram")]
-    words = f"--gpu-architecture=compute_{capability} --fmad=false --std=c++14"
+    words = f"--gpu-architecture={'compute' if 'old' in library else 'sm'}_{capability} --fmad=false --std=c++14"
     assert compiled == ([f"nvrtcCompileProgram {words}"] if "kernels.ptx" not in kernels else [])
 
 
@@ -261,7 +277,7 @@ def test_no_nvrtc(fake: Fake, tmp_path: Path) -> None:
         ({"FAKE_NO_DEVICE": "1"}, "the CUDA driver (12.6) finds no GPU"),
         ({"FAKE_FAIL_AT": "0", "FAKE_FAIL_CODE": "803"}, "are of two versions: restart the machine: "),
         (
-            {"FAKE_FAIL_AT": "14", "FAKE_FAIL_CODE": "2"},
+            {"FAKE_FAIL_AT": "18", "FAKE_FAIL_CODE": "2"},
             "Fake GPU?1 has no 2560 bytes for activations (1000 of 2000 are free): CUDA_ERROR_OUT_OF_MEMORY",
         ),
     ],
@@ -279,6 +295,24 @@ def test_a_kernel_that_is_not_there(fake: Fake, tmp_path: Path) -> None:
     other = replace(whole, steps=(whole.steps[0], replace(whole.steps[1], kernel="nothing")))
     done = fake.run(write_bundle(tmp_path / "b", other))
     assert (done.status, "the kernels have no nothing" in done.error) == (2, True)
+
+
+@pytest.mark.parametrize("taken", ["conv 2\nfold 2\n", "conv 4\nfold 2\n"], ids=["fewer", "more"])
+def test_a_kernel_that_takes_other_arguments(fake: Fake, tmp_path: Path, taken: str) -> None:
+    """Before CUDA 12.4 no driver can tell; what it then reads must be ours."""
+    bundle = write_bundle(tmp_path / "b", functions=taken)
+    done = fake.run(bundle)
+    assert done.status == 2
+    assert "step 0 (first) has 3 arguments, and its kernel conv takes others" in done.error
+    assert fake.run(bundle, XCEPTILE_CUDA=str(fake.folder / "old.so")).status == 0
+
+
+def test_a_driver_before_cuda_12_4_reads_no_more_than_is_there(fake: Fake, tmp_path: Path) -> None:
+    """The last step's kernel takes as many parameters, each as large, as any kernel may: 32,764 bytes."""
+    for taken in ("conv 3\nfold 32764\n", "conv 3\nfold 2 32764\n"):
+        bundle = write_bundle(tmp_path / "b", functions=taken)
+        done = fake.run(bundle, XCEPTILE_CUDA=str(fake.folder / "old.so"))
+        assert (done.status, done.error) == (0, "")
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +348,8 @@ def test_a_compiled_network(fake: Fake, tmp_path: Path, compiled: dict[str, byte
     ]
 
 
-RELEASES = ("Destroy", "Free", "Unload", "Release", "PopCurrent", "nvrtcVersion")  # what may fail without harm
+# What may fail without harm.
+RELEASES = ("Destroy", "Free", "Unload", "Release", "PopCurrent", "nvrtcVersion", "ParamInfo")
 
 
 @pytest.mark.parametrize(

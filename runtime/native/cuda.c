@@ -16,7 +16,7 @@
 /* ---- the driver API (cuda.h): results, attributes and flags by the names they have there ---- */
 
 enum {
-    SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY_FOR_GPU = 209, UNSUPPORTED_PTX_VERSION = 222,
+    SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY_FOR_GPU = 209, UNSUPPORTED_PTX_VERSION = 222,
     NOT_SUPPORTED = 801, SYSTEM_DRIVER_MISMATCH = 803
 };
 enum { INTEGRATED = 18, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
@@ -61,7 +61,8 @@ struct api {
     int (*event_record)(void *event, void *stream);
     int (*event_elapsed)(float *ms, void *start, void *end);
     int (*event_destroy)(void *event);
-    /* What follows may be NULL: older drivers launch kernel by kernel. */
+    /* What follows may be NULL: only CUDA 12.4 knows a kernel's parameters, and older drivers launch kernel by kernel. */
+    int (*parameter_info)(void *function, size_t index, size_t *offset, size_t *size);
     int (*capture_begin)(void *stream, int mode);
     int (*capture_end)(void *stream, void **graph);
     int (*instantiate_with_flags)(void **executable, void *graph, unsigned long long flags);
@@ -80,8 +81,10 @@ struct symbol {
     bool optional;
 };
 
-/* CUDA C++ Programming Guide, "Function Parameters": 4,096 bytes of them, so no more than that many. */
-#define MAX_PARAMETERS 4096u
+/* CUDA C++ Programming Guide, "Function Parameters": 32,764 bytes of them (4,096 before CUDA 12.1 and before Volta). So
+ * a kernel has no more parameters than that, and none is larger. */
+#define MAX_PARAMETER_BYTES 32764u
+#define PADDING_ADDRESSES (MAX_PARAMETER_BYTES / sizeof(address) + 1)
 
 #define SYMBOL(name, field) {name, NULL, offsetof(struct api, field), false}
 
@@ -118,6 +121,7 @@ static const struct symbol driver_symbols[] = {
     SYMBOL("cuEventRecord", event_record),
     SYMBOL("cuEventElapsedTime", event_elapsed),
     SYMBOL("cuEventDestroy_v2", event_destroy),
+    {"cuFuncGetParamInfo", NULL, offsetof(struct api, parameter_info), true},
     {"cuStreamBeginCapture_v2", NULL, offsetof(struct api, capture_begin), true},
     {"cuStreamEndCapture", NULL, offsetof(struct api, capture_end), true},
     {"cuGraphInstantiateWithFlags", NULL, offsetof(struct api, instantiate_with_flags), true},
@@ -140,6 +144,8 @@ struct nvrtc {
     int (*log)(void *program, char *text);
     int (*ptx_size)(void *program, size_t *size);
     int (*ptx)(void *program, char *text);
+    int (*cubin_size)(void *program, size_t *size); /* NULL before CUDA 11.1, and cubin too */
+    int (*cubin)(void *program, char *code);
 };
 
 static const struct symbol nvrtc_symbols[] = {
@@ -152,6 +158,8 @@ static const struct symbol nvrtc_symbols[] = {
     {"nvrtcGetProgramLog", NULL, offsetof(struct nvrtc, log), false},
     {"nvrtcGetPTXSize", NULL, offsetof(struct nvrtc, ptx_size), false},
     {"nvrtcGetPTX", NULL, offsetof(struct nvrtc, ptx), false},
+    {"nvrtcGetCUBINSize", NULL, offsetof(struct nvrtc, cubin_size), true},
+    {"nvrtcGetCUBIN", NULL, offsetof(struct nvrtc, cubin), true},
 };
 
 /* ---- the driver's state ---- */
@@ -364,29 +372,32 @@ static void *open_nvrtc(struct nvrtc *nvrtc, struct reasons *reasons)
     return NULL;
 }
 
-/* As compile/backends/nvrtc.py compiles it: a multiplication and an addition are rounded one after the other. */
+/* Machine code of this very GPU, or PTX from an NVRTC that makes no other: a driver reads the machine code of an NVRTC
+ * newer than itself, of the same CUDA major version, but not its PTX. As compile/backends/nvrtc.py compiles it: a
+ * multiplication and an addition are rounded one after the other. */
 static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, const char *source, struct reasons *reasons)
 {
     char architecture[48];
     const char *const options[] = {architecture, "--fmad=false", "--std=c++14"};
-    snprintf(architecture, sizeof architecture, "--gpu-architecture=compute_%d", cuda->capability);
+    bool binary = nvrtc->cubin_size != NULL && nvrtc->cubin != NULL;
+    snprintf(architecture, sizeof architecture, "--gpu-architecture=%s_%d", binary ? "sm" : "compute", cuda->capability);
     int major = 0, minor = 0;
     (void)nvrtc->version(&major, &minor);
     void *program = NULL;
     size_t size = 0;
-    char *ptx = NULL;
+    char *code = NULL;
     int result = nvrtc->create(&program, source, "kernels.cu", 0, NULL, NULL);
     if (result == SUCCESS)
         result = nvrtc->compile(program, 3, options);
     if (result == SUCCESS)
-        result = nvrtc->ptx_size(program, &size);
-    if (result == SUCCESS && (ptx = malloc(size + 1)) != NULL) {
-        ptx[size] = 0;
-        result = nvrtc->ptx(program, ptx);
+        result = binary ? nvrtc->cubin_size(program, &size) : nvrtc->ptx_size(program, &size);
+    if (result == SUCCESS && (code = malloc(size + 1)) != NULL) {
+        code[size] = 0;
+        result = binary ? nvrtc->cubin(program, code) : nvrtc->ptx(program, code);
     }
-    if (result != SUCCESS || ptx == NULL) {
-        free(ptx);
-        ptx = NULL;
+    if (result != SUCCESS || code == NULL) {
+        free(code);
+        code = NULL;
         bool has_log = program != NULL && nvrtc->log_size(program, &size) == SUCCESS && size > 1;
         char *log = has_log ? calloc(1, size + 1) : NULL;
         if (log != NULL && nvrtc->log(program, log) != SUCCESS)
@@ -398,7 +409,7 @@ static char *compile(const struct cuda *cuda, const struct nvrtc *nvrtc, const c
     }
     if (program != NULL)
         (void)nvrtc->destroy(&program);
-    return ptx;
+    return code;
 }
 
 static bool load_source(struct cuda *cuda, const char *source, struct reasons *reasons)
@@ -407,10 +418,10 @@ static bool load_source(struct cuda *cuda, const char *source, struct reasons *r
     void *library = open_nvrtc(&nvrtc, reasons);
     if (library == NULL)
         return false;
-    char *ptx = compile(cuda, &nvrtc, source, reasons);
+    char *code = compile(cuda, &nvrtc, source, reasons);
     dlclose(library);
-    bool loaded = ptx != NULL && load_image(cuda, "kernels.cu", ptx, reasons);
-    free(ptx);
+    bool loaded = code != NULL && load_image(cuda, "kernels.cu", code, reasons);
+    free(code);
     return loaded;
 }
 
@@ -446,6 +457,24 @@ static uint32_t shared_bytes_of(const struct xct_plan *plan, uint32_t kernel)
     return most;
 }
 
+/* Refuses a step whose kernel does not take as many pointers as the step has arguments. A driver that cannot tell
+ * refuses none. */
+static int check_parameters(const struct cuda *cuda, uint32_t index, struct xct_error *error)
+{
+    const struct xct_plan_step *step = &cuda->plan->steps[index];
+    if (cuda->api.parameter_info == NULL)
+        return XCT_OK;
+    size_t offset = 0, size = 0, ignored = 0, count = step->argument_count;
+    int last = cuda->api.parameter_info(cuda->functions[index], count - 1, &offset, &size);
+    int next = cuda->api.parameter_info(cuda->functions[index], count, &ignored, &ignored);
+    bool is_pointer = last != SUCCESS || (offset == (count - 1) * sizeof(address) && size == sizeof(address));
+    if (last != INVALID_VALUE && next != SUCCESS && is_pointer)
+        return XCT_OK;
+    return xct_fail(error, XCT_ERROR_FORMAT, "step %u (%s) has %zu arguments, and its kernel %s takes others: the plan and "
+                    "the kernels are not of one compilation", index, cuda->plan->strings + step->name, count,
+                    cuda->plan->strings + cuda->plan->kernels[step->kernel]);
+}
+
 static int find_functions(struct cuda *cuda, struct xct_error *error)
 {
     const struct xct_plan *plan = cuda->plan;
@@ -454,6 +483,9 @@ static int find_functions(struct cuda *cuda, struct xct_error *error)
         int result = cuda->api.module_function(&cuda->functions[i], cuda->module, name);
         if (result != SUCCESS)
             return fail(cuda, error, result, "the kernels have no %s", name);
+        int code = check_parameters(cuda, i, error);
+        if (code != XCT_OK)
+            return code;
         uint32_t shared_bytes = shared_bytes_of(plan, plan->steps[i].kernel);
         if (shared_bytes <= 48 << 10) /* what every kernel may have without asking */
             continue;
@@ -512,8 +544,8 @@ static int allocate_host(struct cuda *cuda, struct xct_error *error)
     const struct xct_plan_header *header = cuda->plan->header;
     cuda->tensors = calloc(header->tensor_count, sizeof *cuda->tensors);
     cuda->functions = calloc(header->step_count, sizeof *cuda->functions);
-    cuda->addresses = calloc((size_t)header->argument_count + 1, sizeof *cuda->addresses);
-    cuda->parameters = calloc((size_t)header->argument_count + MAX_PARAMETERS, sizeof *cuda->parameters);
+    cuda->addresses = calloc((size_t)header->argument_count + PADDING_ADDRESSES, sizeof *cuda->addresses);
+    cuda->parameters = calloc((size_t)header->argument_count + MAX_PARAMETER_BYTES, sizeof *cuda->parameters);
     if (cuda->step_ns != NULL)
         cuda->events = calloc((size_t)header->step_count + 1, sizeof *cuda->events);
     if (cuda->tensors == NULL || cuda->functions == NULL || cuda->addresses == NULL || cuda->parameters == NULL
@@ -576,9 +608,10 @@ static int allocate(struct cuda *cuda, const uint8_t *weights, struct xct_error 
         cuda->addresses[i] = address_of(cuda, &cuda->plan->arguments[i], staging);
         cuda->parameters[i] = &cuda->addresses[i];
     }
-    /* The driver reads as many parameters as the kernel takes, which only the kernel knows: a step that has fewer must
-     * not send it past the end. What it finds there is the address of nothing. */
-    for (uint32_t i = 0; i < MAX_PARAMETERS; i++)
+    /* The driver reads as many parameters as the kernel takes, each as large as the kernel says, and before CUDA 12.4
+     * only the kernel knows: a plan that does not fit must not send it past the end of either array. Behind the last
+     * argument it finds the address of nothing. */
+    for (uint32_t i = 0; i < MAX_PARAMETER_BYTES; i++)
         cuda->parameters[header->argument_count + i] = &cuda->addresses[header->argument_count];
     return XCT_OK;
 }
@@ -714,7 +747,8 @@ static int run(struct cuda *cuda, const void *input, void *output, struct xct_er
     /* Also after a failure: nothing of this run may be under way when the next one begins. */
     result = cuda->api.stream_synchronize(cuda->stream);
     if (code == XCT_OK && result != SUCCESS)
-        code = fail(cuda, error, result, "the network failed on %s; open a new session", cuda->gpu);
+        code = fail(cuda, error, result, "the network failed on %s; open a new session, and if that fails too, start "
+                    "the process anew", cuda->gpu);
     if (code == XCT_OK && cuda->events != NULL)
         code = read_times(cuda, error);
     if (code == XCT_OK)

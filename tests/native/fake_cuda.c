@@ -1,14 +1,28 @@
 /* A FAKE of NVIDIA's driver library for the tests of runtime/native/cuda.c, and with -DNVRTC a fake of NVRTC. It writes
- * down every call, moves the bytes that are copied and computes nothing: a kernel leaves memory as it is.
+ * down every call and moves the bytes that are copied. Kernels compute nothing, or they run on the processor where
+ * FAKE_KERNELS names them.
+ *
+ * What is put into a stream happens as late as it may: when the stream is waited for. Memory begins as rubbish (as
+ * zeros where nothing is computed) and lies between guards: a kernel that writes there fails, as on a GPU.
  *
  * A "module" is text: a first line, "cubin sm_87", "ptx" or anything else, which does not load, and then one line for
- * each kernel: its name and how many pointers it takes. Real PTX loads too, if it is for this capability or an older
- * one. The environment says what kind of machine is played:
+ * each kernel: its name, how many pointers it takes, and perhaps how many bytes the last of them has. Real machine code loads too, if it is for this very capability,
+ * and real PTX, if it is for this one or an older one. The environment says what kind of machine is played:
  *   FAKE_LOG         the file that calls are appended to
  *   FAKE_FAIL_AT     the call of this number (from 0) fails, FAKE_FAIL_CODE is its result (999); FAKE_NVRTC_FAIL_AT
  *   FAKE_CAPABILITY  such as 87 (the default); FAKE_INTEGRATED, FAKE_NO_DEVICE, FAKE_NO_CAPTURE: if set
+ *   FAKE_KERNELS     libraries, separated by colons, that tests/cuda_emulator.py made of kernels.cu: a module's kernels
+ *                    run by the first that has all of them
+ *   FAKE_SEED        the order of a block's threads; odd: asynchronous copies arrive at once
  * Compiled with -DOLD it has the names of CUDA 10.0, without graphs; with -DTOO_OLD it lacks a function. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dlfcn.h>
+#include <elf.h>
+#include <link.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -48,51 +62,77 @@ __attribute__((format(printf, 1, 2))) static int record(const char *format, ...)
 
 #ifndef NVRTC
 
+#define MAX_PARAMETERS 16
+#define MAX_FUNCTIONS 512
+#define MAX_MEMORIES 64
+#define GUARD 4352 /* with it memory is aligned to 256 bytes and no more, as a driver aligns it */
+#define GUARD_BYTE 0xC5
+#define RUBBISH 0xA5
+
 struct function {
     char name[200];
-    int arguments;
+    int arguments, threads; /* at most; 0: not said */
+    int last_bytes;         /* of the last parameter; 0: a pointer's */
+    int shared_bytes;       /* that it was given leave to have */
+    const struct module *module;
+    void *code; /* NULL: computes nothing */
 };
 
-#define MAX_FUNCTIONS 512
-#define MAX_COPIES 1024
+typedef const char *emulator(void *function, void **pointers, int count, const unsigned *groups, unsigned threads,
+                             unsigned seed, int early);
 
 struct module {
     int count;
+    void *library; /* of FAKE_KERNELS, or NULL */
+    emulator *emulate;
+    const uint8_t *shared; /* the library's shared memory */
+    size_t shared_size;
     struct function functions[MAX_FUNCTIONS];
 };
 
-struct node {
+struct event {
+    bool happened;
+};
+
+struct node { /* a copy, a launch or an event */
     void *target;
     const void *source;
     size_t size;
+    struct function *function;
+    unsigned grid[3], threads, shared_bytes;
+    void *parameters[MAX_PARAMETERS];
+    struct event *event;
 };
 
-struct graph {
-    int launches, copies;
-    struct node nodes[MAX_COPIES];
+struct list {
+    int count, launches, copies;
+    struct node *nodes;
 };
 
 struct memory {
-    uint8_t *data;
+    uint8_t *data; /* between two guards; NULL: free */
     size_t size;
     const char *kind;
+    bool reachable; /* by kernels */
 };
 
-static struct memory memories[16];
-static struct graph *capturing;
-static int pushed;
+static struct memory memories[MAX_MEMORIES];
+static struct list queue, *capturing;
+static int pushed, retained;
+static void *primary;
+static char broken[400]; /* what a kernel did wrong: everything fails from then on */
 
 API int cuInit(unsigned flags) { return record("cuInit %u", flags); }
 API int cuGetErrorName(int result, const char **name)
 {
     *name = result == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : result == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
-          : result == 218 ? "CUDA_ERROR_INVALID_PTX" : "CUDA_ERROR_FAKE";
+          : result == 218 ? "CUDA_ERROR_INVALID_PTX" : result == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+          : result == 1 ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_FAKE";
     return 0;
 }
 API int cuGetErrorString(int result, const char **text)
 {
-    (void)result;
-    *text = "says the fake";
+    *text = result == 700 && broken[0] != 0 ? broken : "says the fake";
     return 0;
 }
 API int cuDriverGetVersion(int *version)
@@ -124,11 +164,10 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device)
 }
 API int cuDevicePrimaryCtxRetain(void **context, int device)
 {
-    *context = malloc(1);
-    memories[15].data = *context;
     int result = record("cuDevicePrimaryCtxRetain %d", device);
-    if (result != 0)
-        free(*context);
+    if (result == 0 && retained++ == 0)
+        primary = malloc(1);
+    *context = primary;
     return result;
 }
 #ifdef OLD
@@ -136,7 +175,10 @@ API int cuDevicePrimaryCtxRetain(void **context, int device)
 #endif
 API int cuDevicePrimaryCtxRelease_v2(int device)
 {
-    free(memories[15].data);
+    if (--retained == 0) {
+        free(primary);
+        broken[0] = 0;
+    }
     return record("cuDevicePrimaryCtxRelease %d", device);
 }
 API int cuCtxPushCurrent_v2(void *context)
@@ -152,7 +194,9 @@ API int cuCtxPopCurrent_v2(void **context)
     pushed--;
     return record("cuCtxPopCurrent");
 }
-static int need_context(int result) { return pushed > 0 ? result : 201; }
+static int need_context(int result) { return pushed <= 0 ? 201 : broken[0] != 0 ? 700 : result; }
+
+/* ---- memory ---- */
 
 API int cuMemGetInfo_v2(size_t *available, size_t *total)
 {
@@ -160,28 +204,52 @@ API int cuMemGetInfo_v2(size_t *available, size_t *total)
     *total = 2000;
     return need_context(record("cuMemGetInfo"));
 }
-static int allocate(void **memory, size_t size, const char *kind, int result)
+static bool guards_hold(const struct memory *memory)
+{
+    for (size_t i = 0; i < GUARD; i++)
+        if (memory->data[-1 - (ptrdiff_t)i] != GUARD_BYTE || memory->data[memory->size + i] != GUARD_BYTE)
+            return false;
+    return true;
+}
+static int allocate(void **memory, size_t size, const char *kind, bool reachable, int result)
 {
     *memory = NULL;
-    for (int i = 0; result == 0 && i < 15; i++)
+    if (result == 0)
+        result = need_context(0);
+    for (int i = 0; result == 0 && i < MAX_MEMORIES; i++)
         if (memories[i].data == NULL) {
-            memories[i] = (struct memory){calloc(1, size), size, kind};
+            uint8_t *room = aligned_alloc(512, (size + 2 * GUARD + 511) / 512 * 512);
+            if (room == NULL)
+                return 2;
+            memset(room, GUARD_BYTE, size + 2 * GUARD);
+            memset(room + GUARD, getenv("FAKE_KERNELS") != NULL ? RUBBISH : 0, size);
+            memories[i] = (struct memory){room + GUARD, size, kind, reachable};
             *memory = memories[i].data;
-            return need_context(0);
+            return 0;
         }
     return result != 0 ? result : 2;
 }
 static void release(void *memory)
 {
-    for (int i = 0; i < 15; i++)
-        if (memories[i].data == memory)
+    for (int i = 0; i < MAX_MEMORIES; i++)
+        if (memory != NULL && memories[i].data == memory) {
+            free(memories[i].data - GUARD);
             memories[i].data = NULL;
-    free(memory);
+        }
+}
+/* The allocation that a pointer points into, or NULL. */
+static const struct memory *find(const void *pointer)
+{
+    const uint8_t *at = pointer;
+    for (int i = 0; i < MAX_MEMORIES; i++)
+        if (memories[i].data != NULL && at >= memories[i].data && at < memories[i].data + memories[i].size)
+            return &memories[i];
+    return NULL;
 }
 API int cuMemAlloc_v2(uint64_t *memory, size_t size)
 {
     void *data;
-    int result = allocate(&data, size, "device", record("cuMemAlloc %zu", size));
+    int result = allocate(&data, size, "device", true, record("cuMemAlloc %zu", size));
     *memory = (uint64_t)(uintptr_t)data;
     return result;
 }
@@ -192,7 +260,8 @@ API int cuMemFree_v2(uint64_t memory)
 }
 API int cuMemHostAlloc(void **memory, size_t size, unsigned flags)
 {
-    return allocate(memory, size, "host", record("cuMemHostAlloc %zu flags %u", size, flags));
+    bool reachable = flags == 2 && getenv("FAKE_INTEGRATED") != NULL;
+    return allocate(memory, size, "host", reachable, record("cuMemHostAlloc %zu flags %u", size, flags));
 }
 API int cuMemFreeHost(void *memory)
 {
@@ -204,18 +273,52 @@ API int cuMemHostGetDevicePointer_v2(uint64_t *memory, void *host, unsigned flag
     *memory = (uint64_t)(uintptr_t)host;
     return record("cuMemHostGetDevicePointer %u", flags);
 }
+
+/* ---- what is put into a stream, and is done when it is waited for ---- */
+
+static int add(struct node node)
+{
+    struct list *list = capturing != NULL ? capturing : &queue;
+    struct node *nodes = realloc(list->nodes, ((size_t)list->count + 1) * sizeof *nodes);
+    if (nodes == NULL)
+        return 2;
+    list->nodes = nodes;
+    nodes[list->count++] = node;
+    list->launches += node.function != NULL;
+    list->copies += node.size > 0;
+    return 0;
+}
+static void clear(struct list *list)
+{
+    free(list->nodes);
+    *list = (struct list){0};
+}
+static void execute(struct node *node)
+{
+    if (node->size > 0)
+        memcpy(node->target, node->source, node->size);
+    if (node->event != NULL)
+        node->event->happened = true;
+    if (node->function == NULL || node->function->code == NULL)
+        return;
+    const struct function *function = node->function;
+    const struct module *module = function->module;
+    unsigned seed = (unsigned)number("FAKE_SEED", 0);
+    const char *wrong = module->emulate(function->code, node->parameters, function->arguments, node->grid, node->threads,
+                                        seed, (int)(seed & 1));
+    for (size_t i = node->shared_bytes; wrong == NULL && i < module->shared_size; i++)
+        if (module->shared[i] != RUBBISH)
+            wrong = "shared memory written past what was asked for";
+    for (int i = 0; wrong == NULL && i < MAX_MEMORIES; i++)
+        if (memories[i].data != NULL && !guards_hold(&memories[i]))
+            wrong = "memory written outside of what was allocated";
+    if (wrong != NULL)
+        snprintf(broken, sizeof broken, "%s: %s", function->name, wrong);
+}
 static int copy(void *target, const void *source, size_t size, const char *name)
 {
     int result = need_context(record("%s %zu%s", name, size, capturing != NULL ? " captured" : ""));
-    if (result != 0)
-        return result;
-    if (capturing == NULL)
-        memcpy(target, source, size);
-    else if (capturing->copies == MAX_COPIES)
-        return 2;
-    else
-        capturing->nodes[capturing->copies++] = (struct node){target, source, size};
-    return 0;
+    return result != 0 ? result : add((struct node){.target = target, .source = source, .size = size});
 }
 API int cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream)
 {
@@ -227,51 +330,156 @@ API int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *s
     (void)stream;
     return copy(target, (const void *)(uintptr_t)source, size, "cuMemcpyDtoHAsync");
 }
-/* Kernels of real PTX by their declarations: ".entry NAME(", then ".param" for each parameter up to ")". */
-static int load_ptx(void **module, const char *text)
+API int cuStreamCreate(void **stream, unsigned flags)
 {
-    struct module *made = calloc(1, sizeof *made);
-    while (made != NULL && made->count < MAX_FUNCTIONS && (text = strstr(text, ".entry ")) != NULL) {
-        struct function *function = &made->functions[made->count++];
-        const char *end = strchr(text, ')');
+    int result = need_context(record("cuStreamCreate %u", flags));
+    *stream = result == 0 ? malloc(1) : NULL;
+    return result;
+}
+API int cuStreamDestroy_v2(void *stream)
+{
+    free(stream);
+    return record("cuStreamDestroy");
+}
+API int cuStreamSynchronize(void *stream)
+{
+    (void)stream;
+    int result = need_context(record("cuStreamSynchronize"));
+    for (int i = 0; result == 0 && i < queue.count; i++) {
+        execute(&queue.nodes[i]);
+        result = need_context(0);
+    }
+    clear(&queue);
+    return result;
+}
+
+/* ---- modules ---- */
+
+/* Kernels of real PTX by their declarations: ".entry NAME(", then ".param" for each parameter up to ")", and then
+ * perhaps ".maxntid THREADS". */
+static void read_ptx(struct module *module, const char *text)
+{
+    while (module->count < MAX_FUNCTIONS && (text = strstr(text, ".entry ")) != NULL) {
+        struct function *function = &module->functions[module->count++];
+        const char *end = strchr(text, ')'), *body = strchr(end, '{'), *most = strstr(end, ".maxntid ");
         sscanf(text, ".entry %199[^( \n]", function->name);
         for (const char *at = text; (at = strstr(at, ".param ")) != NULL && at < end; at++)
             function->arguments++;
+        if (most != NULL && most < body)
+            function->threads = atoi(most + strlen(".maxntid "));
         text = end;
     }
-    *module = made;
-    return 0;
+}
+/* Kernels of real machine code by the sections ".nv.info.NAME": attribute 0x17 for each parameter, 5 the threads. */
+static void read_cubin(struct module *module, const uint8_t *image)
+{
+    const Elf64_Ehdr *header = (const void *)image;
+    const Elf64_Shdr *sections = (const void *)(image + header->e_shoff);
+    const char *names = (const char *)image + sections[header->e_shstrndx].sh_offset;
+    for (int i = 0; i < header->e_shnum && module->count < MAX_FUNCTIONS; i++) {
+        const char *name = names + sections[i].sh_name;
+        if (strncmp(name, ".nv.info.", 9) != 0)
+            continue;
+        struct function *function = &module->functions[module->count++];
+        snprintf(function->name, sizeof function->name, "%s", name + 9);
+        const uint8_t *at = image + sections[i].sh_offset, *end = at + sections[i].sh_size;
+        for (uint16_t size; at < end; at += 4 + (at[0] == 4 ? size : 0)) {
+            memcpy(&size, at + 2, sizeof size);
+            function->arguments += at[1] == 0x17;
+            if (at[1] == 5)
+                memcpy(&function->threads, at + 4, sizeof function->threads);
+        }
+    }
+}
+static void read_text(struct module *module, const char *text)
+{
+    for (const char *line = strchr(text, '\n'); line != NULL && module->count < MAX_FUNCTIONS; module->count++) {
+        struct function *function = &module->functions[module->count];
+        if (sscanf(line, "%199s %d", function->name, &function->arguments) != 2)
+            return;
+        sscanf(line, "%*s %*d%*[ ]%d", &function->last_bytes);
+        line = strchr(line + 1, '\n');
+    }
+}
+/* The first library of FAKE_KERNELS that has all of the module's kernels. */
+static bool find_code(struct module *module)
+{
+    char *rest = getenv("FAKE_KERNELS") != NULL ? strdup(getenv("FAKE_KERNELS")) : NULL;
+    char *all = rest, *path;
+    while (module->library == NULL && (path = strsep(&rest, ":")) != NULL) {
+        void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL), *symbol = NULL;
+        int found = 0;
+        while (library != NULL && found < module->count) {
+            struct function *function = &module->functions[found];
+            function->module = module;
+            if ((function->code = dlsym(library, function->name)) == NULL)
+                break;
+            found++;
+        }
+        if (library != NULL && found == module->count) {
+            module->library = library;
+            *(void **)&module->emulate = dlsym(library, "emulate");
+            module->shared = dlsym(library, "_ptr");
+            Dl_info info;
+            if (dladdr1(module->shared, &info, &symbol, RTLD_DL_SYMENT) != 0 && symbol != NULL)
+                module->shared_size = ((const ElfW(Sym) *)symbol)->st_size;
+        } else if (library != NULL)
+            dlclose(library);
+    }
+    bool found = all == NULL || (module->library != NULL && module->emulate != NULL && module->shared_size > 0);
+    free(all);
+    return found;
+}
+/* The image's result; what the log says of it. */
+static int judge_image(const uint8_t *image, const char *kind, const char **said)
+{
+    int capability = number("FAKE_CAPABILITY", 87);
+    char own[64];
+    snprintf(own, sizeof own, "cubin sm_%d", capability);
+    if (memcmp(image, ELFMAG, SELFMAG) == 0)
+        return (int)(((const Elf64_Ehdr *)image)->e_flags & 0xff) == capability ? 0 : 209;
+    const char *real = strstr((const char *)image, "\n.target sm_");
+    if (real != NULL && atoi(real + 12) > capability)
+        *said = "ptxas fatal   : SM version specified by .target is higher than default SM version assumed";
+    else if (real == NULL && strncmp(kind, "cubin", 5) == 0)
+        return strcmp(kind, own) == 0 ? 0 : 209;
+    else if (real == NULL && strncmp(kind, "ptx", 3) != 0)
+        *said = "ptxas fake: what is this";
+    return *said != NULL ? 218 : 0;
 }
 API int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values)
 {
-    char kind[64] = "", first[64];
-    sscanf(image, "%63[^\n]", kind);
-    int result = record("cuModuleLoadDataEx \"%s\" options %u", kind, count);
-    snprintf(first, sizeof first, "cubin sm_%d", number("FAKE_CAPABILITY", 87));
-    const char *real = result == 0 ? strstr(image, "\n.target sm_") : NULL;
-    if (real != NULL)
-        return atoi(real + 12) <= number("FAKE_CAPABILITY", 87) ? load_ptx(module, image) : 209;
-    if (result == 0 && strncmp(kind, "cubin", 5) == 0 && strcmp(kind, first) != 0)
-        result = 209;
-    else if (result == 0 && strcmp(kind, first) != 0 && strncmp(kind, "ptx", 3) != 0) {
-        result = 218;
-        if (count == 2 && options[0] == 5 && options[1] == 6)
-            snprintf(values[0], (size_t)(uintptr_t)values[1], "ptxas fake: what is this");
-    }
+    char kind[64] = "";
+    const char *said = NULL;
+    bool is_elf = memcmp(image, ELFMAG, SELFMAG) == 0;
+    sscanf(is_elf ? "ELF" : image, "%63[^\n]", kind);
+    int result = need_context(record("cuModuleLoadDataEx \"%s\" options %u", kind, count));
+    if (result == 0)
+        result = judge_image(image, kind, &said);
+    if (said != NULL && count == 2 && options[0] == 5 && options[1] == 6)
+        snprintf(values[0], (size_t)(uintptr_t)values[1], "%s", said);
+    struct module *made = result == 0 ? calloc(1, sizeof *made) : NULL;
     if (result != 0)
         return result;
-    struct module *made = calloc(1, sizeof *made);
-    const char *line = strchr(image, '\n');
-    while (made != NULL && line != NULL && made->count < MAX_FUNCTIONS
-           && sscanf(line, "%199s %d", made->functions[made->count].name, &made->functions[made->count].arguments) == 2) {
-        made->count++;
-        line = strchr(line + 1, '\n');
-    }
+    if (made == NULL)
+        return 2;
+    if (is_elf)
+        read_cubin(made, image);
+    else if (strstr(image, "\n.target sm_") != NULL)
+        read_ptx(made, image);
+    else
+        read_text(made, image);
     *module = made;
-    return need_context(0);
+    if (find_code(made))
+        return 0;
+    fprintf(stderr, "fake driver: no library of FAKE_KERNELS has all of the module's kernels\n");
+    free(made);
+    return 209;
 }
 API int cuModuleUnload(void *module)
 {
+    if (((struct module *)module)->library != NULL)
+        dlclose(((struct module *)module)->library);
     free(module);
     return record("cuModuleUnload");
 }
@@ -289,62 +497,77 @@ API int cuModuleGetFunction(void **function, void *module, const char *name)
 #ifndef TOO_OLD
 API int cuFuncSetAttribute(void *function, int attribute, int value)
 {
-    return record("cuFuncSetAttribute %s %d = %d", ((struct function *)function)->name, attribute, value);
+    struct function *of = function;
+    if (attribute == 8)
+        of->shared_bytes = value;
+    return record("cuFuncSetAttribute %s %d = %d", of->name, attribute, value);
 }
 #endif
-API int cuStreamCreate(void **stream, unsigned flags)
+#ifndef OLD
+API int cuFuncGetParamInfo(void *function, size_t index, size_t *offset, size_t *size)
 {
-    int result = need_context(record("cuStreamCreate %u", flags));
-    *stream = result == 0 ? malloc(1) : NULL;
-    return result;
+    struct function *of = function;
+    int result = record("cuFuncGetParamInfo %s %zu", of->name, index);
+    if (result != 0 || index >= (size_t)of->arguments)
+        return result != 0 ? result : 1;
+    *offset = 8 * index;
+    *size = 8;
+    return 0;
 }
-API int cuStreamDestroy_v2(void *stream)
-{
-    free(stream);
-    return record("cuStreamDestroy");
-}
-API int cuStreamSynchronize(void *stream)
-{
-    (void)stream;
-    return need_context(record("cuStreamSynchronize"));
-}
+#endif
 API int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared_bytes, void *stream, void **parameters, void **extra)
 {
     struct function *of = function;
     char places[512] = "";
     size_t used = 0;
+    bool reachable = true;
+    uint8_t read[32764]; /* what a driver may read of parameters; the sanitizer's concern */
+    struct node node = {.function = of, .grid = {gx, gy, gz}, .threads = bx, .shared_bytes = shared_bytes};
     for (int i = 0; i < of->arguments; i++) {
-        uint8_t *pointer;
-        memcpy(&pointer, parameters[i], sizeof pointer);
-        for (int k = 0; k < 15; k++)
-            if (memories[k].data != NULL && pointer >= memories[k].data && pointer < memories[k].data + memories[k].size)
-                used += (size_t)snprintf(places + used, sizeof places - used, " %s%d+%td", memories[k].kind, k,
-                                         pointer - memories[k].data);
+        memcpy(read, parameters[i], i + 1 == of->arguments && of->last_bytes > 0 ? (size_t)of->last_bytes : 8);
+        if (i >= MAX_PARAMETERS)
+            continue;
+        memcpy(&node.parameters[i], parameters[i], sizeof node.parameters[i]);
+        const struct memory *memory = find(node.parameters[i]);
+        if (memory != NULL)
+            used += (size_t)snprintf(places + used, sizeof places - used, " %s%d+%td", memory->kind,
+                                     (int)(memory - memories), (uint8_t *)node.parameters[i] - memory->data);
+        reachable = reachable && memory != NULL && memory->reachable;
     }
     (void)stream, (void)extra;
     int result = need_context(record("cuLaunchKernel %s %u,%u,%u x %u,%u,%u shared %u:%s", of->name, gx, gy, gz, bx, by,
                                      bz, shared_bytes, places));
-    if (capturing != NULL)
-        capturing->launches++;
-    return result;
+    bool fits = (of->threads == 0 || bx * by * bz <= (unsigned)of->threads)
+                && shared_bytes <= (of->shared_bytes > 48 << 10 ? (unsigned)of->shared_bytes : 48u << 10);
+    if (of->code != NULL && result == 0) { /* the emulation's blocks are rows of threads */
+        fits = fits && by * bz == 1 && of->arguments <= MAX_PARAMETERS;
+        if (!reachable)
+            snprintf(broken, sizeof broken, "%s: a pointer to nothing that a kernel reaches", of->name);
+    }
+    return result != 0 ? result : fits ? add(node) : 1;
 }
+
+/* ---- events and graphs ---- */
+
 API int cuEventCreate(void **event, unsigned flags)
 {
     int result = need_context(record("cuEventCreate %u", flags));
-    *event = result == 0 ? malloc(1) : NULL;
+    *event = result == 0 ? calloc(1, sizeof(struct event)) : NULL;
     return result;
 }
 API int cuEventRecord(void *event, void *stream)
 {
-    (void)event, (void)stream;
-    return need_context(record("cuEventRecord"));
+    (void)stream;
+    ((struct event *)event)->happened = false;
+    int result = need_context(record("cuEventRecord"));
+    return result != 0 ? result : add((struct node){.event = event});
 }
 API int cuEventElapsedTime(float *ms, void *start, void *end)
 {
-    (void)start, (void)end;
     *ms = 1.5f;
-    return need_context(record("cuEventElapsedTime"));
+    int result = need_context(record("cuEventElapsedTime"));
+    return result != 0 ? result : ((struct event *)start)->happened && ((struct event *)end)->happened ? 0 : 600;
 }
 API int cuEventDestroy_v2(void *event)
 {
@@ -361,12 +584,14 @@ API int cuStreamBeginCapture_v2(void *stream, int mode)
     capturing = result == 0 ? calloc(1, sizeof *capturing) : NULL;
     return result;
 }
+API int cuGraphDestroy(void *graph);
 API int cuStreamEndCapture(void *stream, void **graph)
 {
     (void)stream;
     int result = need_context(record("cuStreamEndCapture"));
     *graph = capturing;
-    if (result != 0) {
+    if (result != 0 && capturing != NULL) {
+        clear(capturing);
         free(capturing);
         *graph = NULL;
     }
@@ -376,29 +601,35 @@ API int cuStreamEndCapture(void *stream, void **graph)
 API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags)
 {
     int result = need_context(record("cuGraphInstantiate %llu", flags));
-    struct graph *made = result == 0 ? malloc(sizeof *made) : NULL;
-    if (made != NULL)
-        memcpy(made, graph, sizeof *made);
+    const struct list *from = graph;
+    struct list *made = result == 0 ? calloc(1, sizeof *made) : NULL;
+    if (made != NULL) {
+        *made = *from;
+        made->nodes = malloc((size_t)from->count * sizeof *from->nodes);
+        memcpy(made->nodes, from->nodes, (size_t)from->count * sizeof *from->nodes);
+    }
     *executable = made;
     return result;
 }
 API int cuGraphDestroy(void *graph)
 {
+    clear(graph);
     free(graph);
     return record("cuGraphDestroy");
 }
 API int cuGraphExecDestroy(void *executable)
 {
+    clear(executable);
     free(executable);
     return record("cuGraphExecDestroy");
 }
 API int cuGraphLaunch(void *executable, void *stream)
 {
-    struct graph *graph = executable;
+    struct list *graph = executable;
     (void)stream;
     int result = need_context(record("cuGraphLaunch %d kernels %d copies", graph->launches, graph->copies));
-    for (int i = 0; result == 0 && i < graph->copies; i++)
-        memcpy(graph->nodes[i].target, graph->nodes[i].source, graph->nodes[i].size);
+    for (int i = 0; result == 0 && i < graph->count; i++)
+        result = add(graph->nodes[i]);
     return result;
 }
 #endif
@@ -407,7 +638,8 @@ API int cuGraphLaunch(void *executable, void *stream)
 
 struct program {
     char *source;
-    char ptx[1024];
+    char code[1024];
+    bool is_binary;
     char log[128];
 };
 
@@ -441,7 +673,12 @@ API int nvrtcCompileProgram(void *program, int count, const char *const *options
     for (int i = 0; i < count; i++)
         snprintf(text + strlen(text), sizeof text - strlen(text), " %s", options[i]);
     int result = record("nvrtcCompileProgram%s", text);
-    snprintf(of->ptx, sizeof of->ptx, "ptx\n%s", of->source);
+    const char *real = strstr(text, "=sm_");
+    of->is_binary = real != NULL;
+    if (real != NULL)
+        snprintf(of->code, sizeof of->code, "cubin sm_%d\n%s", atoi(real + 4), of->source);
+    else
+        snprintf(of->code, sizeof of->code, "ptx\n%s", of->source);
     if (result == 0 && strstr(of->source, "#error") != NULL) {
         snprintf(of->log, sizeof of->log, "kernels.cu(1): error: #error says the fake");
         result = 6;
@@ -460,13 +697,26 @@ API int nvrtcGetProgramLog(void *program, char *text)
 }
 API int nvrtcGetPTXSize(void *program, size_t *size)
 {
-    *size = strlen(((struct program *)program)->ptx) + 1;
+    *size = strlen(((struct program *)program)->code) + 1;
     return record("nvrtcGetPTXSize");
 }
 API int nvrtcGetPTX(void *program, char *text)
 {
-    strcpy(text, ((struct program *)program)->ptx);
+    strcpy(text, ((struct program *)program)->code);
     return record("nvrtcGetPTX");
 }
+#ifndef OLD
+API int nvrtcGetCUBINSize(void *program, size_t *size)
+{
+    const struct program *of = program;
+    *size = of->is_binary ? strlen(of->code) + 1 : 0;
+    return record("nvrtcGetCUBINSize");
+}
+API int nvrtcGetCUBIN(void *program, char *code)
+{
+    strcpy(code, ((struct program *)program)->code);
+    return record("nvrtcGetCUBIN");
+}
+#endif
 
 #endif
