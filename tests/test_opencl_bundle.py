@@ -6,22 +6,27 @@ from pathlib import Path
 
 import int8_graphs
 import numpy as np
+import opencl_runner
 import pytest
 from needs import requires_module, requires_pocl
 from small_bundle import write_small_bundle
 
 from xceptile.compile.backends import native_runtime
 from xceptile.compile.backends import opencl as backend
+from xceptile.compile.commands.bench import _print_bench
 from xceptile.models import serialize
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
+from xceptile.runtime.bench import bench
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.engines.reference import ReferenceEngine
+from xceptile.runtime.judge import Report
 from xceptile.runtime.layers import time_layers
 from xceptile.runtime.measure import REHEARSED
+from xceptile.runtime.report import Run, write_html
 from xceptile.runtime.session import (
     Placement,
     device_name,
@@ -75,6 +80,24 @@ def test_the_float16_artefact_takes_the_same_images(bundle: Bundle) -> None:
     assert logits.dtype == np.float32
     # 40 dB: PoCL without cl_khr_fp16 stores halves and computes in float; the kernels' own tests state the bound.
     assert np.sum((logits - expected) ** 2) * 1e4 < np.sum(expected**2)
+
+
+@requires_module("pyopencl", package="pyopencl")
+def test_bench_and_report_say_where_float32_stands_in_for_float16(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stands_in = "cl_khr_fp16" not in opencl_runner.queue().device.extensions.split()
+    words = "float32 stands in for float16"
+    seen = bench(bundle, rounds=2, repeats=1, warmup=1)
+    assert {x.dtype: x.device.endswith(f", {words}") for x in seen.latencies} == {"int8": False, "float16": stands_in}
+    for as_json in (True, False):
+        _print_bench(seen, None, as_json)
+        assert capsys.readouterr().out.count(words) == stands_in
+    report = Report(
+        bundle.manifest.target.name, bundle.sha256(), "", "", {}, {}, {}, accuracies=(), latencies=seen.latencies
+    )
+    write_html("a rehearsal", [Run(bundle, report)], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count(words) == stands_in
 
 
 def test_the_program_that_rehearses(bundle: Bundle) -> None:

@@ -622,9 +622,7 @@ def test_every_failure_is_told_and_leaves_nothing_behind(
                 )
 
 
-def test_a_failure_on_the_way_to_the_next_device_leaves_nothing_behind(
-    faults: Path, fake: Path, bundle: Path
-) -> None:
+def test_a_failure_on_the_way_to_the_next_device_leaves_nothing_behind(faults: Path, fake: Path, bundle: Path) -> None:
     """Whatever fails once on the first device, the second opens; only the list of platforms has no second."""
     places = {"XCEPTILE_OPENCL": fake, "XCEPTILE_CACHE": "/dev/null/none"}
     done = run(faults, bundle, **places, FAKE_OPENCL_DEVICE="|102B=GPU 2", FAKE_OPENCL_PLATFORMS=2)

@@ -109,6 +109,9 @@ def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
         times += [f"{x.image_ms:.4g}"] if batched else []
         shown.add_row(f"{x.engine} {x.dtype}", *times, str(len(x.samples_ms)), share)
     out.print(shown)
+    for x in seen.latencies:
+        if x.device != first.device:
+            out.print(f"{x.engine} {x.dtype} on {x.device}", markup=False, soft_wrap=True)
     if seen.float_build is None:
         out.print("No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that.")
     _print_moments(seen.moments)
