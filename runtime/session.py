@@ -81,12 +81,6 @@ def _place_there(target: TargetSpec, link: remote.Link) -> Placement:
     return Placement(link.name, MEASURED if own else REHEARSED)
 
 
-def _emulated_cpu(target: TargetSpec) -> str:
-    if target.qemu_cpu is None:
-        raise EngineError(f"{target.name}: no emulator has this target's processor; run it on the device")
-    return target.qemu_cpu
-
-
 def default_threads() -> int:
     """The processors this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -188,9 +182,10 @@ def open_engine(
 
         return LiteRtEngine(file, threads=count, library="tflite_runtime")
     if placement.device == QEMU:
+        from .devices.qemu import emulated_cpu
         from .engines.litert_qemu import LiteRtQemuEngine
 
-        return LiteRtQemuEngine(file, _emulated_cpu(target), count)
+        return LiteRtQemuEngine(file, emulated_cpu(target), count)
     from .engines.litert import LiteRtEngine
 
     return LiteRtEngine(file, threads=count)

@@ -12,7 +12,7 @@ from int8_graphs import Int8Builder, all_outputs, differences, f32, photo, rando
 from xceptile.calibration.quantize import tie_free_params
 from xceptile.compile.backends.tflite import serialize
 from xceptile.models import graph as ir
-from xceptile.runtime.devices import qemu_root
+from xceptile.runtime.devices import qemu, qemu_root
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.litert_qemu import LiteRtQemuEngine
 
@@ -22,7 +22,7 @@ CPUS = ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "max,sme=off") 
 @pytest.fixture(scope="module")
 def root() -> Path:
     try:
-        qemu_root.emulator()
+        qemu.emulator("aarch64")
         return qemu_root.ensure()
     except EngineError as error:
         pytest.skip(str(error))
@@ -147,7 +147,7 @@ def test_the_emulated_litert_is_the_pinned_one() -> None:
 
 def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EngineError, match="needs qemu-aarch64, which is not installed: apt-get install qemu-user"):
+    with pytest.raises(EngineError, match="qemu-aarch64 is not installed: apt install qemu-user"):
         LiteRtQemuEngine(b"", "cortex-a53")
 
 

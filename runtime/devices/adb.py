@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..engines.engine import EngineError
+from ..engines.engine import EngineError, last_line
 
 SCHEME = "adb:"
 # The folder from which Android lets the shell's user start programs.
@@ -31,20 +31,20 @@ class AdbLink:
         # adb joins its words with spaces for the device's shell: one quoted word leaves it nothing to take apart.
         done = self._run("shell", "-T", "-n", f"sh -c {shlex.quote(script)}")
         if done.returncode and re.match(rb"(adb: |error: ).*(device|offline|unauthorized)", done.stderr):
-            raise EngineError(f"{self.name}: cannot be reached: {_last_line(done)}")
+            raise EngineError(f"{self.name}: cannot be reached: {last_line(done)}")
         return done
 
     def send(self, source: Path, target: PurePosixPath) -> None:
         """Writes the whole file again: adb cannot go on where it was cut off. Raises EngineError."""
         done = self._run("push", str(source.absolute()), str(target))
         if done.returncode:
-            raise EngineError(f"{self.name}: cannot write {target}: {_last_line(done)}")
+            raise EngineError(f"{self.name}: cannot write {target}: {last_line(done)}")
 
     def fetch(self, source: PurePosixPath, target: Path) -> None:
         """Raises EngineError where the file cannot be read there."""
         done = self._run("pull", str(source), str(target.absolute()))
         if done.returncode:
-            raise EngineError(f"{self.name}: cannot read {source}: {_last_line(done)}")
+            raise EngineError(f"{self.name}: cannot read {source}: {last_line(done)}")
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         try:
@@ -64,8 +64,3 @@ def connect(name: str) -> AdbLink:
     if not name.startswith(SCHEME) or not _SERIAL.fullmatch(serial):
         raise EngineError(f"no such device {name!r}; an Android device is adb:SERIAL, as `adb devices` lists it")
     return AdbLink(name, serial)
-
-
-def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"status {done.returncode}, without a message"

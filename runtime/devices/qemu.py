@@ -27,10 +27,15 @@ class QemuNativeEngine(NativeProgramEngine):
 
 def emulator_command(target: TargetSpec) -> tuple[str, ...]:
     """The words before a program of the target's. Raises EngineError where no emulator can play the target."""
+    architecture = target.architecture
+    return (emulator(architecture), "-cpu", emulated_cpu(target), "-L", str(sysroot(architecture)))
+
+
+def emulated_cpu(target: TargetSpec) -> str:
+    """The target's processor among qemu's. Raises EngineError where no emulator has it."""
     if target.qemu_cpu is None:
         raise EngineError(f"{target.name}: no emulator has this target's processor; run it on the device")
-    architecture = target.architecture
-    return (emulator(architecture), "-cpu", target.qemu_cpu, "-L", str(sysroot(architecture)))
+    return target.qemu_cpu
 
 
 def emulator(architecture: str) -> str:

@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engines.engine import EngineError
+from ..engines.engine import EngineError, last_line
+from .qemu import emulator
 
 LITERT = "ai-edge-litert==2.3.0"
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "zlib1g")
@@ -70,14 +71,6 @@ def cpuinfo(cpu: str, cores: int) -> str:
     return "".join(f"processor\t: {core}\n" + "\n".join(lines) + "\n\n" for core in range(cores))
 
 
-def emulator() -> str:
-    """The path of qemu's user-mode emulator. Raises EngineError where it is not installed."""
-    for name in ("qemu-aarch64", "qemu-aarch64-static"):
-        if path := shutil.which(name):
-            return path
-    raise EngineError("LiteRT under qemu needs qemu-aarch64, which is not installed: apt-get install qemu-user")
-
-
 def cache_directory() -> Path:
     """Where this user's built root folders lie."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xceptile"
@@ -97,9 +90,7 @@ def _run(what: str, command: Sequence[str]) -> None:
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        reason = lines[-1] if lines else f"exit status {done.returncode}"
-        raise EngineError(f"LiteRT under qemu: {what} failed: {reason}")
+        raise EngineError(f"LiteRT under qemu: {what} failed: {last_line(done)}")
 
 
 def _fetch_packages(work: Path) -> list[Path]:
@@ -194,7 +185,7 @@ def view(root: Path, folder: Path, cpu: str) -> None:
 
 if __name__ == "__main__":
     try:
-        emulator()
+        emulator("aarch64")
         print(ensure())
     except EngineError as error:
         sys.exit(str(error))

@@ -31,7 +31,7 @@ import numpy as np
 from ...targets import host
 from ...targets.spec import TargetSpec
 from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, NATIVE, Artefact, Bundle
-from ..engines.engine import Array, EngineError, fill_batches
+from ..engines.engine import Array, EngineError, fill_batches, last_line
 from ..engines.native_program import PROGRAM, NativeProgramEngine
 from . import adb, ssh
 from .board import MachineState, machine_state
@@ -90,13 +90,8 @@ def ask(link: Link, script: str) -> bytes:
     """What the script prints. Raises EngineError with the device's last line where it fails."""
     done = link.shell(script)
     if done.returncode:
-        raise EngineError(f"{link.name}: {_last_line(done)}")
+        raise EngineError(f"{link.name}: {last_line(done)}")
     return done.stdout
-
-
-def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"a command ended with status {done.returncode} and no message"
 
 
 # ---- what the device is ----
@@ -419,7 +414,7 @@ class RemoteLiteRtEngine:
         words = (*self._start, "-c", _LITERT, str(self._model), *numbers)
         done, data = self._scratch.execute(words, x.tobytes(), repeats == 0)
         if done.returncode:
-            raise EngineError(f"{self._link.name}: LiteRT: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            raise EngineError(f"{self._link.name}: LiteRT: {last_line(done)}")
         return done.stdout, data
 
 

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..engines.engine import EngineError
+from ..engines.engine import EngineError, last_line
 
 SCHEME = "ssh://"
 # Below the home folder, where a command starts.
@@ -58,14 +58,14 @@ class SshLink:
             # ssh reads from the descriptor, which stands where the stream was moved to.
             done = self._run(f"cat {'>>' if have else '>'} {place}", stdin=stream.fileno())
         if done.returncode:
-            raise EngineError(f"{self.name}: cannot write {target}: {_last_line(done)}")
+            raise EngineError(f"{self.name}: cannot write {target}: {last_line(done)}")
 
     def fetch(self, source: PurePosixPath, target: Path) -> None:
         """Raises EngineError where the file cannot be read there."""
         with target.open("wb") as stream:
             done = self._run(f"cat {shlex.quote(str(source))}", stdout=stream.fileno())
         if done.returncode:
-            raise EngineError(f"{self.name}: cannot read {source}: {_last_line(done)}")
+            raise EngineError(f"{self.name}: cannot read {source}: {last_line(done)}")
 
     def _run(
         self, script: str, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
@@ -81,7 +81,7 @@ class SshLink:
             text = errors.read()
         result = subprocess.CompletedProcess(command, done.returncode, done.stdout or b"", text)
         if done.returncode == _UNREACHABLE:
-            raise EngineError(f"{self.name}: cannot be reached: {_last_line(result)}")
+            raise EngineError(f"{self.name}: cannot be reached: {last_line(result)}")
         return result
 
 
@@ -105,8 +105,3 @@ def _disconnect(command: tuple[str, ...], sockets: str) -> None:
     if any(Path(sockets).iterdir()):
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)
     shutil.rmtree(sockets, ignore_errors=True)
-
-
-def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"status {done.returncode}, without a message"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+import subprocess
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,14 @@ def fill_batches(x: NDArray[Item], batch: int) -> NDArray[Item]:
     """(B, ...) images as whole batches, (B rounded up to a multiple of ``batch``, ...): the last is repeated."""
     missing = -len(x) % batch
     return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+
+def last_line(done: subprocess.CompletedProcess[Any]) -> str:
+    """The last line that a program said, or else its status."""
+    said = done.stderr or done.stdout or ""
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else f"it ended with status {done.returncode} and no message"
 
 
 class Engine(Protocol):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..devices import qemu_root
-from .engine import Array, EngineError
+from ..devices.qemu import emulator
+from .engine import Array, EngineError, last_line
 
 # Runs in the emulated Python: argv is model, inputs, outputs, threads.
 _PROGRAM = """
@@ -47,7 +48,7 @@ class LiteRtQemuEngine:
     name = "litert"
 
     def __init__(self, model: Path | bytes, cpu: str, threads: int = 1) -> None:
-        self._emulator, self._root = qemu_root.emulator(), qemu_root.ensure()
+        self._emulator, self._root = emulator("aarch64"), qemu_root.ensure()
         self._cpu, self._threads = cpu, threads
         self._model = model if isinstance(model, bytes) else model.read_bytes()
 
@@ -68,9 +69,9 @@ class LiteRtQemuEngine:
             command += [*files, str(self._threads)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                reason = lines[-1] if lines else "no message"
-                raise EngineError(f"LiteRT under qemu ({self._cpu}) ended with status {done.returncode}: {reason}")
+                raise EngineError(
+                    f"LiteRT under qemu ({self._cpu}) ended with status {done.returncode}: {last_line(done)}"
+                )
             with np.load(files[2]) as outputs:
                 return tuple(outputs[key] for key in outputs.files)
 

@@ -30,7 +30,7 @@ from int8_graphs import differences, photo, random_xception  # noqa: E402
 from xceptile.compile.backends import tflite  # noqa: E402
 from xceptile.compile.backends import tvm as backend  # noqa: E402
 from xceptile.models import graph as ir  # noqa: E402
-from xceptile.runtime.devices import qemu_root  # noqa: E402
+from xceptile.runtime.devices import qemu  # noqa: E402
 from xceptile.runtime.devices.qemu import emulator_command  # noqa: E402
 from xceptile.runtime.engines.litert_qemu import LiteRtQemuEngine  # noqa: E402
 from xceptile.targets import catalog  # noqa: E402
@@ -98,7 +98,7 @@ def litert(graph: ir.Graph, row: Row, image: np.ndarray, plugin: Path, folder: P
     engine = LiteRtQemuEngine(tflite.serialize(graph), cpu)
     counts, wrapper = folder / "litert.json", folder / "counting-qemu"
     seed = "-E PYTHONHASHSEED=0"  # with another, Python executes 1 % more or less
-    wrapper.write_text(f'#!/bin/sh\nexec {qemu_root.emulator()} {seed} -plugin "{plugin},out={counts}" "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {qemu.emulator("aarch64")} {seed} -plugin "{plugin},out={counts}" "$@"\n')
     wrapper.chmod(0o755)
     engine._emulator = str(wrapper)
 
