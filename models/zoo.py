@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .weights import Checkpoint
 
 DEMO = Path(__file__).parent / "demo" / "xception_demo.safetensors"
+PREPROCESSING = {"mean", "std", "resize", "interpolation"}  # of an InputSpec: what a file may give
 SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".keras", ".pt2", ".onnx")
 
 
@@ -54,6 +56,38 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
             raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
         return _program(path) if path.suffix == ".pt2" else _onnx(path)
     return _xception(_read_checkpoint(path), size, path.name.split(".")[0])
+
+
+def with_labels(model: Model, path: Path) -> Model:
+    """The model with its classes named by a text file: one a line, in the model's order.
+
+    Raises ModelError where they are not as many as the model's, not distinct, or no text; OSError.
+    """
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: is no text in UTF-8 ({error}); give one class a line") from error
+    if len(names) != len(model.labels):
+        raise ModelError(f"{path}: names {len(names)} classes, the model has {len(model.labels)}; give one a line")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ModelError(f"{path}: names {twice!r} twice; classes are told apart by their names")
+    return replace(model, labels=names)
+
+
+def with_preprocessing(model: Model, path: Path) -> Model:
+    """The model with another way from an image to its input, by a JSON file: any of ``PREPROCESSING``, what it leaves
+    out stays. Raises ModelError with the file and what is wrong; OSError.
+    """
+    own = model.input_spec.to_json()
+    try:
+        given = json.loads(path.read_bytes())
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+        if unknown := sorted(set(given) - PREPROCESSING):
+            raise ValueError(f"it gives {unknown[0]}; {', '.join(sorted(PREPROCESSING))} can be given")
+        return replace(model, input_spec=InputSpec.from_json(own | given))
+    except ValueError as error:
+        raise ModelError(f"{path}: is no preprocessing: {error}") from error
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +405,38 @@ def test_the_zoo(own: Path, tmp_path: Path) -> None:
         zoo.load("resnet")
     with pytest.raises(zoo.ModelError, match="no such file"):
         zoo.load(tmp_path / "none.pth")
+
+
+def test_classes_are_named_by_a_file(own: Path, tmp_path: Path) -> None:
+    model, file = zoo.load(own), tmp_path / "labels.txt"
+    names = [f"class {i}" for i in range(len(model.labels))]
+    file.write_text("\n".join(names) + "\n\n")
+    assert zoo.with_labels(model, file).labels == tuple(names)
+    for lines, message in (
+        (names[1:], "names 2 classes, the model has 3"),
+        ([*names[1:], names[1]], "names 'class 1' twice"),
+    ):
+        file.write_text("\n".join(lines))
+        with pytest.raises(zoo.ModelError, match=rf"labels\.txt: {message}"):
+            zoo.with_labels(model, file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(zoo.ModelError, match=r"labels\.txt: is no text"):
+        zoo.with_labels(model, file)
+
+
+def test_preprocessing_is_given_by_a_file(own: Path, tmp_path: Path) -> None:
+    model, file = zoo.load(own), tmp_path / "own.json"
+    file.write_text('{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": 342}')
+    spec = zoo.with_preprocessing(model, file).input_spec
+    assert spec == replace(model.input_spec, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=342)
+    for text, message in (
+        ('{"height": 299}', "it gives height"),
+        ('{"std": [0, 1, 1]}', "std must be positive"),
+        ('{"mean": 0.5}', "not an input spec"),
+        ('{"mean": [0.5]}', "not enough values"),
+        ("[]", "no object"),
+        ("{", "own.json: is no preprocessing: Expecting"),
+    ):
+        file.write_text(text)
+        with pytest.raises(zoo.ModelError, match=message):
+            zoo.with_preprocessing(model, file)

@@ -49,6 +49,10 @@ def compile_command(
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,
+    labels: Annotated[Path | None, typer.Option(help="The classes' names, one a line, in the model's order.")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="JSON with mean, std, resize, interpolation, where they are not the model's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Images that an inference takes at once.")] = 1,
     tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
@@ -90,6 +94,8 @@ def compile_command(
     with bar() as progress:
         progress("load", 0.0)
         loaded = zoo.load(model, size=input_size)
+        loaded = loaded if labels is None else zoo.with_labels(loaded, labels)
+        loaded = loaded if preprocessing is None else zoo.with_preprocessing(loaded, preprocessing)
         dataset = open_dataset(calibration)
         count = min(images, len(dataset))
         stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
