@@ -49,12 +49,17 @@ def compile_command(
     input_size: Annotated[
         int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="The classes' names, one a line, in the model's order.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The classes' names, one a line, in order.")
+    ] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option(help="JSON with mean, std, resize, interpolation, where they are not the model's.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON with mean, std, resize, interpolation of the images."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Images that an inference takes at once.")] = 1,
-    tuning: Annotated[Path | None, typer.Option(help="What `xceptile tune` measured for the target.")] = None,
+    tuning: Annotated[
+        Path | None, typer.Option(exists=True, help="What `xceptile tune` measured for the target.")
+    ] = None,
     sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
     max_drop: Annotated[
         str | None,
