@@ -19,6 +19,13 @@ _HEADER = Path(__file__).parent / "native" / "cuda_on_cpu.h"
 _FLAGS = ("-O0", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared", "-w")
 
 
+def compile_kernels(source: str, library: Path, *flags: str) -> None:
+    """CUDA C++ as a shared library whose ``emulate`` runs a launch; the C++ is kept beside it."""
+    text = library.with_suffix(".cpp")
+    text.write_text(f'#include "{_HEADER}"\n{source}')
+    subprocess.run(["clang++", *_FLAGS, *flags, str(text), "-o", str(library)], check=True)
+
+
 class EmulatedNetwork:
     """A graph's plan, on kernels compiled once."""
 
@@ -33,10 +40,8 @@ class EmulatedNetwork:
     def compile(self, source: str, folder: Path) -> None:
         """Replaces the kernels; tests plant faults in them this way."""
         folder.mkdir(parents=True, exist_ok=True)
-        count = len(list(folder.glob("*.so")))
-        text, library = folder / f"kernels{count}.cpp", folder / f"kernels{count}.so"
-        text.write_text(f'#include "{_HEADER}"\n{source}')
-        subprocess.run(["clang++", *_FLAGS, str(text), "-o", str(library)], check=True)
+        library = folder / f"kernels{len(list(folder.glob('*.so')))}.so"
+        compile_kernels(source, library)
         self._library = ctypes.CDLL(str(library))
         self._library.emulate.restype = ctypes.c_char_p
 

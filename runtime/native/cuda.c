@@ -22,7 +22,7 @@ enum {
 enum { INTEGRATED = 18, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 enum { MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };                             /* CUfunction_attribute */
 enum { ERROR_LOG_BUFFER = 5, ERROR_LOG_BUFFER_SIZE_BYTES = 6 };         /* CUjit_option */
-enum { STREAM_NON_BLOCKING = 1, CAPTURE_THREAD_LOCAL = 1, HOST_DEVICEMAP = 2, EVENT_DEFAULT = 0 };
+enum { STREAM_NON_BLOCKING = 1, CAPTURE_THREAD_LOCAL = 1, HOST_DEVICEMAP = 2, EVENT_DEFAULT = 0, RECORD_EXTERNAL = 1 };
 
 typedef uint64_t address; /* CUdeviceptr */
 
@@ -63,6 +63,7 @@ struct api {
     int (*event_destroy)(void *event);
     /* What follows may be NULL: only CUDA 12.4 knows a kernel's parameters, and older drivers launch kernel by kernel. */
     int (*parameter_info)(void *function, size_t index, size_t *offset, size_t *size);
+    int (*event_record_with_flags)(void *event, void *stream, unsigned flags); /* since CUDA 11.1 */
     int (*capture_begin)(void *stream, int mode);
     int (*capture_end)(void *stream, void **graph);
     int (*instantiate_with_flags)(void **executable, void *graph, unsigned long long flags);
@@ -122,6 +123,7 @@ static const struct symbol driver_symbols[] = {
     SYMBOL("cuEventElapsedTime", event_elapsed),
     SYMBOL("cuEventDestroy_v2", event_destroy),
     {"cuFuncGetParamInfo", NULL, offsetof(struct api, parameter_info), true},
+    {"cuEventRecordWithFlags", NULL, offsetof(struct api, event_record_with_flags), true},
     {"cuStreamBeginCapture_v2", NULL, offsetof(struct api, capture_begin), true},
     {"cuStreamEndCapture", NULL, offsetof(struct api, capture_end), true},
     {"cuGraphInstantiateWithFlags", NULL, offsetof(struct api, instantiate_with_flags), true},
@@ -181,6 +183,7 @@ struct cuda {
     void *context;
     void *module;
     void *stream;
+    bool is_capturing;
     void *graph; /* CUgraphExec; NULL: kernel by kernel */
     address arena;
     address weights;
@@ -189,7 +192,7 @@ struct cuda {
     void **functions;   /* of every step */
     address *addresses; /* of every argument of the plan */
     void **parameters;  /* pointers to these, as cuLaunchKernel wants them */
-    void **events;      /* before every step and after the last; NULL: steps are not timed */
+    void **events;      /* before every step and behind the last; NULL: steps are not timed */
     uint64_t *step_ns;
 };
 
@@ -637,12 +640,21 @@ static int enqueue_copies(const struct cuda *cuda, uint32_t kind, struct xct_err
     return XCT_OK;
 }
 
+/* The event before a step, or behind the last. In a graph only an external one can be asked for its time. */
+static int record(const struct cuda *cuda, uint32_t index)
+{
+    if (cuda->events == NULL)
+        return SUCCESS;
+    return cuda->is_capturing ? cuda->api.event_record_with_flags(cuda->events[index], cuda->stream, RECORD_EXTERNAL)
+                              : cuda->api.event_record(cuda->events[index], cuda->stream);
+}
+
 static int enqueue_step(const struct cuda *cuda, uint32_t index, struct xct_error *error)
 {
     const struct xct_plan_step *step = &cuda->plan->steps[index];
     const struct xct_plan_launch *launch = &cuda->plan->launches[index];
     const uint32_t *grid = launch->groups, *block = launch->group_size;
-    int result = cuda->events != NULL ? cuda->api.event_record(cuda->events[index], cuda->stream) : SUCCESS;
+    int result = record(cuda, index);
     if (result == SUCCESS)
         result = cuda->api.launch(cuda->functions[index], grid[0], grid[1], grid[2], block[0], block[1], block[2],
                                   launch->shared_bytes, cuda->stream, cuda->parameters + step->first_argument, NULL);
@@ -658,16 +670,17 @@ static int enqueue(const struct cuda *cuda, struct xct_error *error)
     int code = enqueue_copies(cuda, XCT_KIND_INPUT, error);
     for (uint32_t i = 0; code == XCT_OK && i < steps; i++)
         code = enqueue_step(cuda, i, error);
-    if (code == XCT_OK && cuda->events != NULL) {
-        int result = cuda->api.event_record(cuda->events[steps], cuda->stream);
-        if (result != SUCCESS)
-            code = fail(cuda, error, result, "the steps cannot be timed");
-    }
+    int result = code == XCT_OK ? record(cuda, steps) : SUCCESS;
+    if (result != SUCCESS)
+        code = fail(cuda, error, result, "the steps cannot be timed");
     return code == XCT_OK ? enqueue_copies(cuda, XCT_KIND_OUTPUT, error) : code;
 }
 
-static bool has_graphs(const struct api *api)
+static bool has_graphs(const struct cuda *cuda)
 {
+    const struct api *api = &cuda->api;
+    if (cuda->events != NULL && api->event_record_with_flags == NULL)
+        return false;
     return api->capture_begin != NULL && api->capture_end != NULL && api->graph_launch != NULL
            && api->graph_destroy != NULL && api->executable_destroy != NULL
            && (api->instantiate_with_flags != NULL || api->instantiate != NULL);
@@ -677,7 +690,7 @@ static bool has_graphs(const struct api *api)
 static int capture(struct cuda *cuda, struct xct_error *error)
 {
     const struct api *api = &cuda->api;
-    if (!has_graphs(api))
+    if (!has_graphs(cuda))
         return XCT_OK;
     int result = api->capture_begin(cuda->stream, CAPTURE_THREAD_LOCAL);
     if (result == NOT_SUPPORTED)
@@ -685,7 +698,9 @@ static int capture(struct cuda *cuda, struct xct_error *error)
     if (result != SUCCESS)
         return fail(cuda, error, result, "the plan cannot be captured as a CUDA graph");
     void *graph = NULL;
+    cuda->is_capturing = true;
     int code = enqueue(cuda, error);
+    cuda->is_capturing = false;
     result = api->capture_end(cuda->stream, &graph); /* also after a failure: it ends the capture */
     if (code == XCT_OK && result != SUCCESS)
         code = fail(cuda, error, result, "the plan cannot be captured as a CUDA graph");
@@ -795,8 +810,7 @@ static int prepare(struct cuda *cuda, const struct xct_driver_config *config, st
             return fail(cuda, error, result, "the steps cannot be timed");
         }
     }
-    if (cuda->events == NULL) /* events in a graph give no times */
-        code = capture(cuda, error);
+    code = capture(cuda, error);
     snprintf(cuda->description, sizeof cuda->description, "%s, compute capability %d.%d, driver for CUDA %d.%d, %s, %s",
              cuda->gpu, cuda->capability / 10, cuda->capability % 10, cuda->version / 1000, cuda->version % 1000 / 10,
              from, cuda->graph != NULL ? "one graph" : "kernel by kernel");

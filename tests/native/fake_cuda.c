@@ -561,8 +561,17 @@ API int cuEventRecord(void *event, void *stream)
     (void)stream;
     ((struct event *)event)->happened = false;
     int result = need_context(record("cuEventRecord"));
-    return result != 0 ? result : add((struct node){.event = event});
+    return result != 0 ? result : capturing == NULL ? add((struct node){.event = event}) : 0; /* in a graph: no time */
 }
+#ifndef OLD
+API int cuEventRecordWithFlags(void *event, void *stream, unsigned flags)
+{
+    (void)stream;
+    ((struct event *)event)->happened = false;
+    int result = need_context(record("cuEventRecordWithFlags %u", flags));
+    return result != 0 ? result : capturing != NULL && flags == 1 ? add((struct node){.event = event}) : 1;
+}
+#endif
 API int cuEventElapsedTime(float *ms, void *start, void *end)
 {
     *ms = 1.5f;
