@@ -242,19 +242,16 @@ class Convolution:
     def parameters(self) -> list[Parameter]:
         """x, weights, biases, [sums of weights, multipliers: int8], parameters, [residual], y."""
         e = self.element
-        x = self.batch * self.height * self.width * self.in_channels if self.plain else self._stored_input
-        operands = [Parameter("int8" if self.plain else VECTOR, x)]
-        operands.append(Parameter(VECTOR, math.prod(self.weights_shape)))
-        operands.append(Parameter(e.quad_type, self.out_quads))
+        if self.plain:
+            x = Parameter("int8", self.batch * self.height * self.width * self.in_channels)
+        else:
+            x = Parameter(VECTOR, e.count(self.batch, self.height * self.width, self.in_channels))
+        operands = [x, Parameter(VECTOR, math.prod(self.weights_shape)), Parameter(e.quad_type, self.out_quads)]
         if e.integer:
             operands += [Parameter(VECTOR, self.out_quads), Parameter("float32x4", self.out_quads)]
         operands.append(Parameter(e.parameter_type, e.parameter_count))
         y = Parameter(VECTOR, e.count(self.batch, self.out_pixels, self.out_channels))
         return [*operands, *([y] if self.residual else []), y]
-
-    @property
-    def _stored_input(self) -> int:
-        return self.element.count(self.batch, self.height * self.width, self.in_channels)
 
     def build(self) -> tirx.PrimFunc:
         return g.kernel(self.symbol, self.parameters, self.groups, self.group_size, self._body)
@@ -273,13 +270,12 @@ class _Emitter:
         x, y, self.image = grid.group
         self.pixel_tile = g.bind(T.truncdiv(x, shape.chunk))
         self.channel_tile = g.bind(y * shape.chunk + T.truncmod(x, shape.chunk))
-        self.x, self.weights, self.bias = operands[:3]
-        rest = list(operands[3:])
-        self.weight_sums: Buffer | None = rest.pop(0) if self.e.integer else None
-        self.multipliers: Buffer | None = rest.pop(0) if self.e.integer else None
-        self.constants = rest.pop(0)
-        self.residual = rest.pop(0) if shape.residual else None
-        (self.y,) = rest
+        self.x, self.weights, self.bias, *rest = operands
+        self.weight_sums = self.multipliers = None
+        if self.e.integer:
+            self.weight_sums, self.multipliers, *rest = rest
+        self.constants, *residual, self.y = rest
+        self.residual = residual[0] if shape.residual else None
         if not shape.flat:
             self.first_row = g.bind(T.truncdiv(self.pixel_tile, shape.tiles_across) * self.tile.rows)
             self.first_column = g.bind(T.truncmod(self.pixel_tile, shape.tiles_across) * shape.tile_width)
@@ -292,7 +288,8 @@ class _Emitter:
         sums = g.registers(self.tile.pixels * e.quads, e.quad_type)
         self._start(sums)
         if self.tile.staged:
-            self.staged_x = g.local_array(c.step_blocks * c.patch_size * (c.words if c.plain else 1), self._staged_type)
+            words, dtype = (c.words, "int32") if c.plain else (1, VECTOR)
+            self.staged_x = g.local_array(c.step_blocks * c.patch_size * words, dtype)
             self.staged_weights = g.local_array(c.step_blocks * c.taps * c.words * c.tile_quads)
         with T.serial(0, c.in_blocks // c.step_blocks) as step:
             first = g.bind(step * c.step_blocks)
@@ -305,10 +302,6 @@ class _Emitter:
                 self._accumulate(sums, first, g.bind(turn))
         for r in range(self.tile.pixels):
             self._finish(sums, r)
-
-    @property
-    def _staged_type(self) -> str:
-        return "int32" if self.c.plain else VECTOR
 
     def _padding(self) -> Expr:
         """A vector of pixels that contribute nothing, once the biases hold their share; or a word of one."""

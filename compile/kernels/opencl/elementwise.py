@@ -3,6 +3,7 @@ the fully connected layer, which reads every weight once."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -45,11 +46,6 @@ class Elementwise:
     def requested_bytes(self) -> int:
         return self.count * VECTOR_BYTES * (3 if self.kind == "add" else 2)
 
-    def traffic_bytes(self, cache_bytes: int) -> int:
-        """Nothing is loaded twice."""
-        del cache_bytes
-        return self.requested_bytes
-
     def build(self) -> tirx.PrimFunc:
         e = self.element
         vectors = Parameter(VECTOR, self.count)
@@ -67,6 +63,7 @@ class Elementwise:
         if self.kind == "add":
             return add(e, inputs[0], inputs[1], constants)
         if self.kind == "relu":
+            # Padding is the input's zero point in every byte: what a ReLU compares with.
             return e.vector("relu", inputs[0], constants[w.PADDING if e.integer else w.REAL_LOW])
         return e.vector("requantize", inputs[0], *(constants[i] for i in (w.ADD_A, w.ADD_BIAS, w.ZERO)))
 
@@ -100,11 +97,6 @@ class Mean:
     @property
     def requested_bytes(self) -> int:
         return self.batch * self.blocks * (self.pixels + 1) * VECTOR_BYTES
-
-    def traffic_bytes(self, cache_bytes: int) -> int:
-        """Nothing is loaded twice."""
-        del cache_bytes
-        return self.requested_bytes
 
     def build(self) -> tirx.PrimFunc:
         e = self.element
@@ -182,13 +174,19 @@ class Linear:
         return LINEAR_QUADS, LINEAR_LANES, 1
 
     @property
+    def weights_shape(self) -> tuple[int, int, int, int]:
+        """As a convolution's."""
+        return self.in_blocks, 1, WORDS, self.out_quads
+
+    @property
     def macs(self) -> int:
         return self.batch * self.inputs * self.outputs
 
     @property
     def _weights_bytes(self) -> int:
+        """With the biases and, of int8, sums of weights and multipliers."""
         constants = 3 if self.element.integer else 1
-        return (self.in_blocks * WORDS + constants) * self.out_quads * VECTOR_BYTES
+        return (math.prod(self.weights_shape) + constants * self.out_quads) * VECTOR_BYTES
 
     @property
     def _output_bytes(self) -> int:
@@ -212,7 +210,7 @@ class Linear:
         e = self.element
         operands = [
             Parameter(VECTOR, e.count(self.batch, 1, self.inputs)),
-            Parameter(VECTOR, self.in_blocks * WORDS * self.out_quads),
+            Parameter(VECTOR, math.prod(self.weights_shape)),
             Parameter(e.quad_type, self.out_quads),
         ]
         if e.integer:
@@ -222,9 +220,13 @@ class Linear:
         operands.append(plain if self.plain else Parameter("int32", self.batch * self.out_quads * e.words_of_four))
         return g.kernel(self.symbol, operands, self.groups, self.group_size, self._body)
 
-    def _body(self, grid: Grid, x: Buffer, weights: Buffer, bias: Buffer, *rest: Buffer) -> None:
+    def _body(self, grid: Grid, *operands: Buffer) -> None:
         e = self.element
-        *integer, constants, y = rest
+        x, weights, bias, *rest = operands
+        weight_sums = multipliers = None
+        if e.integer:
+            weight_sums, multipliers, *rest = rest
+        constants, y = rest
         column, lane = grid.item[0], grid.item[1]
         wanted = g.bind(grid.group[0] * LINEAR_QUADS + column)
         quad = g.bind(T.min(wanted, self.out_quads - 1))
@@ -243,21 +245,22 @@ class Linear:
 
         def finish() -> None:
             total = g.bind(bias[quad])
-            if integer:
-                total = e.sums("start", e.quad_type, total, integer[0][quad])
+            if weight_sums is not None:
+                total = e.sums("start", e.quad_type, total, weight_sums[quad])
             for other in range(LINEAR_LANES):
                 total = g.bind(total + shared[other * LINEAR_QUADS + column])
-            self._store(total, quad, grid.group[2], (integer, constants), y)
+            if multipliers is not None:
+                ends = [constants[i] for i in (element_words.ZERO, element_words.LOW)]
+                value = e.word("finish4", total, multipliers[quad], *ends)
+            else:
+                value = e.sums("relu4", "float32x4", total, constants[element_words.REAL_LOW])
+            self._store(value, quad, grid.group[2], y)
 
         g.when(T.And(lane == 0, wanted < self.out_quads), finish)
 
-    def _store(self, total: Expr, quad: Expr, image: Expr, operands: tuple[list[Buffer], Buffer], y: Buffer) -> None:
-        e, (integer, constants) = self.element, operands
-        if integer:
-            ends = [constants[i] for i in (element_words.ZERO, element_words.LOW)]
-            value = e.word("finish4", total, integer[1][quad], *ends)
-        else:
-            value = e.sums("relu4", "float32x4", total, constants[element_words.REAL_LOW])
+    def _store(self, value: Expr, quad: Expr, image: Expr, y: Buffer) -> None:
+        """``value``: four outputs' bytes, or float32."""
+        e = self.element
         if self.plain:
             dtype, name = ("int8", "xct_byte") if e.integer else ("float32", "xct_lane")
             for i in range(min(4, self.outputs)):
@@ -308,11 +311,6 @@ class Convert:
     def requested_bytes(self) -> int:
         item = 1 if self.kind == "import" or self.element.integer else 4
         return self.words * 4 + self.batch * self.pixels * self.channels * item
-
-    def traffic_bytes(self, cache_bytes: int) -> int:
-        """Nothing is loaded twice."""
-        del cache_bytes
-        return self.requested_bytes
 
     def build(self) -> tirx.PrimFunc:
         e, count = self.element, self.batch * self.pixels * self.channels

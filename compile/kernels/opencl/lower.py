@@ -64,18 +64,16 @@ class _Lowering:
     def __init__(self, graph: ir.Graph, gpu: GpuSpec, element: Element) -> None:
         self.graph, self.gpu, self.e = graph, gpu, element
         self.absorbed = {node.name for node in graph.nodes if only_depthwise_reads(graph, node)}
-        self.ends: dict[str, str] = {}  # convolution: the addition that ends it
-        for node in graph.nodes:
-            convolution = self._ended_by(node)
-            if convolution is not None:
-                self.ends[convolution] = node.name
+        ends = ((node.name, self._ended_by(node)) for node in graph.nodes)
+        # Additions, and the convolutions they end.
+        self.ended = {addition: convolution for addition, convolution in ends if convolution is not None}
 
     def calls(self) -> tuple[GpuCall, ...]:
         result: list[GpuCall] = []
         for node in self.graph.nodes:
             if len(node.type.shape) not in (2, 4):
                 raise ir.GraphError(f"{node.name}: no kernel for shape {node.type.shape}", node.name, node.path)
-            if node.name not in self.absorbed and node.name not in self.ends:
+            if node.name not in self.absorbed and node.name not in self.ended.values():
                 result += self._node(node)
             if node.name in self.graph.outputs and not self._ends_plain(node):
                 result.append(self._export(node))
@@ -91,10 +89,9 @@ class _Lowering:
                 return [self._convolution(node, None)]
             case ir.DepthwiseConv2d() | ir.MaxPool2d():
                 return [self._window(node, node.op)]
+            case ir.Add() if node.name in self.ended:
+                return [self._convolution(self.graph.node(self.ended[node.name]), node)]
             case ir.Add():
-                convolution = next((name for name, end in self.ends.items() if end == node.name), None)
-                if convolution is not None:
-                    return [self._convolution(self.graph.node(convolution), node)]
                 return [self._elementwise(node, "add")]
             case ir.Relu():
                 return [self._elementwise(node, "relu")]
@@ -142,8 +139,9 @@ class _Lowering:
         )
 
     def _ends_plain(self, node: ir.Node) -> bool:
-        """Whether a network output is written as one by its own kernel."""
-        return isinstance(node.op, ir.FullyConnected) and not self.graph.users(node.name)
+        """Whether a node is a network output and its own kernel writes it as one."""
+        is_output = node.name in self.graph.outputs and not self.graph.users(node.name)
+        return is_output and isinstance(node.op, ir.FullyConnected)
 
     def _activation(self, name: str) -> Activation:
         """A stored tensor. The plain name is that of a network input's or output's plain form."""
@@ -159,8 +157,11 @@ class _Lowering:
     def _call(self, node: ir.Node, kernel: Kernel, operands: list[Activation | Weights], *, macs: int = 0) -> GpuCall:
         output = operands[-1]
         assert isinstance(output, Activation)
-        local_bytes = kernel.local_bytes if isinstance(kernel, Convolution | Window) else 0
-        shapes.check_local_memory(self.gpu, self.e, local_bytes, node.name)
+        if isinstance(kernel, Convolution | Window):
+            shapes.check_local_memory(self.gpu, self.e, kernel.local_bytes, node.name)
+        traffic_bytes = kernel.requested_bytes  # those of the other kinds load nothing twice
+        if isinstance(kernel, Convolution | Window | Linear):
+            traffic_bytes = kernel.traffic_bytes(shapes.cache_bytes(self.gpu))
         return GpuCall(
             kernel.symbol,
             kernel.build,
@@ -169,7 +170,7 @@ class _Lowering:
             kernel.groups,
             kernel.group_size,
             node.name,
-            kernel.traffic_bytes(shapes.cache_bytes(self.gpu)),
+            traffic_bytes,
             node.path,
             macs,
             requested_bytes=kernel.requested_bytes,
@@ -259,7 +260,7 @@ class _Lowering:
         )  # fmt: skip
         made = shapes.tile_of(self.gpu, draft)
         x = self._plain(source) if plain else self._activation(source.name)
-        operands: list[Activation | Weights] = [x, self._packed(weights, made)]
+        operands: list[Activation | Weights] = [x, Weights(pack_weights(self.e, weights, made.weights_shape))]
         operands += self._sums(node, weights.reshape(channels, -1), source.name, made.out_quads * 4)
         operands.append(self._parameters(node, node.op.relu, source.name, add))
         if add is not None:
@@ -267,9 +268,6 @@ class _Lowering:
             operands.append(self._activation(other))
         last = add or node
         return self._call(last, made, [*operands, self._activation(last.name)], macs=made.macs)
-
-    def _packed(self, weights: Array, kernel: Convolution) -> Weights:
-        return Weights(pack_weights(self.e, weights, kernel.weights_shape))
 
     def _window(self, node: ir.Node, op: ir.DepthwiseConv2d | ir.MaxPool2d) -> GpuCall:
         read = node.inputs[0]
@@ -337,11 +335,10 @@ class _Lowering:
         assert isinstance(node.op, ir.FullyConnected)
         weights = self.graph.constants[node.inputs[1]].data
         outputs, inputs = weights.shape
-        plain = self._ends_plain(node) and node.name in self.graph.outputs
+        plain = self._ends_plain(node)
         kernel = Linear(self.e, node.type.shape[0], inputs, outputs, plain)
-        shape = (kernel.in_blocks, 1, VECTOR_BYTES // 4, kernel.out_quads)
-        operands: list[Activation | Weights] = [self._activation(node.inputs[0])]
-        operands.append(Weights(pack_weights(self.e, weights[:, None, None, :], shape)))
+        packed = pack_weights(self.e, weights[:, None, None, :], kernel.weights_shape)
+        operands: list[Activation | Weights] = [self._activation(node.inputs[0]), Weights(packed)]
         operands += self._sums(node, weights, self._source(node.inputs[0]).name, kernel.out_quads * 4)
         operands.append(self._parameters(node, node.op.relu, node.inputs[0]))
         operands.append(self._plain(node) if plain else self._activation(node.name))

@@ -59,15 +59,12 @@ def tile_of(gpu: GpuSpec, shape: Convolution) -> Convolution:
     # 32 sums a work-item: what leaves registers for enough work-items to hide latency on all three families.
     pixels = max(1, min(8 // e.quads, shape.out_pixels // across))
     pixels = 1 << (pixels.bit_length() - 1)
-    rows = [1]
-    if not shape.flat:
-        rows = [r for r in (1, 2, 4, 8, 16, 32) if across * pixels % r == 0]
+    rows = [r for r in (1, 2, 4, 8, 16, 32) if across * pixels % r == 0 and (r == 1 or not shape.flat)]
     tiles = [Tile(across, down, pixels, r, family.staged or shape.plain) for r in rows]
-    drafts = [replace(shape, tile=tile, chunk=1) for tile in tiles]
-    fitting = [d for d in drafts if d.local_bytes <= gpu.local_memory_bytes // 2] or drafts[:1]
-    if fitting[0].local_bytes > gpu.local_memory_bytes // 2:
-        fitting = [replace(fitting[0], tile=replace(fitting[0].tile, staged=False))]
-    best = min(fitting, key=lambda d: d.pixel_tiles * d.patch_size)
+    drafts = [replace(shape, tile=tile) for tile in tiles]
+    fitting = [d for d in drafts if d.local_bytes <= gpu.local_memory_bytes // 2]
+    unstaged = replace(shape, tile=replace(tiles[0], staged=False))
+    best = min(fitting, key=lambda d: d.pixel_tiles * d.patch_size, default=unstaged)
     chunked = [replace(best, chunk=chunk) for chunk in range(1, best.channel_tiles + 1)]
     # Of equals: the fewest tiles that do not exist, then the smallest chunk.
     return min(chunked, key=lambda d: (d.traffic_bytes(cache_bytes(gpu)), d.groups[1] * d.chunk, d.chunk))
@@ -79,6 +76,7 @@ def window_tile(gpu: GpuSpec, shape: Window) -> Window:
     out = (shape.out_height, shape.out_width)
     most = gpu.local_memory_bytes // 2
     drafts = []
+    # As many tiles down as may be; across the fewest that then fit.
     for rows in range(1, out[0] + 1):
         for columns in range(1, out[1] + 1):
             tile = (-(-out[0] // rows), -(-out[1] // columns))

@@ -3,6 +3,8 @@ into local memory; a work-item computes one word of it (four int8 channels or tw
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -134,81 +136,91 @@ class Window:
     def build(self) -> tirx.PrimFunc:
         return g.kernel(self.symbol, self.parameters, self.groups, self.group_size, self._body)
 
-    def _body(self, grid: Grid, x: Buffer, *rest: Buffer) -> None:
-        *constants, y = rest
-        block, image = grid.group[1], grid.group[2]
-        row = g.bind(T.truncdiv(grid.group[0], self.tiles[1]) * self.tile[0])
-        column = g.bind(T.truncmod(grid.group[0], self.tiles[1]) * self.tile[1])
-        plane = g.bind(image * self.blocks + block)
-        staged = g.local_array(self.patch_size * WORDS, "int32")
-        self._stage(x, staged, constants, grid.item[0], (plane, row, column))
-        word = g.bind(T.truncmod(grid.item[0], WORDS))
-        place = g.bind(block * WORDS + word)
-        taps = self.kernel[0] * self.kernel[1]
-        weights = [g.bind(constants[0][(block * taps + t) * WORDS + word]) for t in range(taps)] if constants else []
-        bias = g.bind(constants[1][place]) if constants else None
+    def _body(self, grid: Grid, *operands: Buffer) -> None:
+        _Emitter(self, grid, operands).emit()
+
+
+class _Emitter:
+    """The code of one work-item."""
+
+    def __init__(self, window: Window, grid: Grid, operands: tuple[Buffer, ...]) -> None:
+        self.w, self.e = window, window.element
+        self.x, *constants, self.y = operands
+        self.multipliers: Buffer | None = None
+        if window.depthwise:
+            self.weights, self.bias, *multipliers, self.constants = constants
+            self.multipliers = multipliers[0] if self.e.integer else None
+        self.item, self.block, image = grid.item[0], grid.group[1], grid.group[2]
+        self.row = g.bind(T.truncdiv(grid.group[0], window.tiles[1]) * window.tile[0])
+        self.column = g.bind(T.truncmod(grid.group[0], window.tiles[1]) * window.tile[1])
+        self.plane = g.bind(image * window.blocks + self.block)
+        self.staged = g.local_array(window.patch_size * WORDS, "int32")
+
+    def emit(self) -> None:
+        w = self.w
+        g.spread(w.patch_size, w.items, self.item, self._stager())
+        self.word = g.bind(T.truncmod(self.item, WORDS))
+        self.place = g.bind(self.block * WORDS + self.word)
+        compute = self._depthwise() if w.depthwise else self._maximum
         g.barrier()
 
         def output(index: Expr) -> None:
-            r, c = g.bind(T.truncdiv(index, self.tile[1])), g.bind(T.truncmod(index, self.tile[1]))
-            there = T.And(row + r < self.out_height, column + c < self.out_width)
+            r, c = g.bind(T.truncdiv(index, w.tile[1])), g.bind(T.truncmod(index, w.tile[1]))
+            there = T.And(self.row + r < w.out_height, self.column + c < w.out_width)
+            pixel = (self.plane * w.out_height + self.row + r) * w.out_width + self.column + c
+            g.when(there, lambda: g.store(self.y, pixel * WORDS + self.word, compute(self._words(r, c))))
 
-            def emit() -> None:
-                value = self._compute(staged, weights, bias, constants, place, (r, c, word))
-                pixel = (plane * self.out_height + row + r) * self.out_width + column + c
-                g.store(y, pixel * WORDS + word, value)
+        g.spread(w.tile[0] * w.tile[1], w.items // WORDS, g.bind(T.truncdiv(self.item, WORDS)), output)
 
-            g.when(there, emit)
-
-        g.spread(self.tile[0] * self.tile[1], self.items // WORDS, g.bind(T.truncdiv(grid.item[0], WORDS)), output)
-
-    def _stage(
-        self, x: Buffer, staged: Buffer, constants: list[Buffer], item: Expr, place: tuple[Expr, Expr, Expr]
-    ) -> None:
-        e, (plane, row, column) = self.element, place
-        padding: Expr = tirx.const(e.lowest_word if not self.depthwise else 0, "int32")
-        if self.depthwise and e.integer:
-            padding = constants[-1][element_words.PADDING]
+    def _stager(self) -> Callable[[Expr], None]:
+        """What brings the vector of a position of the patch into local memory."""
+        w, e = self.w, self.e
+        padding: Expr = tirx.const(0 if w.depthwise else e.lowest_word, "int32")
+        if w.depthwise and e.integer:
+            padding = self.constants[element_words.PADDING]
         padding = g.bind(T.broadcast(padding, WORDS))
 
         def stage(index: Expr) -> None:
-            iy = g.bind(row * self.strides[0] - self.padding[0] + T.truncdiv(index, self.patch[1]))
-            ix = g.bind(column * self.strides[1] - self.padding[1] + T.truncmod(index, self.patch[1]))
-            inside = T.And(T.And(iy >= 0, iy < self.height), T.And(ix >= 0, ix < self.width))
-            value = g.choose(inside, x[(plane * self.height + iy) * self.width + ix], padding)
-            if self.relu:
+            iy = g.bind(self.row * w.strides[0] - w.padding[0] + T.truncdiv(index, w.patch[1]))
+            ix = g.bind(self.column * w.strides[1] - w.padding[1] + T.truncmod(index, w.patch[1]))
+            inside = T.And(T.And(iy >= 0, iy < w.height), T.And(ix >= 0, ix < w.width))
+            value = g.choose(inside, self.x[(self.plane * w.height + iy) * w.width + ix], padding)
+            if w.relu:
                 # The padding word holds the zero point, and is 0 in float16: what a ReLU compares with.
                 value = e.vector("max16" if e.integer else "max8", value, padding)
-            T.buffer_store(staged, value, [T.ramp(index * WORDS, 1, WORDS)])
+            T.buffer_store(self.staged, value, [T.ramp(index * WORDS, 1, WORDS)])
 
-        g.spread(self.patch_size, self.items, item, stage)
+        return stage
 
-    def _compute(
-        self,
-        staged: Buffer,
-        weights: list[Expr],
-        bias: Expr | None,
-        constants: list[Buffer],
-        place: Expr,
-        position: tuple[Expr, Expr, Expr],
-    ) -> Expr:
-        """One word of output at (row, column) of the tile."""
-        e, (r, c, word) = self.element, position
-        width = self.patch[1]
-        first = g.bind(((r * self.strides[0]) * width + c * self.strides[1]) * WORDS + word)
-        offsets = [(i * width + j) * WORDS for i in range(self.kernel[0]) for j in range(self.kernel[1])]
-        if bias is None:
-            value = g.bind(staged[first + offsets[0]])
-            for offset in offsets[1:]:
-                value = e.word("max4" if e.integer else "max2", value, staged[first + offset])
-            return value
-        sums = bias
-        for offset, weight in zip(offsets, weights, strict=True):
-            sums = e.sums("mac4" if e.integer else "mac2", e.word_type, staged[first + offset], weight, sums)
-        if e.integer:
-            ends = [constants[-1][i] for i in (element_words.ZERO, element_words.LOW)]
-            return e.word("finish4", sums, constants[-2][place], *ends)
-        return e.word("finish2", sums, constants[-1][element_words.REAL_LOW])
+    def _words(self, r: Expr, c: Expr) -> list[Expr]:
+        """The input's words under the window of the tile's output (r, c)."""
+        (sy, sx), width = self.w.strides, self.w.patch[1]
+        first = g.bind((r * sy * width + c * sx) * WORDS + self.word)
+        rows, columns = map(range, self.w.kernel)
+        return [self.staged[first + (i * width + j) * WORDS] for i in rows for j in columns]
+
+    def _maximum(self, inputs: list[Expr]) -> Expr:
+        value = g.bind(inputs[0])
+        for word in inputs[1:]:
+            value = self.e.word("max4" if self.e.integer else "max2", value, word)
+        return value
+
+    def _depthwise(self) -> Callable[[list[Expr]], Expr]:
+        """Loads the channels' weights and bias; what is returned makes an output of its inputs."""
+        e, taps = self.e, math.prod(self.w.kernel)
+        weights = [g.bind(self.weights[(self.block * taps + t) * WORDS + self.word]) for t in range(taps)]
+        bias = g.bind(self.bias[self.place])
+
+        def compute(inputs: list[Expr]) -> Expr:
+            sums = bias
+            for x, weight in zip(inputs, weights, strict=True):
+                sums = e.sums("mac4" if e.integer else "mac2", e.word_type, x, weight, sums)
+            if self.multipliers is None:
+                return e.word("finish2", sums, self.constants[element_words.REAL_LOW])
+            ends = [self.constants[i] for i in (element_words.ZERO, element_words.LOW)]
+            return e.word("finish4", sums, self.multipliers[self.place], *ends)
+
+        return compute
 
 
 def patch(tile: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int]:
