@@ -22,6 +22,8 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
+# A bash that sshd starts reads ~/.bashrc, which may take long, unless it is told that it is not the first.
+SetEnv SHLVL=2
 ForceCommand cd {home} && exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"
 """
 _CLIENT = """
