@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,7 @@ from xceptile.models import graph as ir
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.evaluate import runnable
 from xceptile.runtime.gate import Run, baseline_command, measure
 from xceptile.runtime.judge import Budget, judge, load_baseline, save_baseline
@@ -302,15 +305,38 @@ def test_two_sessions_at_once(link: ssh.SshLink, home: Path, small_bundle: Bundl
 
 
 def test_what_nobody_uses_goes(link: ssh.SshLink, home: Path) -> None:
-    for name, days in (("run.old", 3), ("run.new", 0), ("keep", 3), ("files/a", 40), ("files/b", 20)):
+    for name, days in (("run.old", 3), ("run.new", 0), ("keep", 3), ("gone", 40), ("files/a", 40), ("files/b", 20)):
         path = home / link.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch() if name.startswith("files/") else path.mkdir()
         stamp = path.stat().st_mtime - days * 86400
         os.utime(path, (stamp, stamp))
+    os.utime(home / link.root / "files", (stamp, stamp - 40 * 86400))
     made = remote.Scratch(link).folder
     left = {path.relative_to(home / link.root).as_posix() for path in (home / link.root).rglob("*")}
     assert left == {"run.new", "keep", "files", "files/b", made.name}
+
+
+def test_a_program_that_a_signal_ends_is_not_a_device_that_is_gone(kept: ssh.SshLink) -> None:
+    done = kept.shell("exec sh -c 'kill -4 $$'")
+    assert done.returncode == 128 + signal.SIGILL
+    assert b"Illegal instruction" in done.stderr
+
+
+def test_a_temporary_folder_of_any_name(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a b%h'c"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert ssh.connect.__wrapped__(device).shell("echo here").stdout == b"here\n"
+
+
+def test_a_device_without_sha256sum_is_told_so(
+    link: ssh.SshLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = ssh.SshLink.shell
+    monkeypatch.setattr(ssh.SshLink, "shell", lambda self, script: shell(self, script.replace("sha256sum", "sha256-")))
+    with pytest.raises(EngineError, match="sha256-: not found"):
+        remote.push(link, {"native/x": entry(tmp_path / "f", b"data")})
 
 
 def test_a_failing_program_says_why(kept: ssh.SshLink, small_bundle: Bundle) -> None:
@@ -321,6 +347,36 @@ def test_a_failing_program_says_why(kept: ssh.SshLink, small_bundle: Bundle) -> 
         session.engine.close()
         with pytest.raises(EngineError, match="closed"):
             session.engine.run(small_bundle.golden()[0])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Welcome!",
+        "[]",
+        "{}",
+        '{"inputs": [], "outputs": []}',
+        '{"inputs": [{"shape": [1, 2], "dtype": "int8"}], "outputs": [{"shape": [1, -2], "dtype": "int8"}]}',
+        '{"inputs": [{"shape": [1, 2], "dtype": "int8"}], "outputs": [{"shape": [1, 2], "dtype": "O"}]}',
+        '{"inputs": [{"shape": "12", "dtype": "int8"}], "outputs": [{"shape": [null], "dtype": "int8"}]}',
+    ],
+)
+def test_a_program_that_answers_anything_is_an_error(answer: str) -> None:
+    done = subprocess.CompletedProcess([], 0, answer, "")
+    with pytest.raises(EngineError, match="native: "):
+        NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda words, images, result: (done, b""))
+
+
+def test_what_a_program_says_is_measured_before_it_is_used() -> None:
+    tensor = {"shape": [1, 2], "dtype": "int8"}
+    text = json.dumps({"inputs": [tensor], "outputs": [tensor], "device": "cpu\x1b[2J", "samples_ms": ["x"]})
+    done = subprocess.CompletedProcess([], 0, text, "")
+    engine = NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda words, images, result: (done, b"abc"))
+    assert engine.device == "cpu?[2J"
+    with pytest.raises(EngineError, match="3 bytes"):
+        engine.run(np.zeros((1, 2), np.int8))
+    with pytest.raises(EngineError, match="no times"):
+        engine.time_ms(np.zeros((1, 2), np.int8), 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +404,9 @@ def test_clocks_and_temperatures_of_a_device(tmp_path: Path) -> None:
         f"{zone}/temp": "61250",
         f"/sys/../..{tmp_path}/planted": "outside",  # a device's answer does not choose where files go here
         str(tmp_path / "planted"): "outside",
+        "/sys/devices/system/cpu/cpu0x/cpufreq/scaling_cur_freq": "9" * 5000,
+        f"{cpu}/scaling_governor/below": "a file is no folder",
+        f"/sys/{'x' * 300}": "too long",
     }
     answer = "".join(f"{path}\0{text}\0" for path, text in files.items()).encode()
     state = remote.state(Canned(answer))
@@ -362,8 +421,14 @@ def test_the_script_that_reads_clocks_runs(kept: ssh.SshLink) -> None:
 
 
 def test_a_chatty_login_is_explained() -> None:
-    with pytest.raises(EngineError, match="login script"):
-        remote.facts(Canned(b"Welcome!\nx86_64\n2\nLinux\n\ncpu"))
+    for answer in (
+        "Welcome!\nx86_64\n2\nLinux\n\ncpu",
+        "x86_64\n\xb2\nLinux\n\ncpu",
+        f"x86_64\n{'9' * 5000}\nLinux\n\n",
+    ):
+        with pytest.raises(EngineError, match="login script"):
+            remote.facts(Canned(answer.encode()))
+    assert remote.facts(Canned(b"x86_64\n2\nLinux\nboard \x1b[2J\ncpu")).model == "board ?[2J"
 
 
 def test_verify_and_run_take_the_device(

@@ -16,6 +16,8 @@ SCHEME = "adb:"
 _ROOT = PurePosixPath("/data/local/tmp/xceptile")
 # Of a USB device, or HOST:PORT of one on the network; never an option.
 _SERIAL = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:%\[\]-]*")
+# What adb itself says, perhaps after lines of its server's start.
+_UNREACHABLE = re.compile(rb"^(adb|error): .*(device|offline|unauthorized|closed|protocol fault)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class AdbLink:
         """Runs the device's shell. Raises EngineError where the device cannot be reached."""
         # adb joins its words with spaces for the device's shell: one quoted word leaves it nothing to take apart.
         done = self._run("shell", "-T", "-n", f"sh -c {shlex.quote(script)}")
-        if done.returncode and re.match(rb"(adb: |error: ).*(device|offline|unauthorized)", done.stderr):
+        if done.returncode and _UNREACHABLE.search(done.stderr):
             raise EngineError(f"{self.name}: cannot be reached: {last_line(done)}")
         return done
 

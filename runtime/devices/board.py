@@ -40,7 +40,7 @@ class MachineState:
 
 def machine_state(root: Path = Path("/")) -> MachineState:
     """This machine's state, or that of the files below ``root``. Never raises: what cannot be read is left out."""
-    cpus = sorted(root.glob(f"{_CPUS}/cpu[0-9]*/cpufreq"), key=lambda folder: int(folder.parent.name[3:]))
+    cpus = sorted(root.glob(f"{_CPUS}/cpu[0-9]*/cpufreq"), key=_by_number)
     return MachineState(
         governors={f.parent.name: text for f in cpus if (text := _text(f / "scaling_governor"))},
         cpu_khz={f.parent.name: khz for f in cpus if (khz := _number(f / "scaling_cur_freq")) is not None},
@@ -55,12 +55,17 @@ def _temperatures_c(root: Path) -> dict[str, float]:
     """Every thermal zone; a type that several zones share is told apart by the zone's number."""
     found: dict[str, float] = {}
     zones = root.glob("sys/class/thermal/thermal_zone[0-9]*")
-    for zone in sorted(zones, key=lambda folder: int(folder.name[12:])):
+    for zone in sorted(zones, key=_by_number):
         millidegrees = _number(zone / "temp")  # a zone that is switched off refuses to be read
         if millidegrees is not None:
             name = _text(zone / "type") or zone.name
             found[f"{name} {zone.name[12:]}" if name in found else name] = millidegrees / 1000
     return found
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    """Orders names that end in numbers: cpu2 before cpu10. A device's answer may hold any name."""
+    return len(str(path)), str(path)
 
 
 def _gpu_clocks(root: Path) -> list[Path]:
@@ -85,7 +90,7 @@ def _first_number(paths: Iterable[Path]) -> int | None:
 
 def _number(path: Path) -> int | None:
     text = _text(path)
-    return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else None
+    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def _text(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 The device needs a POSIX shell and ``sha256sum``, nothing of ours. Files lie under ``Link.root``: ``files/SHA256`` by
 their contents, so that what two bundles share is sent once; ``KEY/`` with links to them for one artefact;
 ``run.XXXXXX`` for one session's inputs and outputs, removed when it ends (those of sessions that were killed, after a
-day). A file that nobody used for 30 days is removed.
+day). What nobody used for 30 days is removed.
 
 Whatever becomes part of a command for the device's shell goes through ``shlex.quote``.
 """
@@ -14,6 +14,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ import numpy as np
 
 from ...targets import host
 from ...targets.spec import TargetSpec
-from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, NATIVE, Artefact, Bundle
+from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE, NATIVE, REHEARSAL, Artefact, Bundle
 from ..engines.engine import Array, EngineError, fill_batches, last_line
 from ..engines.native_program import PROGRAM, NativeProgramEngine
 from . import adb, ssh
@@ -136,8 +137,9 @@ def has_litert(link: Link) -> bool:
 @functools.cache
 def facts(link: Link) -> Facts:
     """Asks the device, once. Raises EngineError."""
-    lines = ask(link, _FACTS).decode("utf-8", "replace").split("\n", 4)
-    if len(lines) != 5 or not lines[1].strip().isdigit():
+    text = re.sub(r"[^\n\t -~]", "?", ask(link, _FACTS).decode("utf-8", "replace"))  # it is printed in reports
+    lines = text.split("\n", 4)
+    if len(lines) != 5 or not re.fullmatch(r"[0-9]{1,4}", lines[1].strip()):
         raise EngineError(
             f"{link.name}: its answer to `uname -m; nproc` is {lines[:2]}; does a login script of it print something?"
         )
@@ -167,8 +169,9 @@ def state(link: Link) -> MachineState:
             if ".." in path or not path.startswith(("/sys/", "/var/lib/nvpmodel/", "/etc/nvpmodel")):
                 continue  # a device's answer must not choose where a file is written here
             file = Path(name + path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            with suppress(OSError):  # no name of a file
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
         return machine_state(Path(name))
 
 
@@ -193,7 +196,7 @@ def push(link: Link, files: Mapping[str, tuple[Path, str]]) -> PurePosixPath:
                 present.add(digest)
     key = hashlib.sha256(repr(sorted((name, digest) for name, (_, digest) in files.items())).encode()).hexdigest()[:32]
     folder = link.root / key
-    script = []
+    script = [f"{quoted(['mkdir', '-p', folder])} && {quoted(['touch', folder])}"]
     for name, (_, digest) in sorted(files.items()):
         place = folder / name
         up = "/".join([".."] * (len(PurePosixPath(name).parts)))
@@ -219,7 +222,7 @@ def _push_one(link: Link, store: PurePosixPath, source: Path, digest: str) -> No
     # From its standard input: sha256sum writes an odd file name in a form of its own. All are made executable: beside
     # the program and the libraries there is only data that nobody starts.
     keep = f"chmod 755 {quoted([part])} && {quoted(['mv', '-f', part, store / digest])}"
-    script = f'set -- $(sha256sum < {quoted([part])}); if [ "$1" = {digest} ]; then {keep}; '
+    script = f'sum=$(sha256sum < {quoted([part])}) && if [ "${{sum%% *}}" = {digest} ]; then {keep}; '
     script += f"else {quoted(['rm', '-f', part])}; echo differs; fi"
     for _ in range(2):  # what was there of an earlier try may have been spoilt
         link.send(source, part)
@@ -252,11 +255,13 @@ class Scratch:
     """A folder on the device for one session's inputs and outputs, and programs run on them."""
 
     def __init__(self, link: Link) -> None:
-        old = f"find {quoted([link.root])} -maxdepth 1 -name 'run.*' -mtime +1 -exec rm -rf '{{}}' + 2>/dev/null"
-        old += f"; find {quoted([link.root / 'files'])} -type f -mtime +30 -exec rm -f '{{}}' + 2>/dev/null"
+        top = f"find {quoted([link.root])} -mindepth 1 -maxdepth 1"
+        remove = "-exec rm -rf '{}' + 2>/dev/null"
+        old = f"{top} -name 'run.*' -mtime +1 {remove}; {top} ! -name files -mtime +30 {remove}; "
+        old += f"find {quoted([link.root / 'files'])} -type f -mtime +30 {remove}"
         made = ask(link, f"{old}; {quoted(['mktemp', '-d', link.root / 'run.XXXXXX'])}").decode("utf-8", "replace")
         self.folder = PurePosixPath(made.rstrip("\n"))
-        if self.folder.parent != link.root:
+        if self.folder.parent != link.root or not self.folder.name.startswith("run."):
             raise EngineError(f"{link.name}: mktemp there made {str(self.folder)!r}, not a folder in {link.root}")
         self._link = link
         self._sent = b""
@@ -344,7 +349,10 @@ def open_native(
     names = (*artefact.files, *(name for name in bundle.manifest.files if name.startswith(f"{NATIVE}/")))
     program = next(name for name in names if PurePosixPath(name).name == PROGRAM)
     plan = min((name for name in artefact.files if PurePosixPath(name).name == "plan.bin"), key=len)
-    files = _with_digests(bundle, {*artefact.files, program, GOLDEN_INPUT, GOLDEN_OUTPUT})
+    golden = (GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE)
+    # A GPU's artefact has the runtime for the machine that compiled it, too.
+    needed = {program, *(name for name in artefact.files if not name.startswith(f"{REHEARSAL}/"))}
+    files = _with_digests(bundle, needed | {name for name in golden if name in bundle.manifest.files})
     return RemoteNativeEngine(link, files, program, plan, threads, cores, options)
 
 
@@ -391,19 +399,28 @@ class RemoteLiteRtEngine:
         self._start = ("taskset", "-c", cores, "python3") if cores else ("python3",)
         self._threads, self._link = threads, link
         self._dtype, self._batch = np.dtype(artefact.dtype), bundle.manifest.input.shape[0]
+        self._output = bundle.manifest.output.shape
         self._scratch = Scratch(link)
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
         filled = fill_batches(x, self._batch)
         _, data = self._run(filled, 0, 0)
-        result: Array = np.frombuffer(data, self._dtype).reshape(len(filled), -1)
+        shape = (len(filled), *self._output[1:])
+        if len(data) != self._dtype.itemsize * math.prod(shape):
+            raise EngineError(f"{self._link.name}: LiteRT gave {len(data)} bytes, not those of {shape} {self._dtype}")
+        result: Array = np.frombuffer(data, self._dtype).reshape(shape)
         return result[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
         """Wall time of single inferences on the batch ``x`` (N, H, W, C), taken on the device, in milliseconds."""
         text, _ = self._run(x, repeats, warmup)
-        return [float(sample) for sample in json.loads(text)]
+        try:
+            return [float(sample) for sample in json.loads(text)]
+        except (ValueError, TypeError) as error:
+            raise EngineError(
+                f"{self._link.name}: LiteRT did not answer with times ({error}): {text[:80]!r}"
+            ) from error
 
     def close(self) -> None:
         """Removes this session's files from the device."""

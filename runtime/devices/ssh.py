@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -43,7 +44,10 @@ class SshLink:
     root: PurePosixPath = _ROOT
 
     def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
-        """Runs a POSIX shell's script there, whatever the login shell is. Raises EngineError: cannot be reached."""
+        """Runs a POSIX shell's script there, behind any login shell that knows single quotes.
+
+        Raises EngineError where the device cannot be reached.
+        """
         return self._run(script)
 
     def send(self, source: Path, target: PurePosixPath) -> None:
@@ -72,7 +76,8 @@ class SshLink:
     ) -> subprocess.CompletedProcess[bytes]:
         # Errors go to a file: the shared connection's process may keep a pipe open long after the command has ended.
         with tempfile.TemporaryFile() as errors:
-            command = [*self.command, f"sh -c {shlex.quote(script)}"]
+            # The shell outlives a program that a signal ended: of one in its place, ssh would only say 255.
+            command = [*self.command, "sh -c " + shlex.quote(script + "\nexit $?")]
             try:
                 done = subprocess.run(command, stdin=stdin, stdout=stdout, stderr=errors, check=False)
             except OSError as error:
@@ -92,7 +97,8 @@ def connect(name: str) -> SshLink:
     port = int(match["port"] or 22) if match else 0
     if match is None or not 0 < port < 65536:
         raise EngineError(f"no such device {name!r}; a device behind ssh is ssh://[USER@]HOST[:PORT]")
-    sockets = tempfile.mkdtemp(prefix="xceptile-ssh-")  # for this user's eyes only
+    # For this user only. Not in TMPDIR: a socket's path is short, and ssh takes what it is given for it apart.
+    sockets = tempfile.mkdtemp(prefix="xceptile-ssh-", dir="/tmp")
     words = ["ssh", *_OPTIONS, "-o", f"ControlPath={sockets}/s"]
     words += ["-p", match["port"]] if match["port"] else []
     words += ["-l", match["user"]] if match["user"] else []
@@ -103,5 +109,6 @@ def connect(name: str) -> SshLink:
 
 def _disconnect(command: tuple[str, ...], sockets: str) -> None:
     if any(Path(sockets).iterdir()):
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)
     shutil.rmtree(sockets, ignore_errors=True)

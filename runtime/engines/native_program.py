@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +37,7 @@ def execute_here(
         if result:
             words.append(str(target))
         try:
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
         except OSError as error:
             raise EngineError(f"native: cannot start {words[0]}: {error}") from error
         return done, target.read_bytes() if result and done.returncode == 0 else b""
@@ -64,8 +67,9 @@ class NativeProgramEngine:
         self._directory = directory
         self._execute = execute
         description = self._json(self._run("--describe")[0])
-        self._input, self._output = _only(description["inputs"]), _only(description["outputs"])
-        self._device = str(description.get("device", "cpu"))  # runtimes of old bundles know no other
+        self._input, self._output = _only(description, "inputs"), _only(description, "outputs")
+        device = str(description.get("device", "cpu"))  # runtimes of old bundles know no other
+        self._device = re.sub(r"[^ -~]", "?", device)
 
     @property
     def device(self) -> str:
@@ -74,10 +78,10 @@ class NativeProgramEngine:
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
-        filled = fill_batches(x, int(self._input["shape"][0]))
+        filled = fill_batches(x, self._input.shape[0])
         _, data = self._run(images=self._image_bytes(filled), result=True)
-        dtype, shape = np.dtype(self._output["dtype"]), (len(filled), *self._output["shape"][1:])
-        if len(data) != dtype.itemsize * int(np.prod(shape)):
+        dtype, shape = self._output.dtype, (len(filled), *self._output.shape[1:])
+        if len(data) != dtype.itemsize * math.prod(shape):
             raise EngineError(f"native: {PROGRAM} gave {len(data)} bytes, not those of {shape} {dtype}")
         result: Array = np.frombuffer(data, dtype).reshape(shape)
         return result[: len(x)]
@@ -89,7 +93,10 @@ class NativeProgramEngine:
         """
         timing = (f"--repeat={repeats}", f"--warmup={warmup}")
         report = self._json(self._run(*timing, images=self._image_bytes(x))[0])
-        return [float(sample) for sample in report["samples_ms"]]
+        try:
+            return [float(sample) for sample in report["samples_ms"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(f"native: {PROGRAM} gave no times: {error!r}") from error
 
     def profile(self, x: Array, repeats: int, warmup: int) -> dict[str, Any]:
         """What ``--layers`` prints of the batch ``x``: samples of the whole and of every step, and the roof."""
@@ -120,8 +127,8 @@ class NativeProgramEngine:
         self.close()
 
     def _image_bytes(self, x: Array) -> bytes:
-        shape, dtype = tuple(self._input["shape"]), self._input["dtype"]
-        if x.shape[1:] != shape[1:] or str(x.dtype) != dtype:
+        shape, dtype = self._input.shape, self._input.dtype
+        if x.shape[1:] != shape[1:] or x.dtype != dtype:
             raise EngineError(f"native: the network takes {dtype} {shape}, not {x.dtype} {x.shape}")
         return x.tobytes()
 
@@ -138,16 +145,30 @@ class NativeProgramEngine:
 
     def _json(self, text: str) -> dict[str, Any]:
         try:
-            value: dict[str, Any] = json.loads(text)
+            value = json.loads(text)
         except ValueError as error:
             raise EngineError(f"native: {self._command[0]} did not answer in JSON ({error}): {text[:80]!r}") from error
+        if not isinstance(value, dict):
+            raise EngineError(f"native: {self._command[0]} answered {text[:80]!r}")
         return value
 
 
-def _only(tensors: list[dict[str, Any]]) -> dict[str, Any]:
-    if len(tensors) != 1:
-        raise EngineError(f"native: the network has {len(tensors)} inputs or outputs, not one")
-    return tensors[0]
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+def _only(description: dict[str, Any], what: str) -> _Tensor:
+    """The one of the ``inputs`` or ``outputs``. Raises EngineError: a device may answer anything."""
+    try:
+        (tensor,) = description[what]
+        shape, dtype = tuple(map(int, tensor["shape"])), str(tensor["dtype"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"native: {PROGRAM} describes no network with one of {what}: {error!r}") from error
+    if not shape or min(shape) < 1 or dtype not in ("int8", "float32"):
+        raise EngineError(f"native: {PROGRAM} describes {what} of {shape} {dtype}")
+    return _Tensor(shape, np.dtype(dtype))
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
