@@ -111,7 +111,8 @@ XCT_API uint64_t xct_input_bytes(const xct_session *session);
 XCT_API uint64_t xct_output_bytes(const xct_session *session);
 XCT_API uint64_t xct_arena_bytes(const xct_session *session);
 XCT_API uint32_t xct_threads(const xct_session *session);
-/* What computes, in printable ASCII: "cpu", or the GPU's name and the version of its driver. Valid until xct_close. */
+/* What computes, in printable ASCII: "cpu", or the GPU's name and the version of its driver, and of a float16 build that
+ * "float32 stands in for float16" where it does. Valid until xct_close. */
 XCT_API const char *xct_device(const xct_session *session);
 
 /* One inference. input holds all input tensors one after the other (xct_input_bytes), output receives all output
