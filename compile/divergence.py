@@ -7,8 +7,11 @@ bisection finds two neighbours of which the first is equal and the second is not
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +21,35 @@ from ..models import graph as ir
 from ..models import serialize
 from ..runtime import bundle as bundles
 from ..runtime import reference
-from ..runtime.bundle import Bundle
-from ..runtime.engines.engine import EngineError
+from ..runtime.bundle import Artefact, Bundle, NetworkTensor
+from ..runtime.engines.engine import Engine
 from ..runtime.measure import Labelled
-from ..runtime.session import LOCAL, QEMU, open_engine, place
+from ..runtime.session import Placement, open_engine, place
 from ..targets.spec import TargetSpec
 from .backends import tflite
+from .passes.set_batch import set_batch
+
+IMAGES_AT_ONCE = 16  # on a device elsewhere, a run takes several commands
 
 
 def first_difference(bundle: Bundle, engine: str, images: Iterable[Labelled], *, device: str | None = None) -> str:
     """In words: the layer at which ``engine`` first differs, on the first image on which it does at all.
 
-    Raises EngineError where the engine cannot run here, or shorter networks cannot be compiled for where it runs.
+    Raises EngineError where the engine cannot run there.
     """
     graph = serialize.load(bundle.file(bundles.INT8_GRAPH))
     allowed = bundle.manifest.allowed_steps
     placement = place(bundle.manifest.target, device)
-    opened = open_engine(bundle, engine, placement=placement)
-    try:
-        for image in images:
-            x = bundle.quantize_pixels(image.pixels[None])
-            if _steps(opened.run(x), reference.run(graph, x)[0]) > allowed:
-                break
-        else:
-            return "no image's outputs differ"
-    finally:
-        opened.close()
-    if placement.device not in (LOCAL, QEMU):
-        raise EngineError(
-            f"{placement.device}: the first layer that differs is looked for on this machine or under qemu"
-        )
+    with closing(open_engine(bundle, engine, placement=placement)) as opened:
+        image = _first_image(bundle, graph, opened, images)
+    if image is None:
+        return "no image's outputs differ"
+    x = bundle.quantize_pixels(image.pixels[None])
     values = dict(reference.iterate(graph, {graph.inputs[0].name: x}, keep=[n.name for n in graph.nodes]))
     layers = [n for n in graph.nodes if n.type.dtype == "int8" and not isinstance(n.op, ir.Input)]
 
     def steps(layer: ir.Node) -> int:
-        cut = prefix(graph, layer.name)
-        seen = _run(cut, bundle.manifest.target, engine, placement.device, x)
+        seen = _run(prefix(graph, layer.name), bundle, engine, placement, x)
         return _steps(seen.reshape(-1), values[layer.name].reshape(-1))
 
     last = steps(layers[-1])
@@ -75,6 +71,17 @@ def first_difference(bundle: Bundle, engine: str, images: Iterable[Labelled], *,
     )
 
 
+def _first_image(bundle: Bundle, graph: ir.Graph, engine: Engine, images: Iterable[Labelled]) -> Labelled | None:
+    """The first image on which an engine differs by more than is allowed."""
+    iterator = iter(images)
+    while group := list(itertools.islice(iterator, IMAGES_AT_ONCE)):
+        x = bundle.quantize_pixels(np.stack([image.pixels for image in group]))
+        for image, one, seen in zip(group, x, engine.run(x), strict=True):
+            if _steps(seen, reference.run(graph, one[None])[0][0]) > bundle.manifest.allowed_steps:
+                return image
+    return None
+
+
 def prefix(graph: ir.Graph, name: str) -> ir.Graph:
     """What of a graph computes one tensor, as a graph with that output."""
     needed = {name}
@@ -89,32 +96,29 @@ def _steps(seen: NDArray[np.generic], expected: NDArray[np.generic]) -> int:
     return int(np.abs(seen.astype(np.int32) - expected.astype(np.int32)).max(initial=0))
 
 
-def _run(graph: ir.Graph, target: TargetSpec, engine: str, device: str, x: NDArray[np.int8]) -> NDArray[np.generic]:
-    """One image through a graph compiled for an engine."""
-    if engine in ("litert", "tflite-runtime"):
-        from ..runtime.engines.litert import LiteRtEngine
-        from ..runtime.engines.litert_qemu import LiteRtQemuEngine
-
-        data = tflite.serialize(graph)
-        if engine == "litert" and device == QEMU:
-            return LiteRtQemuEngine(data, target.qemu_cpu or "").run(x)
-        library = "ai_edge_litert" if engine == "litert" else "tflite_runtime"
-        return LiteRtEngine(data, library=library).run_once(x)[0]  # type: ignore[arg-type]  # one of the two words
-    if engine != "native" or target.engine != "cpu":
-        raise EngineError(f"{engine} on {target.name}: shorter networks are compiled for processors and LiteRT only")
-    from ..runtime.devices.qemu import QemuNativeEngine
-    from ..runtime.engines.native import NativeEngine
-    from .backends import native_runtime, tvm
-
+def _run(
+    graph: ir.Graph, bundle: Bundle, engine: str, placement: Placement, x: NDArray[np.int8]
+) -> NDArray[np.generic]:
+    """Images through a graph compiled as the bundle's was, for where its engine runs: as a bundle of its own."""
+    artefact, files = _compile(set_batch(graph, bundle.manifest.input.shape[0]), bundle.manifest.target, engine)
+    kind = graph.type_of(graph.outputs[0])
+    shape = (bundle.manifest.input.shape[0], *kind.shape[1:])
+    output = NetworkTensor(graph.outputs[0], shape, kind.per_tensor.scale, kind.per_tensor.zero_point)
+    manifest = replace(bundle.manifest, output=output, artefacts=(artefact,))
     with tempfile.TemporaryDirectory(prefix="xceptile-") as folder:
-        for name, data in (tvm.build_files(graph, target) | native_runtime.build(target)).items():
-            file = Path(folder) / name
-            file.write_bytes(data)
-            file.chmod(0o755)
-        if device == QEMU:
-            return QemuNativeEngine(Path(folder), target, 1).run(x)
-        native = NativeEngine(Path(folder), threads=1)
-        try:
-            return native.run(x)
-        finally:
-            native.close()
+        cut = bundles.write_bundle(Path(folder) / "bundle", manifest, files)
+        with closing(open_engine(cut, engine, placement=placement)) as opened:
+            return opened.run(x)
+
+
+def _compile(graph: ir.Graph, target: TargetSpec, engine: str) -> tuple[Artefact, dict[str, bytes]]:
+    if engine != "native":
+        return Artefact("litert", "int8", (bundles.LITERT_INT8,)), {bundles.LITERT_INT8: tflite.serialize(graph)}
+    from .backends import cuda, native_runtime, opencl, tvm
+
+    built = {"cpu": tvm, "opencl": opencl, "cuda": cuda}[target.engine].build_files(graph, target)
+    files = {f"{bundles.NATIVE}/{name}": data for name, data in (built | native_runtime.build(target)).items()}
+    if target.engine != "cpu":
+        rehearsal = native_runtime.build_rehearsal()
+        files |= {f"{bundles.REHEARSAL}/{name}": data for name, data in rehearsal.items()}
+    return Artefact("native", "int8", tuple(sorted(files))), files

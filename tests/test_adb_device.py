@@ -10,7 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from faulty_bundle import faulty_bundle, plant_fault
+from small_bundle import COMPILED_SIZE, labelled
 
+from xceptile.compile.divergence import first_difference
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import adb, remote
 from xceptile.runtime.engines.engine import EngineError
@@ -43,6 +46,17 @@ def test_a_session_there_is_bit_exact(link: adb.AdbLink, small_bundle: Bundle) -
     assert not list(Path(link.root).glob("run.*"))
     assert not list(Path(link.root).rglob("*.part"))
     assert place(small_bundle.manifest.target, "adb:FAKE").device == "adb:FAKE"
+
+
+def test_the_first_layer_that_differs_there_is_found(
+    link: adb.AdbLink, small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = faulty_bundle(small_bundle, tmp_path / "faulty", "conv1", "native")
+    assert first_difference(small_bundle, "native", labelled(3, COMPILED_SIZE), device="adb:FAKE").startswith("no ")
+    plant_fault(monkeypatch, "conv1")
+    text = first_difference(faulty, "native", labelled(1, COMPILED_SIZE), device="adb:FAKE")
+    assert "Conv2d conv1 (conv1) is the first that differs" in text
+    assert not list(Path(link.root).glob("run.*"))
 
 
 def test_a_push_that_breaks_off_fails_clean(

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from needs import requires_hardware
-from small_bundle import labelled, litert_bundle, quantized
+from faulty_bundle import faulty_bundle, plant_fault
+from needs import requires_hardware, requires_module, requires_pocl
+from small_bundle import COMPILED_SIZE, labelled, litert_bundle, quantized
 
-from xceptile.compile import divergence
-from xceptile.compile.backends import tflite
+from xceptile.compile import cli, divergence
 from xceptile.compile.divergence import first_difference, prefix
+from xceptile.compile.pipeline import build_bundle_files
 from xceptile.models import graph as ir
-from xceptile.models import serialize
 from xceptile.models.verify import verify
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
-from xceptile.runtime.bundle import Bundle, open_bundle, write_bundle
+from xceptile.runtime.bundle import Bundle, write_bundle
+from xceptile.runtime.engines.engine import EngineError
+from xceptile.runtime.measure import MEASURED
+from xceptile.runtime.session import Placement
+from xceptile.targets import catalog, host
 
 
 @pytest.fixture(scope="module")
@@ -26,36 +31,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return litert_bundle(tmp_path_factory.mktemp("divergence") / "bundle")
 
 
-def with_other_bias(graph: ir.Graph, layer: str, steps: int = 3000) -> ir.Graph:
-    if layer not in {node.name for node in graph.nodes}:
-        return graph
-    name = graph.node(layer).inputs[2]
-    bias = graph.constants[name]
-    changed = ir.Constant(bias.type, bias.data + np.int32(steps))
-    return graph.with_nodes(graph.nodes, {**graph.constants, name: changed})
-
-
-def faulty_bundle(bundle: Bundle, folder: Path, layer: str) -> Bundle:
-    """Its LiteRT artefact computes one layer with another bias."""
-    files = {name: bundle.file(name).read_bytes() for name in bundle.manifest.files}
-    graph = serialize.load(bundle.file(bundles.INT8_GRAPH))
-    files[bundles.LITERT_INT8] = tflite.serialize(with_other_bias(graph, layer))
-    write_bundle(folder / "faulty", bundle.manifest, files)
-    return open_bundle(folder / "faulty")
-
-
 @pytest.mark.parametrize("layer", ["stem.conv1", "blocks.1.sep0.pointwise", "classifier"])
 def test_a_planted_fault_is_found(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
-    faulty = faulty_bundle(bundle, tmp_path, layer)
-    real = tflite.serialize
-    monkeypatch.setattr(divergence.tflite, "serialize", lambda graph: real(with_other_bias(graph, layer)))
+    faulty = faulty_bundle(bundle, tmp_path / "faulty", layer, "litert")
+    plant_fault(monkeypatch, layer)
     text = first_difference(faulty, "litert", labelled(2))
     assert f" {layer} ({layer}) is the first that differs, by up to " in text
     assert text.startswith("on val/0 ")
 
 
 def test_an_artefact_that_is_not_the_network_s_is_said_to_be(bundle: Bundle, tmp_path: Path) -> None:
-    text = first_difference(faulty_bundle(bundle, tmp_path, "stem.conv1"), "litert", labelled(1))
+    text = first_difference(faulty_bundle(bundle, tmp_path / "faulty", "stem.conv1", "litert"), "litert", labelled(1))
     assert "not those of the same network compiled anew" in text
 
 
@@ -81,10 +67,48 @@ def test_a_prefix_computes_the_tensor_of_the_whole() -> None:
 
 @pytest.mark.slow
 def test_the_native_engine_s_prefixes_are_compiled_and_equal(tmp_path: Path) -> None:
-    from xceptile.targets import host
 
-    graph = quantized().int8_graph
-    x = (labelled(1)[0].pixels ^ np.uint8(0x80)).view(np.int8)[None]
-    cut = prefix(graph, "blocks.0.add")
-    seen = divergence._run(cut, host.detect(), "native", "local", x)
-    np.testing.assert_array_equal(seen.reshape(-1), reference.run(cut, x)[0].reshape(-1))
+    bundle = litert_bundle(tmp_path / "bundle")
+    x = bundle.quantize_pixels(labelled(1)[0].pixels[None])
+    cut = prefix(quantized().int8_graph, "blocks.0.add")
+    seen = divergence._run(cut, bundle, "native", Placement("local", MEASURED), x)
+    np.testing.assert_array_equal(seen, reference.run(cut, x)[0])
+
+
+def test_of_a_batch_the_image_that_differs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, files = build_bundle_files(quantized(), host.detect(), ("tflite",), (), lambda what, share: None, batch=3)
+    whole = write_bundle(tmp_path / "bundle", manifest, files)
+    assert first_difference(whole, "litert", labelled(4)) == "no image's outputs differ"
+    faulty = faulty_bundle(whole, tmp_path / "faulty", "classifier", "litert")
+    plant_fault(monkeypatch, "classifier")
+    assert " classifier (classifier) is the first that differs" in first_difference(faulty, "litert", labelled(2))
+
+
+@pytest.mark.slow
+@requires_pocl()
+@requires_module("ziglang", package="ziglang")
+def test_a_fault_of_a_gpu_s_kernels_is_found_in_rehearsal(
+    small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path / "pocl"))
+    faulty = faulty_bundle(small_bundle, tmp_path / "faulty", "conv1", "native", catalog.get("adreno-740"))
+    plant_fault(monkeypatch, "conv1")
+    text = first_difference(faulty, "native", labelled(1, COMPILED_SIZE))
+    assert "Conv2d conv1 (conv1) is the first that differs" in text
+
+
+def test_figures_are_shown_where_the_layer_cannot_be_found(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(graph: ir.Graph) -> bytes:
+        raise EngineError("no room for a shorter network")
+
+    faulty = faulty_bundle(bundle, tmp_path / "faulty", "stem.conv1", "litert")
+    files = {name: faulty.file(name).read_bytes() for name in faulty.manifest.files}
+    files[bundles.FLOAT_GRAPH] = bundle.file(bundles.FLOAT_GRAPH).read_bytes()
+    write_bundle(faulty.path, faulty.manifest, files)
+    monkeypatch.setattr(divergence.tflite, "serialize", refuse)
+    arguments = ["verify", str(faulty.path), "--data", "drawn:val:2", "--first-difference", "--json"]
+    assert cli._invoke(cli.app, arguments) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["first_difference"] == "the first layer that differs was not found: no room for a shorter network"
