@@ -24,7 +24,7 @@ from . import nvrtc
 from .gpu_plan import assemble
 
 _PREAMBLE = Path(family.__file__).with_name("preamble.cuh")
-_SIGNATURE = re.compile(r'(extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?)(\w+)_kernel\(([^)]*)\)')
+_SIGNATURE = re.compile(r'(extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?)(\w+)_kernel\(([^)]*)\)')
 _C_TYPES = {"int8": "signed char", "int16": "short", "int32": "int", "float32": "float"}
 
 

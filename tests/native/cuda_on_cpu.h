@@ -4,15 +4,22 @@
 // What only a GPU would do by chance is done here at its worst: shared memory begins as rubbish, threads run in any
 // order that is asked for, and an asynchronous copy arrives as early or as late as it may. A barrier that some threads
 // miss, or operands of a warp's instruction that must agree and do not, end the launch with an error.
+//
+// Compiled with -fsanitize=thread it also counts what memory accesses of a launch's first block cost: the compiler then
+// calls __tsan_read4 and the like before each of them. No part of the sanitizer itself is linked.
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <set>
+#include <tuple>
 #include <vector>
 
 #define XCT_ON_CPU
@@ -21,10 +28,23 @@
 #define __forceinline__ inline
 #define __shared__
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
+// Moved as a whole, 16 bytes at an address that is a multiple of 16: so the accesses are seen.
 struct int4 {
-    int x, y, z, w;
+    typedef int Words __attribute__((vector_size(16)));
+    union {
+        Words words;
+        struct {
+            int x, y, z, w;
+        };
+    };
+    int4(int x, int y, int z, int w) : words{x, y, z, w} {}
+    int4(const int4& other) : words(other.words) {}
+    int4& operator=(const int4& other) {
+        words = other.words;
+        return *this;
+    }
 };
 struct Index {
     unsigned x, y, z;
@@ -79,6 +99,25 @@ fibre_switch:
     ret
 )");
 
+// Accesses of the memories, for counting. One of a warp's is told from others by the places in the program that lead to
+// it and how often its thread was there before.
+
+enum Space { SHARED, GLOBAL };
+typedef std::tuple<const void*, const void*, const void*> Place;
+
+struct Access {
+    Place place;
+    const char* address;
+    int bytes;
+    Space space;
+};
+
+// What a warp's accesses of one space cost, and what they would at best: of shared memory wavefronts, in each of which
+// every one of the 32 banks gives a word; of global memory sectors of 32 bytes.
+struct Traffic {
+    unsigned long long accesses, cost, least;
+};
+
 struct Copy {
     void* to;
     const void* from;
@@ -93,6 +132,7 @@ struct Fibre {
     State state;
     std::vector<std::vector<Copy>> groups;  // committed, the oldest first
     std::vector<Copy> copies;               // not yet committed
+    std::vector<Access> accesses;
 };
 
 // One instruction that the 32 threads of a warp execute together.
@@ -116,6 +156,11 @@ static Kernel kernel;
 static void* arguments[16];
 static const char* failure;
 static bool copies_are_early;
+// What counts as global memory: pairs of where it begins and ends. Set before a launch that is to be counted.
+extern "C" {
+const char* global_memory[4];
+Traffic traffic[2];
+}
 
 static void fail(const char* message) {
     if (!failure) failure = message;
@@ -142,6 +187,54 @@ static void prepare(Fibre& fibre) {
     fibre.state = RUNNING;
     fibre.groups.clear();
     fibre.copies.clear();
+}
+
+typedef std::array<const Access*, 32> Lanes;  // NULL: has no part in it
+
+// Shared memory serves 32 lanes at once, of 8 bytes each 16, of 16 bytes 8; in each turn with as many wavefronts as the
+// busiest bank has different words to give.
+static void count_shared(const Lanes& lanes, int bytes) {
+    const int at_once = bytes <= 4 ? 32 : 128 / bytes;
+    for (int first = 0; first < 32; first += at_once) {
+        std::set<long> words;
+        for (int lane = first; lane < first + at_once; lane++)
+            for (int i = 0; lanes[lane] && i < bytes; i += 4)
+                words.insert((lanes[lane]->address + i - (const char*)_ptr) / 4);
+        if (words.empty()) continue;
+        int banks[32] = {0};
+        for (long word : words) banks[word % 32]++;
+        traffic[SHARED].accesses++;
+        traffic[SHARED].cost += *std::max_element(banks, banks + 32);
+        traffic[SHARED].least += (words.size() + 31) / 32;
+    }
+}
+
+static void count_global(const Lanes& lanes, int bytes) {
+    std::set<uintptr_t> touched, sectors;
+    for (const Access* access : lanes)
+        for (int i = 0; access && i < bytes; i++) {
+            const uintptr_t at = (uintptr_t)access->address + i;
+            touched.insert(at), sectors.insert(at / 32);
+        }
+    traffic[GLOBAL].accesses++;
+    traffic[GLOBAL].cost += sectors.size();
+    traffic[GLOBAL].least += (touched.size() + 31) / 32;
+}
+
+static void count_accesses() {
+    for (size_t warp = 0; warp < fibres.size(); warp += 32) {
+        std::map<std::tuple<Place, Space, int, int>, Lanes> instructions;
+        for (size_t lane = 0; lane < 32; lane++) {
+            std::map<std::tuple<Place, Space, int>, int> seen;
+            for (const Access& access : fibres[warp + lane].accesses) {
+                const int turn = seen[{access.place, access.space, access.bytes}]++;
+                instructions[{access.place, access.space, access.bytes, turn}][lane] = &access;
+            }
+        }
+        for (const auto& [key, lanes] : instructions)
+            (std::get<1>(key) == SHARED ? count_shared : count_global)(lanes, std::get<2>(key));
+    }
+    for (Fibre& fibre : fibres) fibre.accesses.clear();
 }
 
 static void run_block(const std::vector<unsigned>& order) {
@@ -186,9 +279,40 @@ extern "C" const char* emulate(void* function, void** pointers, int count, const
             for (unsigned x = 0; x < groups[0] && !failure; x++) {
                 blockIdx = {x, y, z};
                 run_block(order);
+                if (x + y + z == 0) count_accesses();
             }
     return failure;
 }
+
+#define UNSEEN __attribute__((no_sanitize("thread")))
+
+UNSEEN static bool is_shared(const void* p) {
+    return (const signed char*)p >= _ptr && (const signed char*)p < _ptr + sizeof _ptr;
+}
+
+UNSEEN static bool is_counted(const void* p) {
+    const char* const at = (const char*)p;
+    if (!global_memory[0] || blockIdx.x + blockIdx.y + blockIdx.z) return false;
+    return is_shared(p) || (at >= global_memory[0] && at < global_memory[1]) ||
+           (at >= global_memory[2] && at < global_memory[3]);
+}
+
+// Called by what the kernel calls, at most through xct_load16 and int4.
+#define COUNT(p, bytes)                                                                                       \
+    if (is_counted(p))                                                                                        \
+        fibres[current].accesses.push_back(                                                                   \
+            {{__builtin_return_address(0), __builtin_return_address(1), __builtin_return_address(2)},         \
+             (const char*)p, bytes, is_shared(p) ? SHARED : GLOBAL})
+
+#define COUNTED(bytes)                                                                                        \
+    extern "C" UNSEEN void __tsan_read##bytes(void* p) { COUNT(p, bytes); }                                   \
+    extern "C" UNSEEN void __tsan_write##bytes(void* p) { COUNT(p, bytes); }
+COUNTED(1)
+COUNTED(2)
+COUNTED(4)
+COUNTED(8)
+COUNTED(16)
+extern "C" void __tsan_init() {}
 
 static inline void xct_sync() { leave(AT_BARRIER); }
 
@@ -217,6 +341,13 @@ static inline int signed_byte(int word, int i) { return (int8_t)(word >> 8 * i);
 static inline int xct_dot4(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += signed_byte(a, i) * signed_byte(b, i);
     return c;
+}
+
+static inline int xct_pair(int word, int half) {
+    return signed_byte(word, 2 * half) & 0xffff | (uint32_t)signed_byte(word, 2 * half + 1) << 16;
+}
+static inline int xct_mad_s16(int a, int b, int half, int c) {
+    return c + (int16_t)(a >> 16 * half) * (int16_t)(b >> 16 * half);
 }
 
 static inline float xct_half_to_float(int half) { return _cvtsh_ss((unsigned short)half); }
@@ -254,6 +385,8 @@ static inline void xct_copy16(int address, const void* global, int valid) {
     void* shared = _ptr + address;
     check_shared(shared, 16, 16);
     if ((uintptr_t)global % 16) fail("an asynchronous copy from an address that is not aligned");
+    COUNT(shared, 16);
+    COUNT(global, 16);
     const Copy copy = {shared, global, valid != 0};
     if (copies_are_early) perform(copy);
     else fibres[current].copies.push_back(copy);
@@ -290,6 +423,7 @@ static inline void xct_ldmatrix(int* d, int address) {
         }
     };
     check_shared(shared, 16, 16);
+    COUNT(shared, 16);
     together(Load::execute, d, shared, nullptr, 0);
 }
 
@@ -350,7 +484,7 @@ static void check_rows(const void* shared, int stride_bytes, int row_bytes, int 
 }
 
 template <typename Item>
-static void load_fragment(Collective& warp) {
+UNSEEN static void load_fragment(Collective& warp) {
     for (int lane = 0; lane < 32; lane++) {
         if (warp.in[lane][0] != warp.in[0][0]) fail("lanes load a fragment from different addresses");
         for (int i = 0; i < 8; i++) {
@@ -376,7 +510,7 @@ static void multiply_fragments(Collective& warp) {
 }
 
 template <typename Sum>
-static void store_fragment(Collective& warp) {
+UNSEEN static void store_fragment(Collective& warp) {
     for (int n = 0; n < 256; n++)
         ((Sum*)warp.out[0])[n / 16 * warp.value[0] + n % 16] = ((const Sum*)warp.in[n / 8][0])[n % 8];
 }

@@ -13,11 +13,10 @@ from dataclasses import replace
 
 from ....targets.spec import GpuSpec
 from .depthwise import Front
-from .gemm import SLICE_BYTES, Gemm, Tile
+from .gemm import SHARED_BYTES, SLICE_BYTES, Gemm, Tile
 from .tir import ceil_div
 
 STATIC_SHARED_BYTES = 48 << 10  # what every block may have without asking the driver
-_RESIDENT_SHARED_BYTES = 96 << 10
 _RESIDENT_THREADS = 1024
 _SLICE_LATENCY = 150.0  # clocks from shared memory through the multiplications to the next slice
 _BLOCK_LATENCY = 1200.0  # clocks of the first loads and the last stores
@@ -79,11 +78,11 @@ def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
     """Estimated time of the product."""
     tile = gemm.tile
     a_block = ceil_div(gemm.blocks, gpu.compute_units)
-    resident = min(_RESIDENT_SHARED_BYTES // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
+    resident = min(SHARED_BYTES[gemm.mode] // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
     resident = max(resident, 1)
-    multiply = tile.rows * tile.columns * SLICE_BYTES / gemm.item_bytes / _macs_per_clock(gemm, gpu)
+    multiply = tile.rows * tile.columns * gemm.slice_bytes / gemm.item_bytes / _macs_per_clock(gemm, gpu)
     shared = _shared_bytes_read(gemm) / 128
-    load = (tile.rows + tile.columns) * SLICE_BYTES / 64
+    load = (tile.rows + tile.columns) * gemm.slice_bytes / 64
     computed = tile.rows * SLICE_BYTES * _PAIR_INSTRUCTIONS / _LANES if gemm.front else 0.0
     a_slice = max(multiply, shared, load, _SLICE_LATENCY / resident) + computed
     clocks = a_block * gemm.slices * a_slice + ceil_div(a_block, resident) * _BLOCK_LATENCY
@@ -93,9 +92,7 @@ def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
 def _macs_per_clock(gemm: Gemm, gpu: GpuSpec) -> float:
     """Of one multiprocessor: CUDA C++ Programming Guide, arithmetic instructions, and the boards' peaks."""
     if gemm.mode == "dot":
-        # On sm_62 ptxas makes dp4a of multiplications: four clocks, but fewer instructions than widening bytes first.
-        int8 = 512.0 if gpu.dot_product and gpu.arch != "sm_62" else 128.0
-        return int8 if gemm.item_bytes == 1 else 256.0
+        return 128.0  # of int16 or float32
     return {"mma": 2048.0, "wmma": 1024.0}[gemm.mode] / gemm.item_bytes
 
 

@@ -271,7 +271,7 @@ class MatVec:
 
     def _body(self, thread: Thread, x: Buffer, w: Buffer, bias: Buffer, *others: Buffer) -> None:
         kind = c.SUM[self.dtype]
-        dot = {"int8": "dot4", "float16": "dot2"}[self.dtype]
+        dot = {"int8": "dot4", "float16": "dot2_f16"}[self.dtype]
         lane = thread.index % 32
         row, part = (c.bind(n) for n in split(thread.block, ceil_div(self.channels, THREADS // 32)))
         channel = c.bind(part * (THREADS // 32) + thread.index // 32)

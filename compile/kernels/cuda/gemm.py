@@ -7,16 +7,17 @@ that lie in shared memory. How a slice is multiplied is the architecture's ``mod
   ``stages`` of them, and are read by ldmatrix; 16-byte chunks of a slice's row are permuted so that eight rows of
   one column of chunks lie in different banks.
 * ``wmma`` (sm_72): tensor cores by wmma.m16n16k16. Rows are padded to 80 bytes, of float16 to 96.
-* ``dot``: dp4a, or plain multiplications before sm_61. Slices are stored word by word, so that a thread reads four
-  rows' words at once.
+* ``dot``: multiplications of two int16 (or float16) lanes of a word, for GPUs without tensor cores and dp4a: Jetson's
+  before sm_72. Slices are stored word by word, so that a thread reads four rows' words at once; int8 become int16 as
+  they are stored, so that nothing is left to do for a product but to multiply and to add.
 
 In the latter two a slice is fetched into registers while the one before it is multiplied. A pixel's row of ``a`` is
-gathered from the image (``Window``), or computed: a 3x3 depthwise convolution in front (``Front``).
+gathered from the image (``Window``), or computed: a depthwise convolution in front (``Front``), but not with ``dot``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,11 +31,13 @@ from .depthwise import Front
 from .tir import Buffer, Expr, Parameter, Thread, ceil_div
 from .window import Window, split
 
-SLICE_BYTES = 64
+SLICE_BYTES = 64  # of each row, in shared memory
 # Bytes from row to row with wmma, whose instructions want a row to begin at a multiple of a thread's fragment (PTX ISA,
 # "Matrix storage for WMMA"): 8 bytes of int8, 32 of float16. As many rows as can begin in different banks.
 _WMMA_STRIDE = {"int8": SLICE_BYTES + 16, "float16": SLICE_BYTES + 32}
 _STAGED_PAD = 16  # bytes after each row of a staged output tile
+# Of a multiprocessor, for its blocks: CUDA C++ Programming Guide, "Compute Capabilities"; mma: 100 KB at least.
+SHARED_BYTES = {"mma": 96 << 10, "wmma": 96 << 10, "dot": 64 << 10}
 # Words of the constants: the output's clamp and zero point; then those of a fused addition.
 LOW, HIGH, ZERO, A_MULTIPLIER, B_MULTIPLIER, BIAS, SHIFT, SUM_LOW, SUM_ZERO = range(9)
 CONSTANTS = 9
@@ -87,8 +90,18 @@ class Gemm:
         return self.window.pixel_bytes if self.front else self.window.taps * self.window.pixel_bytes
 
     @property
+    def slice_bytes(self) -> int:
+        """Of each row in global memory."""
+        return SLICE_BYTES // 2 if self.widens else SLICE_BYTES
+
+    @property
+    def widens(self) -> bool:
+        """Whether int8 lie in shared memory as int16."""
+        return self.mode == "dot" and self.dtype == "int8"
+
+    @property
     def slices(self) -> int:
-        return ceil_div(self.k_bytes, SLICE_BYTES)
+        return ceil_div(self.k_bytes, self.slice_bytes)
 
     @property
     def items(self) -> int:
@@ -132,18 +145,18 @@ class Gemm:
     @property
     def traffic_bytes(self) -> int:
         """Global memory: every block reads its rows and its columns once; outputs (and the residual) once."""
-        slices = self.slices * SLICE_BYTES * self.blocks
+        slices = self.slices * self.slice_bytes * self.blocks
         reads = slices * self.tile.columns
         reads += self.front.traffic_bytes * self.columns // self.tile.columns if self.front else slices * self.tile.rows
         return reads + self.window.pixels * self.channels * self.item_bytes * (2 if self.addition else 1)
 
     def parameters(self) -> list[Parameter]:
         y_words = self.window.pixels * self.channels * self.item_bytes // 4
-        front = self.front.parameters() if self.front else []
+        front = self.front.depthwise.operands() if self.front else []
         return [
             Parameter("x", "int32", self.window.words),
             *front,
-            Parameter("w", "int32", self.columns * self.slices * SLICE_BYTES // 4),
+            Parameter("w", "int32", self.columns * self.slices * self.slice_bytes // 4),
             Parameter("bias", c.SUM[self.dtype], self.columns),
             *(
                 [Parameter("m", "float32", self.columns), Parameter("p", "int32", CONSTANTS)]
@@ -155,24 +168,29 @@ class Gemm:
         ]
 
     def build(self) -> tirx.PrimFunc:
+        # Before sm_70 ptxas spills registers to make room for one more block, for which there is no shared memory.
+        resident_blocks = SHARED_BYTES["dot"] // self.shared_bytes if self.mode == "dot" else 0
         return c.kernel(
             self.symbol, self.parameters(), self.blocks, self.tile.threads, self.shared_bytes,
-            lambda thread, *buffers: _emit(self, thread, buffers),
+            lambda thread, *buffers: _emit(self, thread, buffers), resident_blocks,
         )  # fmt: skip
 
 
 def pack_weights(gemm: Gemm, weights: NDArray[np.generic]) -> NDArray[np.int32]:
-    """(channels, k) of the product's dtype -> the slices as they lie in shared memory, tile by tile, as words."""
+    """(channels, k) of the product's dtype -> the slices as they lie in shared memory, tile by tile, as words; what is
+    widened there is not yet."""
     tile = gemm.tile
-    padded = np.zeros((gemm.columns, gemm.slices * SLICE_BYTES // gemm.item_bytes), gemm.dtype)
+    padded = np.zeros((gemm.columns, gemm.slices * gemm.slice_bytes // gemm.item_bytes), gemm.dtype)
     padded[: weights.shape[0], : weights.shape[1]] = weights
-    rows = padded.view(np.int8).reshape(-1, tile.columns, gemm.slices, 4, 16).transpose(0, 2, 1, 3, 4)
+    rows = (
+        padded.view(np.int8).reshape(-1, tile.columns, gemm.slices, gemm.slice_bytes // 16, 16).transpose(0, 2, 1, 3, 4)
+    )
     if gemm.mode == "mma":
         row = np.arange(tile.columns)[:, None]
         rows = rows[:, :, row, np.arange(4) ^ ((row >> 1) & 3)]
     packed = np.ascontiguousarray(rows).view(np.int32)  # (tile, slice, row, chunk, word)
     if gemm.mode == "dot":
-        packed = packed.reshape(*packed.shape[:2], tile.columns, SLICE_BYTES // 4).swapaxes(2, 3)
+        packed = packed.reshape(*packed.shape[:2], tile.columns, gemm.slice_bytes // 4).swapaxes(2, 3)
     return np.ascontiguousarray(packed).reshape(-1)
 
 
@@ -260,16 +278,17 @@ def _run_async(block: _Block, multiply: _Mma) -> None:
 
 
 def _run_sync(block: _Block, multiply: _Wmma | _Dot) -> None:
-    gemm, shared = block.gemm, block.thread.shared
-    a_chunks = [] if gemm.front else block.each(gemm.tile.rows * 4)
-    b_chunks = block.each(gemm.tile.columns * 4)
+    gemm = block.gemm
+    chunks = gemm.slice_bytes // 16  # of each row
+    a_chunks = [] if gemm.front else block.each(gemm.tile.rows * chunks)
+    b_chunks = block.each(gemm.tile.columns * chunks)
     fetched = c.registers(4 * (len(a_chunks) + len(b_chunks)))
     address = None if gemm.front else _a_addresses(block, a_chunks)
 
     def fetch(k: Expr) -> None:
         for turn, n, there in a_chunks:
             assert address is not None
-            pointer, valid = address(turn, k * 4 + _a_chunk(gemm, n)[1])
+            pointer, valid = address(turn, k * chunks + _a_chunk(gemm, n)[1])
             valid = c.both(there, valid)
             c.do("load16_if", c.at(fetched, turn * 4), pointer, 1 if valid is True else valid)
         for turn, n, there in b_chunks:
@@ -281,19 +300,11 @@ def _run_sync(block: _Block, multiply: _Wmma | _Dot) -> None:
         if gemm.front:
             _compute_a(block, k, slot)
         for turn, n, there in a_chunks:
-            row, chunk = _a_chunk(gemm, n)
             with c.when(there):
-                if gemm.mode == "wmma":
-                    target = base + row * gemm.row_bytes + chunk * 16
-                    c.do("store16", c.at(shared, target), c.at(fetched, turn * 4))
-                else:
-                    for i in range(4):
-                        c.do("store4", c.at(shared, base + _a_word(gemm, row, chunk * 4 + i)), fetched[turn * 4 + i])
+                _keep_a(block, base, n, [fetched[turn * 4 + i] for i in range(4)])
         for turn, n, there in b_chunks:
-            offset = n // 4 * gemm.row_bytes + n % 4 * 16 if gemm.mode == "wmma" else n * 16
-            target = base + gemm.tile.rows * gemm.row_bytes + offset
             with c.when(there):
-                c.do("store16", c.at(shared, target), c.at(fetched, (len(a_chunks) + turn) * 4))
+                _keep_w(block, base, n, [fetched[(len(a_chunks) + turn) * 4 + i] for i in range(4)])
 
     fetch(0)
     keep(0, 0)
@@ -307,6 +318,44 @@ def _run_sync(block: _Block, multiply: _Wmma | _Dot) -> None:
         c.do("sync")
 
 
+def _keep_a(block: _Block, base: Expr, n: Expr, words: list[Expr]) -> None:
+    """A slice's n-th chunk of ``a`` into the stage at ``base``; with ``dot`` one word below the other."""
+    gemm = block.gemm
+    row, chunk = _a_chunk(gemm, n)
+    if gemm.mode == "wmma":
+        _store16(block, base + row * gemm.row_bytes + chunk * 16, words)
+        return
+    pairs = [pair for word in words for pair in _pairs(gemm, word)]
+    for i, pair in enumerate(pairs):
+        at = ((chunk * len(pairs) + i) * gemm.tile.rows + row) * 4
+        c.do("store4", c.at(block.thread.shared, base + at), pair)
+
+
+def _keep_w(block: _Block, base: Expr, n: Expr, words: list[Expr]) -> None:
+    """A slice's n-th chunk of weights; with ``dot`` it is a word of each of four columns."""
+    gemm = block.gemm
+    start = base + gemm.tile.rows * gemm.row_bytes
+    if gemm.mode == "wmma":
+        _store16(block, start + n // 4 * gemm.row_bytes + n % 4 * 16, words)
+        return
+    fours = gemm.tile.columns // 4
+    rows = list(zip(*(_pairs(gemm, word) for word in words), strict=True))
+    for i, row in enumerate(rows):
+        _store16(block, start + ((n // fours * len(rows) + i) * fours + n % fours) * 16, row)
+
+
+def _pairs(gemm: Gemm, word: Expr) -> list[Expr]:
+    """A word as words of two lanes of 16 bits."""
+    return [c.call("pair", word, i) for i in range(2)] if gemm.widens else [word]
+
+
+def _store16(block: _Block, at: Expr, words: Sequence[Expr]) -> None:
+    chunk = c.registers(4)
+    for i, word in enumerate(words):
+        c.put(chunk, i, word)
+    c.do("store16", c.at(block.thread.shared, at), c.at(chunk, 0))
+
+
 def _a_chunk(gemm: Gemm, n: Expr) -> tuple[Expr, Expr]:
     """(row, chunk of 16 bytes) of a slice's n-th chunk: along rows for memory, with ``dot`` down for the banks."""
     return (n % gemm.tile.rows, n // gemm.tile.rows) if gemm.mode == "dot" else (n // 4, n % 4)
@@ -316,7 +365,7 @@ def _a_word(gemm: Gemm, row: Expr, word: Expr) -> Expr:
     """The byte of a stage where a word of a row of ``a`` lies."""
     if gemm.mode == "mma":
         return row * SLICE_BYTES + ((word // 4) ^ (row // 2 % 4)) * 16 + word % 4 * 4
-    return row * gemm.row_bytes + word * 4 if gemm.mode == "wmma" else (word * gemm.tile.rows + row) * 4
+    return row * gemm.row_bytes + word * 4
 
 
 def _a_addresses(
@@ -331,7 +380,7 @@ def _a_addresses(
         c.put(bases, turn, window.base_word(row))
 
     def address(turn: int, chunk: Expr) -> tuple[Expr, Expr | bool]:
-        valid = True if gemm.k_bytes % SLICE_BYTES == 0 else chunk < gemm.k_bytes // 16
+        valid = True if gemm.k_bytes % gemm.slice_bytes == 0 else chunk < gemm.k_bytes // 16
         inside = chunk if valid is True else T.min(chunk, gemm.k_bytes // 16 - 1)
         return c.at(block.buffers["x"], bases[turn] + window.chunk_word(inside)), valid
 
@@ -356,7 +405,7 @@ def _a_copies(block: _Block, base: Expr) -> Callable[[Expr, Expr], None]:
 
 def _w_chunk(block: _Block, k: Expr, n: Expr) -> Expr:
     gemm = block.gemm
-    slice_words = gemm.tile.columns * SLICE_BYTES // 4
+    slice_words = gemm.tile.columns * gemm.slice_bytes // 4
     return c.at(block.buffers["w"], (block.column_tile * gemm.slices + k) * slice_words + n * 4)
 
 
@@ -467,7 +516,7 @@ class _Dot:
     def slice(self, slot: Expr) -> None:
         block, gemm = self.block, self.block.gemm
         shared, tile = block.thread.shared, gemm.tile
-        function = {"int8": "dot4", "float16": "dot2"}[gemm.dtype]
+        function = {"int8": "dot2_s16", "float16": "dot2_f16"}[gemm.dtype]
         base = c.bind(slot * gemm.stage_bytes)
 
         def multiply(k: Expr) -> None:

@@ -213,15 +213,15 @@ class _Lowering:
 
     def _front_pays(self, node: ir.Node) -> bool:
         reader = self._only_reader(node)
-        if self.dtype != "int8" or not self.gpu.dot_product or reader is None:
+        if self.mode == "dot" or reader is None:
             return False
         if not isinstance(node.op, ir.DepthwiseConv2d) or not isinstance(reader.op, ir.Conv2d):
             return False
-        window = self._depthwise_window(node, node.op)
-        if not fits_dot(window) or not self._is_pointwise(reader, reader.op):
+        kernel = self._depthwise_kernel(node, node.op)
+        if not fits_dot(kernel.window) or not self._is_pointwise(reader, reader.op):
             return False
         pointwise = self._window(reader, (1, 1), (1, 1), (0, 0, 0, 0))
-        return cost.front_pays(self._draft(reader, pointwise), Front(window, node.inputs[0] in self.relus), self.gpu)
+        return cost.front_pays(self._draft(reader, pointwise), Front(kernel), self.gpu)
 
     def _is_pointwise(self, node: ir.Node, op: ir.Conv2d) -> bool:
         kernel = self.graph.type_of(node.inputs[1]).shape[1:3]
@@ -245,9 +245,12 @@ class _Lowering:
         before = (padding[0], padding[2])
         return Window(batch, in_height, in_width, out_height, out_width, kernel, strides, before, pixel_bytes)
 
-    def _depthwise_window(self, node: ir.Node, op: ir.DepthwiseConv2d) -> Window:
+    def _depthwise_kernel(self, node: ir.Node, op: ir.DepthwiseConv2d) -> Depthwise:
         kh, kw, _ = self.graph.type_of(node.inputs[1]).shape
-        return self._window(node, (kh, kw), op.strides, op.padding)
+        window = self._window(node, (kh, kw), op.strides, op.padding)
+        by_dot = self.gpu.dot_product and self.dtype == "int8" and fits_dot(window)
+        relu = op.relu and self.dtype == "float16"
+        return Depthwise(self.dtype, window, node.inputs[0] in self.relus, by_dot, relu)
 
     def _draft(self, node: ir.Node, window: Window, *, addition: bool = False, relu: bool = False) -> Gemm:
         """A product with the tile that the cost model prefers, over the rows of ``window``."""
@@ -266,13 +269,12 @@ class _Lowering:
         if source in self.fronts:
             front = graph.node(source)
             assert isinstance(front.op, ir.DepthwiseConv2d)
-            window = self._depthwise_window(front, front.op)
+            kernel = self._depthwise_kernel(front, front.op)
             pointwise = self._window(node, (1, 1), (1, 1), (0, 0, 0, 0))
-            shape = Front(window, front.inputs[0] in self.relus)
-            gemm = cost.with_front(self._draft(node, pointwise, **flags), shape, self.gpu)
-            before = (self._padded(self._without_relu(front)), *self._depthwise_operands(front, window, by_dot=True))
-            rows = _rows(weights, window.pixel_bytes // ITEM_BYTES[self.dtype])
-            macs += int(np.prod(front.type.shape)) * window.taps
+            gemm = cost.with_front(self._draft(node, pointwise, **flags), Front(kernel), self.gpu)
+            before = self._depthwise_operands(front, kernel)
+            rows = _rows(weights, kernel.window.pixel_bytes // ITEM_BYTES[self.dtype])
+            macs += int(np.prod(front.type.shape)) * kernel.window.taps
         else:
             window = self._window(node, (weights.shape[1], weights.shape[2]), op.strides, op.padding)
             if (source in self.plain and source not in self.stored) or any(op.padding):
@@ -351,28 +353,23 @@ class _Lowering:
         source = depthwise.inputs[0]
         return self.graph.node(source).inputs[0] if source in self.relus else source
 
-    def _depthwise_operands(self, node: ir.Node, window: Window, *, by_dot: bool) -> tuple[Weights, ...]:
+    def _depthwise_operands(self, node: ir.Node, kernel: Depthwise) -> Operands:
+        """The input, weights, and what follows the sum."""
+        x = self._padded(self._without_relu(node))
         weights = self.graph.constants[node.inputs[1]].data
-        channels = window.pixel_bytes // ITEM_BYTES[self.dtype]
-        packed = pack_rows(weights, channels) if by_dot else pack_taps(weights, self.dtype, channels)
+        channels = kernel.window.pixel_bytes // ITEM_BYTES[self.dtype]
+        packed = Weights(pack_rows(weights, channels) if kernel.by_dot else pack_taps(weights, self.dtype, channels))
         if self.dtype == "float16":
-            return (Weights(packed), *self._scaling(node, channels))
+            return (x, packed, *self._scaling(node, channels))
         zero = self.graph.type_of(self._without_relu(node)).per_tensor.zero_point
         constants = _int32(*self._clamp(node), int(np.int32(np.uint32((zero & 0xFF) * 0x01010101))))
-        return (Weights(packed), *self._scaling(node, channels, zero), constants)
+        return (x, packed, *self._scaling(node, channels, zero), constants)
 
     def _depthwise(self, node: ir.Node, op: ir.DepthwiseConv2d) -> None:
-        window = self._depthwise_window(node, op)
-        relu = op.relu and self.dtype == "float16"
-        after_relu = node.inputs[0] in self.relus
-        kernel = Depthwise(self.dtype, window, after_relu, self.gpu.dot_product, relu)
-        operands: Operands = (
-            self._padded(self._without_relu(node)),
-            *self._depthwise_operands(node, window, by_dot=kernel.by_dot),
-        )
-        macs = int(np.prod(node.type.shape)) * window.taps
-        self._finish(node, kernel.symbol, kernel.build, operands, kernel.blocks, THREADS, kernel.traffic_bytes,
-                     macs=macs)  # fmt: skip
+        kernel = self._depthwise_kernel(node, op)
+        macs = int(np.prod(node.type.shape)) * kernel.window.taps
+        self._finish(node, kernel.symbol, kernel.build, self._depthwise_operands(node, kernel), kernel.blocks, THREADS,
+                     kernel.traffic_bytes, macs=macs)  # fmt: skip
 
     def _add(self, node: ir.Node, op: ir.Add) -> None:
         a, b = (self._padded(name) for name in node.inputs)

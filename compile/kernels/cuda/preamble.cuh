@@ -13,18 +13,36 @@ XCT int xct_perm(int a, int b, int selector) { return __byte_perm(a, b, selector
 
 XCT int xct_shuffle(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
-// c + the sum of the products of four int8. dp4a begins with sm_61; before, bytes are widened and multiplied. On sm_62
-// ptxas makes it of multiplications, by fewer instructions than those below.
+// Bytes 2 half and 2 half + 1 of a word, as two int16: one instruction.
+XCT int xct_pair(int word, int half) {
+    int pair;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(pair) : "r"(word), "r"(half ? 0xb3a2 : 0x9180));
+    return pair;
+}
+
+// c + the product of the two lower or of the two upper int16: on Maxwell and Pascal one instruction at full rate, XMAD,
+// which takes either half of a register. (Of int32, or of bytes, ptxas makes three and more.)
+XCT int xct_mad_s16(int a, int b, int half, int c) {
+    int d;
+    if (half)
+        asm("{ .reg .s16 p, q, r, s; mov.b32 {p, q}, %1; mov.b32 {r, s}, %2; mad.wide.s16 %0, q, s, %3; }"
+            : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    else
+        asm("{ .reg .s16 p, q, r, s; mov.b32 {p, q}, %1; mov.b32 {r, s}, %2; mad.wide.s16 %0, p, r, %3; }"
+            : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// c + the sum of the products of four int8. dp4a begins with sm_61, but the TX2 (sm_62) has none: there ptxas would make
+// it of bytes cut out one by one.
 XCT int xct_dot4(int a, int b, int c) {
-#if XCT_SM(61)
+#if XCT_SM(70)
     int d;
     asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 #else
-    c += (a << 24 >> 24) * (b << 24 >> 24);
-    c += (a << 16 >> 24) * (b << 16 >> 24);
-    c += (a << 8 >> 24) * (b << 8 >> 24);
-    return c + (a >> 24) * (b >> 24);
+    for (int i = 0; i < 4; i++) c = xct_mad_s16(xct_pair(a, i / 2), xct_pair(b, i / 2), i % 2, c);
+    return c;
 #endif
 }
 
@@ -182,10 +200,11 @@ XCT int xct_pack2(float a, float b) { return xct_float_to_half(a) & 0xffff | xct
 
 XCT void xct_put2_f16(void* p, float a, float b) { *(int*)p = xct_pack2(a, b); }
 
-XCT float xct_dot2(int a, int b, float c) {
-    c = __fmaf_rn(xct_half(a, 0), xct_half(b, 0), c);
-    return __fmaf_rn(xct_half(a, 1), xct_half(b, 1), c);
-}
+XCT float xct_mad_f16(int a, int b, int half, float c) { return __fmaf_rn(xct_half(a, half), xct_half(b, half), c); }
+
+XCT float xct_dot2_f16(int a, int b, float c) { return xct_mad_f16(a, b, 1, xct_mad_f16(a, b, 0, c)); }
+
+XCT int xct_dot2_s16(int a, int b, int c) { return xct_mad_s16(a, b, 1, xct_mad_s16(a, b, 0, c)); }
 
 XCT int xct_max2(int a, int b) {
     return xct_pack2(fmaxf(xct_half(a, 0), xct_half(b, 0)), fmaxf(xct_half(a, 1), xct_half(b, 1)));

@@ -6,6 +6,7 @@ Tensors are buffers of 32-bit words: four int8 or two float16 each, the first in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,10 @@ def kernel(
     threads: int,
     shared_bytes: int,
     body: Callable[..., None],
+    resident_blocks: int = 0,
 ) -> tirx.PrimFunc:
-    """``body(thread, *buffers)`` emits what one thread does. Every grid is a row of blocks: x alone may pass 65,535."""
+    """``body(thread, *buffers)`` emits what one thread does. Every grid is a row of blocks: x alone may pass 65,535.
+    ``resident_blocks``: so many share a multiprocessor, and their registers; 0 leaves that to ptxas."""
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(symbol)
@@ -57,6 +60,9 @@ def kernel(
             with (
                 T.launch_thread("blockIdx.x", blocks) as block,
                 T.launch_thread("threadIdx.x", threads) as index,
+                T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", resident_blocks)
+                if resident_blocks
+                else nullcontext(),
             ):
                 shared = T.alloc_buffer((shared_bytes,), "int8", scope="shared.dyn") if shared_bytes else None
                 body(Thread(index, block, shared), *buffers)
