@@ -9,6 +9,8 @@
 
 #include "internal.h"
 
+_Static_assert(sizeof(xct_tensor_info) == 72 && sizeof(xct_step_info) == 56, "as in every program built before");
+
 struct xct_session {
     pthread_mutex_t lock; /* of everything below that changes after xct_open: error and driver_state */
     struct xct_error error;

@@ -68,6 +68,8 @@ typedef struct {
     uint32_t device; /* XCT_DEVICE_... */
 } xct_options;
 
+/* What the library fills in, xct_tensor_info and xct_step_info, keeps its size and layout for good: a program may be
+ * given a newer library than its header. More to know would come from a call of its own. */
 typedef struct {
     const char *name;  /* valid until xct_close */
     const char *dtype; /* "int8", "float32", ... */
