@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 import torch
 from int8_graphs import as_float, photo, random_xception
 from needs import requires, requires_module
-from test_cuda_driver import compile_fakes
+from test_cuda_driver import compile_fakes, emulation
+from test_cuda_kernels import emulated
 
 from xceptile.runtime import reference
 
@@ -32,11 +35,12 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_a_gpu_one_line_says_so(kit: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has no lack of GPUs")
-    done = subprocess.run([sys.executable, str(kit / "borrowed_gpu.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(kit / "borrowed_gpu.py")],
+        capture_output=True, text=True, check=False, env={**os.environ, "XCEPTILE_CUDA": "/no/such/library.so"},
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: torch finds no CUDA GPU here")
+    assert done.stderr.startswith("error: no CUDA driver: /no/such/library.so: ")
     assert done.stderr.count("\n") == 1
 
 
@@ -51,22 +55,75 @@ def test_wrong_outputs_are_seen(kit: Path, tmp_path: Path, monkeypatch: pytest.M
     compile_fakes(tmp_path, ("driver",), "clang")
     library = borrowed_gpu.load_runtime(kit / f"libxceptile-{platform.machine()}.so")
     entries = json.loads((kit / "kit.json").read_text())["networks"]
-    assert [entry["name"] for entry in entries] == ["operators-orin", "int8-batch2", "float16-batch2"]
+    assert [entry["name"] for entry in entries] == ["operators-orin", "int8-batch2", "float16"]
     monkeypatch.setenv("XCEPTILE_CUDA", str(tmp_path / "driver.so"))
     for entry in entries:
         checked = borrowed_gpu.check(library, kit, entry)
         assert checked["device"].startswith("Fake GPU")
-        assert "kernels.ptx" in checked["device"]
+        assert "kernels.cubin" in checked["device"]
         assert (checked["equal"], "error" in checked) == (False, False)
         assert len(checked["different"]) > 0.9 * len(entry["outputs"])
     monkeypatch.setenv("XCEPTILE_CUDA", "/no/such/library.so")
     assert "no CUDA driver" in borrowed_gpu.check(library, kit, entries[0])["error"]
 
 
-def test_torch_computes_the_same_network(kit: Path) -> None:
+rehearsed = [requires("clang", package="clang"), *emulated]
+
+
+@pytest.fixture(scope="module")
+def driver(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return emulation(tmp_path_factory.mktemp("driver"), *sorted(kit.glob("*/kernels.cu")))
+
+
+class TestRehearsed:
+    """The whole script on a driver whose kernels run on the processor."""
+
+    pytestmark = rehearsed
+
+    @pytest.mark.parametrize(
+        "machine",
+        [{}, {"FAKE_CAPABILITY": "90", "FAKE_INTEGRATED": "1", "FAKE_SEED": "7"}],
+        ids=["board, copies", "newer GPU, shared memory"],
+    )
+    def test_every_network_equals_the_reference(
+        self, kit: Path, driver: dict[str, str], monkeypatch: pytest.MonkeyPatch, machine: dict[str, str]
+    ) -> None:
+        for name, value in (driver | machine).items():
+            monkeypatch.setenv(name, value)
+        report = borrowed_gpu.run(kit)
+        assert [checked["equal"] for checked in report["checks"]] == [True] * 3
+        form = "kernels.ptx" if machine else "kernels.cubin"
+        assert all(checked["device"].endswith(f"{form}, one graph") for checked in report["checks"])
+        assert torch.cuda.is_available() or "finds no CUDA GPU here" in report["error"]
+        json.dumps(report)
+
+    def test_layers(self, kit: Path, driver: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in driver.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("FAKE_KERNELS")  # the times are the fake's own
+        library = borrowed_gpu.load_runtime(kit / f"libxceptile-{platform.machine()}.so")
+        entry = json.loads((kit / "kit.json").read_text())["networks"][1]
+        timed = borrowed_gpu.layers(library, kit, entry, {"gb_per_s": 1000.0})
+        assert {row["median_us"] for row in timed["layers"]} == {1500.0}
+        assert timed["all layers, without copies, ms"] == 1.5 * len(timed["layers"])
+        assert all(0 < row["share_of_roof"] < 1 for row in timed["layers"])
+        json.dumps(timed)
+
+
+def test_torch_computes_the_same_network() -> None:
     real = as_float(random_xception(75, 0.125, 10, same_padding=False))
     pixels = photo(75, 75).astype(np.float32) + 128
     (expected,) = reference.run(real, pixels)
-    forward = borrowed_gpu.torch_network(kit, "cpu")
-    got = forward(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).half()).float().numpy()
+    network = borrowed_gpu.torch_network(*gpu_kit.describe_for_torch(real), "cpu")
+    with torch.no_grad():
+        got = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).half()).float().numpy()
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_torch_has_no_more_than_its_time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
+    network, x = torch.nn.ReLU(), torch.zeros(1)
+    borrowed_gpu.compiled(network, x, "reduce-overhead", lambda: None)()
+    monkeypatch.setattr(borrowed_gpu, "COMPILING_S", 0.2)
+    with pytest.raises(TimeoutError, match="not done in 0 s"):
+        borrowed_gpu.compiled(network, x, "reduce-overhead", lambda: time.sleep(10))

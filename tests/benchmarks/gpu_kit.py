@@ -1,8 +1,8 @@
 """Makes the kit that ``borrowed_gpu.py`` runs on a machine with an NVIDIA GPU: ``python tests/benchmarks/gpu_kit.py``.
 
-The kit (build/gpu_kit) is one folder to be copied: compiled operators for every Jetson architecture and the whole
-Xception at 299x299 for Jetson Orin (int8 and float16, batch 1 and 8), each with an input and the reference's outputs;
-the runtime for x86-64 and AArch64; the float network for torch; the script itself.
+The kit (build/gpu_kit) is one folder to be copied, of less than 60 MiB: compiled operators for every Jetson
+architecture, the whole Xception at 299x299 for Jetson Orin in int8, batch 1 and 8, and a narrow one in float16, each
+with an input and the reference's outputs; the runtime for x86-64 and AArch64; the network for torch; the script itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
 BOARDS = ("nano", "tx2", "xavier", "orin")
+ORIN = catalog.get("jetson-orin")
 FLOAT16_TOLERANCE = 0.05  # of the largest logit
 HERE = Path(__file__).resolve()
 
@@ -69,26 +70,27 @@ def operators(kit: Path, board: str) -> dict[str, Any]:
 
 
 def networks(kit: Path, graph: ir.Graph, batches: tuple[int, ...]) -> list[dict[str, Any]]:
-    """The whole network in int8 and float16 for Jetson Orin."""
-    target, real = catalog.get("jetson-orin"), as_float(graph)
-    half = with_pixels(real, graph.inputs[0].type.per_tensor)
+    """The whole network in int8 for Jetson Orin."""
     _, height, width, _ = graph.inputs[0].type.shape
     images = np.concatenate([photo(height, width, seed) for seed in range(max(batches))])
-    pixels = images.astype(np.float32) + 128
     expected = np.concatenate([reference.run(graph, image[None])[0] for image in images])
-    floats = np.concatenate([reference.run(real, image[None])[0] for image in pixels])
-    entries = []
-    for batch in batches:
-        x = [images[:batch]]
-        forms = (("int8", graph, expected), ("float16", half, floats))
-        for dtype, form, y in forms:
-            entries.append(write(kit, f"{dtype}-batch{batch}", set_batch(form, batch), target, x, [y[:batch]], batch))
-    return entries
+    return [write(kit, f"int8-batch{n}", set_batch(graph, n), ORIN, [images[:n]], [expected[:n]], n) for n in batches]
 
 
-def describe_for_torch(kit: Path, real: ir.Graph) -> None:
-    """The float network as torch.json and torch.npz: operators in torch's words, weights in torch's layout."""
-    nodes, weights = [], {}
+def float16(kit: Path, graph: ir.Graph) -> dict[str, Any]:
+    """Its float network as the float16 build computes it, of two images: not to be timed."""
+    real, image = as_float(graph), graph.inputs[0]
+    half = set_batch(with_pixels(real, image.type.per_tensor), 2)
+    _, height, width, _ = image.type.shape
+    x = np.concatenate([photo(height, width, seed) for seed in range(2)])
+    expected = np.concatenate([reference.run(real, each[None].astype(np.float32) + 128)[0] for each in x])
+    return write(kit, "float16", half, ORIN, [x], [expected], 0)
+
+
+def describe_for_torch(real: ir.Graph) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The float network in torch's words, with the weights' shapes; and the weights, in torch's layout."""
+    nodes: list[dict[str, Any]] = []
+    weights: dict[str, np.ndarray] = {}
     for node in real.nodes:
         op, row = node.op, {"name": node.name, "weights": [], "relu": getattr(node.op, "relu", False)}
         row["inputs"] = [name for name in node.inputs if name not in real.constants]
@@ -118,9 +120,11 @@ def describe_for_torch(kit: Path, real: ir.Graph) -> None:
                 raise NotImplementedError(f"{op}")
         nodes.append(row)
     _, height, width, channels = real.inputs[0].type.shape
-    described = {"input": real.inputs[0].name, "output": real.outputs[0], "shape": [channels, height, width]}
-    (kit / "torch.json").write_text(json.dumps({**described, "nodes": nodes}))
-    np.savez(kit / "torch.npz", **{name: np.ascontiguousarray(value, np.float16) for name, value in weights.items()})
+    described = {
+        "input": real.inputs[0].name, "output": real.outputs[0], "shape": [channels, height, width], "nodes": nodes,
+        "weights": {name: value.shape for name, value in weights.items()},
+    }  # fmt: skip
+    return described, weights
 
 
 def make(kit: Path, *, size: int = 299, width: float = 1.0, batches: tuple[int, ...] = (1, 8),
@@ -130,8 +134,10 @@ def make(kit: Path, *, size: int = 299, width: float = 1.0, batches: tuple[int, 
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     graph = random_xception(size, width, 1000 if width == 1.0 else 10, same_padding=False)
-    entries = [operators(aside, board) for board in boards] + networks(aside, graph, batches)
-    describe_for_torch(aside, as_float(graph))
+    narrow = random_xception(size, min(width, 0.25), 10, same_padding=False)
+    entries = [operators(aside, board) for board in boards]
+    entries += [*networks(aside, graph, batches), float16(aside, narrow)]
+    (aside / "torch.json").write_text(json.dumps(describe_for_torch(as_float(graph))[0]))
     for architecture, target in (("x86_64", "avx2"), ("aarch64", "jetson-orin")):
         library = native_runtime.build(catalog.get(target))["libxceptile.so"]
         (aside / f"libxceptile-{architecture}.so").write_bytes(library)
