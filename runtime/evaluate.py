@@ -83,10 +83,15 @@ def contenders(
     placement = place(bundle.manifest.target, device)
     names = engines or [a.engine for a in runnable(bundle, placement) if a.dtype == "int8"]
     limit = rehearsed_images if placement.device == QEMU else None
-    opened = []
-    for name in names:
-        engine = open_engine(bundle, name, placement=placement, threads=threads)
-        opened.append(Contender(bundle, name, engine, placement_of(name, placement), limit))
+    opened: list[Contender] = []
+    try:
+        for name in names:
+            engine = open_engine(bundle, name, placement=placement, threads=threads)
+            opened.append(Contender(bundle, name, engine, placement_of(name, placement), limit))
+    except BaseException:
+        for contender in opened:
+            contender.engine.close()
+        raise
     return opened
 
 

@@ -7,7 +7,9 @@ engines is refused. What is complete in it is not computed again, and the figure
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -18,9 +20,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
-from ..models.atomic_write import write_atomically
 from ..models.datasets import Dataset, Item, open_dataset
 from .accuracy import ImageResult, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
@@ -71,7 +73,8 @@ def items_sha256(dataset: Dataset, items: Sequence[Item]) -> str:
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Networks, list[Contender], Dataset]:
-    """What a process needs for any shard of a job; opened once."""
+    """What a process needs for any shard of a job; opened once, closed when the process ends: a device elsewhere holds
+    files for it."""
     bundle = open_bundle(Path(job.bundle))
     judged = contenders(
         bundle,
@@ -80,6 +83,8 @@ def _opened(job: Job) -> tuple[Networks, list[Contender], Dataset]:
         engines=job.engines,
         rehearsed_images=job.rehearsed_images,
     )
+    for contender in judged:
+        atexit.register(contender.engine.close)
     return Networks(bundle), judged, open_dataset(job.data, labels=bundle.manifest.labels)
 
 
@@ -118,13 +123,12 @@ def verify_shards(
         "device": job.device,
         "rehearsed_images": job.rehearsed_images,
     }
-    found = {} if results is None else _load(results, header)
     starts = range(0, len(items), SHARD)
-    missing = [s for s in starts if any(i not in found for i in range(s, min(s + SHARD, len(items))))]
-    done = len(items) - sum(min(SHARD, len(items) - s) for s in missing)
-    progress(done, len(items))
-    run = _on_ray(job, missing, ray_address) if ray_address is not None else _in_processes(job, missing, workers)
-    with contextlib.nullcontext() if results is None else results.open("a", encoding="utf-8") as file:
+    with _kept(results, header) as (found, file):
+        missing = [s for s in starts if any(i not in found for i in range(s, min(s + SHARD, len(items))))]
+        done = len(items) - sum(min(SHARD, len(items) - s) for s in missing)
+        progress(done, len(items))
+        run = _on_ray(job, missing, ray_address) if ray_address is not None else _in_processes(job, missing, workers)
         for shard in run:
             found |= {result.index: result for result in shard}
             if file is not None:
@@ -137,11 +141,31 @@ def verify_shards(
     return accuracies(bundle, job.engines, ordered), data_sha256(ordered)
 
 
+@contextlib.contextmanager
+def _kept(path: Path | None, header: dict[str, object]) -> Iterator[tuple[dict[int, ImageResult], TextIO | None]]:
+    """What a results file holds, begun with its header where there is none, and the file to append to.
+
+    Raises ResultsError, also while another run writes it: the lines of two would get mixed up.
+    """
+    if path is None:
+        yield {}, None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultsError("is being written by another run", path) from None
+        except OSError:  # a file system without locks
+            pass
+        if path.stat().st_size == 0:
+            file.write(json.dumps(header, sort_keys=True) + "\n")
+            file.flush()
+        yield _load(path, header), file
+
+
 def _load(path: Path, header: dict[str, object]) -> dict[int, ImageResult]:
-    """What a results file holds; made with its header where there is none. A line cut short at the end is dropped."""
-    if not path.exists():
-        write_atomically(path, json.dumps(header, sort_keys=True) + "\n")
-        return {}
+    """What a results file holds. A line cut short at the end is dropped."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.decode("utf-8", "replace").splitlines()

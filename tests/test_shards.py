@@ -100,6 +100,16 @@ def test_a_file_of_something_else_is_refused(bundle: Bundle, here: list[int], tm
         verify_shards(job(bundle, data=small), results=file)
 
 
+def test_two_runs_do_not_write_one_file(bundle: Bundle, here: list[int], tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    small = job(bundle, data="drawn:val:5")
+    with shards._kept(file, {"format": 0}), pytest.raises(ResultsError, match="being written by another run"):
+        verify_shards(small, results=file)
+    file.write_text("")  # as a run leaves it that was killed at once
+    whole = verify_shards(small, results=file)
+    assert verify_shards(small, results=file) == whole
+
+
 def test_files_are_known_by_their_contents(tmp_path: Path) -> None:
     from PIL import Image
 

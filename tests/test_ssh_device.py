@@ -30,10 +30,11 @@ from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native_program import NativeProgramEngine
-from xceptile.runtime.evaluate import runnable
+from xceptile.runtime.evaluate import contenders, runnable
 from xceptile.runtime.gate import Run, baseline_command, measure
 from xceptile.runtime.judge import Budget, judge, load_baseline, save_baseline
 from xceptile.runtime.session import open_engine, open_session, place
+from xceptile.runtime.shards import Job, verify_shards
 from xceptile.targets import catalog
 
 HOSTILE = "a b; $(touch pwned) `touch pwned` 'single' \"double\" \\ \n *"
@@ -429,6 +430,23 @@ def test_a_chatty_login_is_explained() -> None:
         with pytest.raises(EngineError, match="login script"):
             remote.facts(Canned(answer.encode()))
     assert remote.facts(Canned(b"x86_64\n2\nLinux\nboard \x1b[2J\ncpu")).model == "board ?[2J"
+
+
+@pytest.mark.slow
+def test_workers_leave_nothing_there(link: ssh.SshLink, home: Path, small_bundle: Bundle) -> None:
+    job = Job(str(small_bundle.path), "drawn:val:3", ("native",), device=link.name)
+    ((accuracy,), _) = verify_shards(job)
+    assert accuracy.bit_exact
+    assert not list((home / link.root).glob("run.*"))
+
+
+def test_an_engine_that_opened_is_closed_where_the_next_does_not(
+    link: ssh.SshLink, home: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "has_litert", lambda _: False)
+    with pytest.raises(EngineError, match="install them there"):
+        contenders(small_bundle, device=link.name, engines=("native", "litert"))
+    assert not list((home / link.root).glob("run.*"))
 
 
 def test_verify_and_run_take_the_device(
