@@ -22,7 +22,7 @@ from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .devices import remote
 from .engines.engine import Array, Engine, EngineError
-from .engines.native import LIBRARY, NativeEngine
+from .engines.native import LIBRARY, MAX_THREADS, NativeEngine
 from .engines.native_program import PROGRAM, NativeProgramEngine
 from .engines.reference import ReferenceEngine
 from .measure import MEASURED, REHEARSED
@@ -82,8 +82,8 @@ def _place_there(target: TargetSpec, link: remote.Link) -> Placement:
 
 
 def default_threads() -> int:
-    """The processors this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """The processors this process may run on, or as many as the runtime takes."""
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
 def parse_cores(text: str) -> frozenset[int]:
@@ -100,11 +100,11 @@ def parse_cores(text: str) -> frozenset[int]:
 
 
 def processors(placement: Placement, cores: str | None = None) -> int:
-    """How many there are of the machine where engines run, of those that ``cores`` names."""
+    """On how many an engine computes unless told otherwise: all of the machine where it runs, or those of ``cores``."""
     if cores:
         return len(parse_cores(cores))
     link = remote.connect(placement.device)
-    return default_threads() if link is None else remote.facts(link).processors
+    return default_threads() if link is None else min(remote.facts(link).processors, MAX_THREADS)
 
 
 @contextmanager

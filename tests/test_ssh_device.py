@@ -33,7 +33,7 @@ from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.evaluate import contenders, runnable
 from xceptile.runtime.gate import Run, baseline_command, measure
 from xceptile.runtime.judge import Budget, judge, load_baseline, save_baseline
-from xceptile.runtime.session import open_engine, open_session, place
+from xceptile.runtime.session import open_engine, open_session, place, processors
 from xceptile.runtime.shards import Job, verify_shards
 from xceptile.targets import catalog
 
@@ -419,6 +419,19 @@ def test_clocks_and_temperatures_of_a_device(tmp_path: Path) -> None:
 
 def test_the_script_that_reads_clocks_runs(kept: ssh.SshLink) -> None:
     remote.state(kept)  # what it finds is the machine's business
+
+
+def test_a_machine_of_many_processors_gets_the_threads_that_the_runtime_takes(
+    kept: ssh.SshLink, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = dataclasses.replace(remote.facts(kept), processors=200)
+    monkeypatch.setattr(remote, "facts", lambda link: there)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(200)))
+    x, expected = small_bundle.golden()
+    for device in (kept.name, "local"):
+        assert processors(place(small_bundle.manifest.target, device)) == 64
+        with open_session(small_bundle, device=device) as session:
+            np.testing.assert_array_equal(session.engine.run(x), expected)
 
 
 def test_a_chatty_login_is_explained() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from .engine import Array, EngineError, fill_batches
 
 LIBRARY = "libxceptile.so"
+MAX_THREADS = 64  # that a session takes, xceptile.h
 _TIME_STEPS = 2
 DEVICES = ("default", "gpu", "cpu", "any")  # xceptile.h: XCT_DEVICE_...
 
