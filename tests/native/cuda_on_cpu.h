@@ -343,9 +343,15 @@ static inline int xct_dot4(int a, int b, int c) {
     return c;
 }
 
-static inline int xct_pair(int word, int half) {
-    return signed_byte(word, 2 * half) & 0xffff | (uint32_t)signed_byte(word, 2 * half + 1) << 16;
+static inline int xct_perm_signs(int word, int selector) {
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) {
+        const int digit = selector >> 4 * i & 15, byte = digit % 8 < 4 ? signed_byte(word, digit % 4) : 0;
+        result |= (uint32_t)((digit < 8 ? byte : byte >> 7) & 0xff) << 8 * i;
+    }
+    return (int)result;
 }
+static inline int xct_pair(int word, int half) { return xct_perm_signs(word, half ? 0xb3a2 : 0x9180); }
 static inline int xct_mad_s16(int a, int b, int half, int c) {
     return c + (int16_t)(a >> 16 * half) * (int16_t)(b >> 16 * half);
 }

@@ -156,7 +156,7 @@ class Depthwise:
         word = source[self.window.word(image, y, x, taps.word)]
         word = T.if_then_else(self.window.contains(y, x), word, taps.padding)
         if self.after_relu:
-            word = c.call({"int8": "max4", "float16": "max2"}[self.dtype], word, taps.padding)
+            word = c.call("max4", word, taps.padding) if self.dtype == "int8" else c.call("relu2", word)
         return c.bind(word)
 
     def _finish(self, taps: Taps, sums: list[Expr]) -> Expr:

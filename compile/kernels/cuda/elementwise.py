@@ -102,7 +102,7 @@ class Map:
             c.do("load16", c.at(x, 0), c.at(buffers[0], n * 4))
             for i in range(4):
                 if not constants:
-                    c.put(x, i, c.call("max2", x[i], 0))
+                    c.put(x, i, c.call("relu2", x[i]))
                     continue
                 k, bias, zero = (buffers[1][j] for j in range(3))
                 values = [((c.call("byte", x[i], j) * k + bias) >> 8) + zero for j in range(4)]
