@@ -9,8 +9,12 @@ from __future__ import annotations
 import sys
 import traceback
 
-import typer
-from typer.exceptions import TyperException
+try:
+    import typer
+    from typer.exceptions import TyperException
+except ModuleNotFoundError as _missing:
+    print(f"error: the command line needs the package {_missing.name}: pip install 'xceptile[cli]'", file=sys.stderr)
+    sys.exit(2)
 
 from .. import __version__
 from .commands import (
@@ -32,6 +36,15 @@ from .commands import compile as compile_verb
 from .commands.common import err
 
 INTERRUPTED = 130
+
+# What an extra other than `compile` brings, by the name it is imported by.
+_EXTRAS = {
+    "PIL": "images",
+    "ai_edge_litert": "litert",
+    "cryptography": "sign",
+    "nvidia": "cuda",
+    "ray": "ray",
+}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Ship a trained Xception as INT8."
@@ -78,6 +91,15 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
     except TyperException as error:
         if error.format_message():  # none where a command line without a verb printed the help page
             err.print(f"error: {error.format_message()}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if debug or package == __package__.partition(".")[0]:
+            raise
+        extra = _EXTRAS.get(package, "compile")
+        err.print(
+            f"error: this needs the package {package}: pip install 'xceptile[{extra}]'", markup=False, soft_wrap=True
+        )
         return 2
     except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
         if debug:

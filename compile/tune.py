@@ -42,7 +42,9 @@ Progress = Callable[[str, float], None]
 
 
 def check_device(target: TargetSpec, device: str | None) -> Placement:
-    """Where the target's code is measured. Raises TuningError where that is an emulator."""
+    """Where the target's code is measured. Raises TuningError where that is an emulator, or the target a GPU."""
+    if target.engine != "cpu":
+        raise TuningError(f"{target.name} is a GPU, and task sizes are of processors: a tuning has nothing to measure")
     placement = place(target, device)
     if placement.device == QEMU:
         raise TuningError(

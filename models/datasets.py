@@ -119,6 +119,8 @@ def _index(name: str, labels: Sequence[str], where: str | Path) -> int:
         return int(name)
     near = difflib.get_close_matches(name, labels, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(labels[:3])}, ..."
+    if not name.isdecimal() and tuple(labels) == tuple(map(str, range(len(labels)))):  # a checkpoint without names
+        hint = "they have numbers for names; `compile --labels FILE` names them"
     raise DatasetError(f"{name!r} is none of the model's {len(labels)} classes; {hint}", where)
 
 

@@ -11,7 +11,7 @@ _FIXED = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS
 
 # What a family's bare name means: the row whose bundles run on every member of the family; of the Jetsons, whose
 # kernels are each for one architecture, on every Orin.
-_FAMILIES = {
+FAMILIES = {
     "arm-cpu": "generic/arm64",
     "jetson": "nvidia/jetson-agx-orin",
     "mobile-gpu": "generic/opencl-gpu",
@@ -60,4 +60,4 @@ def _nearest(wanted: str, names: list[str]) -> tuple[str, ...]:
 
 def _names() -> dict[str, TargetSpec]:
     names = {name: row for row in _FIXED for name in (row.board, *row.aliases, row.name)}
-    return names | {family: names[default] for family, default in _FAMILIES.items()}
+    return names | {family: names[default] for family, default in FAMILIES.items()}

@@ -147,6 +147,12 @@ def test_a_class_number_beyond_the_models_is_refused(tmp_path: Path) -> None:
     assert "'3' is none of the model's 3 classes" in error_of(tmp_path)
 
 
+def test_a_model_whose_classes_nobody_named_says_how_to(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "a.png")
+    with pytest.raises(DatasetError, match=r"'cat' is none of the model's 3 classes; .*--labels"):
+        open_dataset(tmp_path, ("0", "1", "2"))
+
+
 def test_an_image_beside_the_folders_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "a.png")
     write_image(tmp_path / "b.png")

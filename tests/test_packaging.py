@@ -108,12 +108,23 @@ def test_a_device_needs_numpy_alone(device: Path, tmp_path: Path) -> None:
     assert run(device, "-c", program, cwd=tmp_path).split() == ["xceptile", *modules]
 
 
+def test_the_command_line_names_the_extra_that_is_missing(device: Path, tmp_path: Path) -> None:
+    result = subprocess.run([device.parent / "xceptile"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: the command line needs the package typer: pip install 'xceptile[cli]'\n"
+
+
 def test_the_commands_run_from_another_directory(device: Path, tmp_path: Path) -> None:
     for requirement in PYPROJECT["project"]["optional-dependencies"]["cli"]:
         link_distribution(requirement.partition(">")[0], site_packages(device), {"numpy"})
     assert "--target" in run(device.parent / "compile", "--help", cwd=tmp_path)
     assert "compile" in run(device.parent / "xceptile", "--help", cwd=tmp_path)
     assert "raspberry-pi-5" in run(device.parent / "xceptile", "targets", cwd=tmp_path)
+    (tmp_path / "a.png").touch()
+    options = ("--target", "arm64", "--model", "demo", "--calibration", tmp_path, "--output", tmp_path / "bundle")
+    result = subprocess.run([device.parent / "compile", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: this needs the package \w+: pip install 'xceptile\[compile\]'\n", result.stderr)
 
 
 def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:

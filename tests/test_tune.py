@@ -244,6 +244,11 @@ def test_an_emulator_is_no_device_to_tune_on(tmp_path: Path, capsys: pytest.Capt
     assert not output.exists()
 
 
+def test_a_gpu_has_no_task_sizes_and_that_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._invoke(cli.app, ["tune", "jetson", "--output", str(tmp_path / "tuning.json")]) == 2
+    assert "is a GPU" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_command_line_refuses_a_tuning_of_another_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,9 +58,9 @@ def duration_s(text: str) -> float:
 
 @contextlib.contextmanager
 def bar() -> Iterator[Any]:
-    """A progress bar on standard error; yields report(what, share)."""
+    """A progress bar on standard error, where that is a terminal; yields report(what, share)."""
     columns = (TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
         def report(what: str, share: float) -> None:

@@ -141,8 +141,14 @@ def _judged_on(data: str, model: Any, count: int) -> Any:
     return [Labelled(i.name, i.label, dataset.load(i, model.input_spec)) for i in dataset.items[:count]]
 
 
+# Where fewer images no longer say what a range is; docs/accuracy.md recommends 256 to 512.
+FEW_IMAGES = 64
+
+
 def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int], found: Any) -> None:
     out.print(f"[bold]{output}[/]: {manifest.network} for {manifest.target.name}, calibrated on {images} images")
+    if images < FEW_IMAGES:
+        out.print("  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough")
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
     if found is not None:

@@ -20,6 +20,9 @@ from .common import (
     table,
 )
 
+# Of the graph's operators, for 80 columns.
+_SHORT = {"DepthwiseConv2d": "Depthwise", "FullyConnected": "Dense", "GlobalAveragePool": "Average"}
+
 
 def sensitivity(
     bundle: BundleArgument,
@@ -52,9 +55,8 @@ def sensitivity(
     shown = table(Column("layer", overflow="fold"), "kind", *figures)
     for row in rows:
         limits = (f"{row.low:.3g}", f"{row.high:.3g}")
-        shown.add_row(
-            row.path or row.name, row.kind, f"{row.sqnr_db:.1f}", str(row.flips), *limits, f"{row.clipped:.3%}"
-        )
+        kind = _SHORT.get(row.kind, row.kind)
+        shown.add_row(row.path or row.name, kind, f"{row.sqnr_db:.1f}", str(row.flips), *limits, f"{row.clipped:.3%}")
     out.print(shown)
     out.print(
         f"SQNR at the logits and classes changed, of {count} images, by this layer's int8 weights, input and output "

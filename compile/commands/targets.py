@@ -19,6 +19,7 @@ def targets(as_json: JsonOption = False) -> None:
         return
     shown = table(Column("target", no_wrap=True), Column("features", no_wrap=True), "what")
     for row in rows:
-        also = f"; also {', '.join(row.aliases)}" if row.aliases else ""
+        names = (*row.aliases, *(family for family, name in catalog.FAMILIES.items() if name == row.name))
+        also = f"; also {', '.join(names)}" if names else ""
         shown.add_row(row.board, " ".join(row.features), row.description + also)
     out.print(shown)
