@@ -26,6 +26,7 @@ from xceptile.compile import cli
 from xceptile.compile.tune import tune
 from xceptile.models import drawn
 from xceptile.models import graph as ir
+from xceptile.runtime import bundle as bundles
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
@@ -124,6 +125,16 @@ def test_a_session_there_is_bit_exact_and_leaves_only_what_is_kept(
     }
     assert "golden/input.bin" in device_files
     assert not any("litert" in name or "safetensors" in name for name in device_files)  # only what it needs
+
+
+def test_a_mixed_network_s_tolerance_goes_along(kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path) -> None:
+    files = {name: small_bundle.file(name).read_bytes() for name in small_bundle.manifest.files}
+    outputs = np.frombuffer(files[bundles.GOLDEN_OUTPUT], np.int8).copy()
+    outputs[0] += -1 if outputs[0] > 0 else 1
+    files |= {bundles.GOLDEN_OUTPUT: outputs.tobytes(), bundles.GOLDEN_TOLERANCE: b"1\n"}
+    mixed = bundles.write_bundle(tmp_path / "mixed", small_bundle.manifest, files)
+    with open_session(mixed, device=kept.name) as session:
+        assert session.engine.self_test()
 
 
 def test_the_right_hardware_is_measured_another_rehearsed(kept: ssh.SshLink) -> None:
