@@ -21,8 +21,10 @@ _RESIDENT_THREADS = 1024
 _SLICE_LATENCY = 150.0  # clocks from shared memory through the multiplications to the next slice
 _BLOCK_LATENCY = 1200.0  # clocks of the first loads and the last stores
 _LANES = 128.0  # instructions a clock and multiprocessor
-_RUN_INSTRUCTIONS = 12.0  # for an output of a depthwise convolution by runs of four
-_PAIR_INSTRUCTIONS = 18.0  # and by pairs
+# For a value of a depthwise convolution, as its input comes and behind a ReLU: by runs of four, and by pairs. Counted
+# in ptxas's code for sm_72 and sm_87, which differ by one in thirty.
+_RUN_INSTRUCTIONS = {"int8": (20.0, 29.0), "float16": (29.0, 34.0)}
+_PAIR_INSTRUCTIONS = {"int8": (25.0, 37.0), "float16": (39.0, 46.0)}
 _CACHED_BYTES = 1 << 20  # a tensor of up to so many bytes is still in the L2 cache when the next kernel reads it
 
 _TILES = {
@@ -62,16 +64,16 @@ def front_pays(gemm: Gemm, front: Front, gpu: GpuSpec) -> bool:
     """Whether the depthwise convolution is better computed by the product: it saves a launch and a tensor's way to
     memory and back, and is computed anew for every block of columns."""
     outputs = front.window.pixels * front.window.pixel_bytes
-    alone_us = outputs * _RUN_INSTRUCTIONS / _LANES / gpu.compute_units / clock_mhz(gemm, gpu)
+    instructions = outputs / gemm.item_bytes * _RUN_INSTRUCTIONS[gemm.dtype][front.depthwise.after_relu]
+    alone_us = instructions / _LANES / gpu.compute_units / clock_mhz(gemm.mode, gpu)
     traffic_us = 2 * outputs / (gpu.bandwidth_gb_s * 1e3) if outputs > _CACHED_BYTES else 0.0
     apart = gemm_us(gemm, gpu) + alone_us + traffic_us + gpu.launch_us
     return gemm_us(with_front(gemm, front, gpu), gpu) < apart
 
 
-def clock_mhz(gemm: Gemm, gpu: GpuSpec) -> float:
-    """Of the multiprocessors, from the peak that the target's row gives."""
-    peak = gpu.int8_gops if gemm.item_bytes == 1 else gpu.fp16_gflops
-    return peak * 1e3 / 2 / gpu.compute_units / _macs_per_clock(gemm, gpu)
+def clock_mhz(mode: str, gpu: GpuSpec) -> float:
+    """Of the multiprocessors, from the peak of int8 that the target's row gives."""
+    return gpu.int8_gops * 1e3 / 2 / gpu.compute_units / _macs_per_clock(mode, gpu)
 
 
 def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
@@ -80,20 +82,26 @@ def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
     a_block = ceil_div(gemm.blocks, gpu.compute_units)
     resident = min(SHARED_BYTES[gemm.mode] // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
     resident = max(resident, 1)
-    multiply = tile.rows * tile.columns * gemm.slice_bytes / gemm.item_bytes / _macs_per_clock(gemm, gpu)
+    values = gemm.slice_bytes // gemm.item_bytes  # of a slice's row
+    rate = _macs_per_clock(gemm.mode, gpu) / (1 if gemm.mode == "dot" else gemm.item_bytes)
+    multiply = tile.rows * tile.columns * values / rate
     shared = _shared_bytes_read(gemm) / 128
     load = (tile.rows + tile.columns) * gemm.slice_bytes / 64
-    computed = tile.rows * SLICE_BYTES * _PAIR_INSTRUCTIONS / _LANES if gemm.front else 0.0
+    computed = 0.0
+    if gemm.front:
+        instructions = _PAIR_INSTRUCTIONS[gemm.dtype][gemm.front.depthwise.after_relu]
+        computed = tile.rows * values * instructions / _LANES
     a_slice = max(multiply, shared, load, _SLICE_LATENCY / resident) + computed
     clocks = a_block * gemm.slices * a_slice + ceil_div(a_block, resident) * _BLOCK_LATENCY
-    return clocks / clock_mhz(gemm, gpu)
+    return clocks / clock_mhz(gemm.mode, gpu)
 
 
-def _macs_per_clock(gemm: Gemm, gpu: GpuSpec) -> float:
-    """Of one multiprocessor: CUDA C++ Programming Guide, arithmetic instructions, and the boards' peaks."""
-    if gemm.mode == "dot":
-        return 128.0  # of int16 or float32
-    return {"mma": 2048.0, "wmma": 1024.0}[gemm.mode] / gemm.item_bytes
+def _macs_per_clock(mode: str, gpu: GpuSpec) -> float:
+    """Of one multiprocessor in int8: CUDA C++ Programming Guide, arithmetic instructions, and the boards' peaks. Tensor
+    cores make half as many in float16; without them int8 goes by int16, float16 by float32, as many of each."""
+    if gpu.arch == "sm_110":
+        return 8192.0
+    return {"mma": 2048.0, "wmma": 1024.0, "dot": 128.0}[mode]
 
 
 def _shared_bytes_read(gemm: Gemm) -> float:
