@@ -90,16 +90,14 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         return INTERRUPTED
     except TyperException as error:
         if error.format_message():  # none where a command line without a verb printed the help page
-            err.print(f"error: {error.format_message()}", markup=False, highlight=False, soft_wrap=True)
+            err.print(f"error: {error.format_message()}", highlight=False, soft_wrap=True)
         return 2
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if debug or package == __package__.partition(".")[0]:
             raise
         extra = _EXTRAS.get(package, "compile")
-        err.print(
-            f"error: this needs the package {package}: pip install 'xceptile[{extra}]'", markup=False, soft_wrap=True
-        )
+        err.print(f"error: this needs the package {package}: pip install 'xceptile[{extra}]'", soft_wrap=True)
         return 2
     except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
         if debug:
@@ -108,8 +106,9 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         own = type(error).__module__.startswith(__package__.partition(".")[0])
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         line = " ".join((text if own else f"{type(error).__name__}: {text}").split())
-        err.print("[bold red]error:[/] ", end="")
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        line = "".join(c if c.isprintable() else "?" for c in line)  # what a device said, a terminal might obey
+        err.print("error: ", style="bold red", end="")
+        err.print(line, highlight=False, soft_wrap=True)
         if not own and not debug:
             err.print("(run again with --debug for the traceback)")
         return 2

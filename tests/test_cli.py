@@ -14,6 +14,7 @@ from PIL import Image
 from tvm import relax
 
 from xceptile.compile import cli
+from xceptile.compile.commands.common import out, table
 from xceptile.models import drawn
 from xceptile.models.preprocess import InputSpec
 from xceptile.models.weights import save_checkpoint
@@ -290,6 +291,17 @@ def test_interrupting_leaves_nothing(
     assert xceptile("compile", *arguments, "--output", tmp_path / "out") == 130
     assert os.listdir(tmp_path) == []
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = table("image", title="local: [gpu]")
+    rows.add_row("[/b][red].png")
+    out.print(rows)
+    printed = capsys.readouterr().out
+    assert "[gpu]" in printed
+    assert "[/b][red].png" in printed
+    assert xceptile("inspect", tmp_path / "a\x1b[2J[/b]") == 2
+    assert "a?[2J[/b]: no such bundle" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -111,14 +111,14 @@ def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
     out.print(shown)
     for x in seen.latencies:
         if x.device != first.device:
-            out.print(f"{x.engine} {x.dtype} on {x.device}", markup=False, soft_wrap=True)
+            out.print(f"{x.engine} {x.dtype} on {x.device}", soft_wrap=True)
     if seen.float_build is None:
         out.print("No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that.")
     _print_moments(seen.moments)
     if any(latency.obtained != MEASURED for latency in seen.latencies):
         out.print("rehearsed: another device's time, which says nothing of the target's.")
     if seen.float_build is not None:
-        out.print(faster_line(seen), markup=False, soft_wrap=True)
+        out.print(faster_line(seen), soft_wrap=True)
 
 
 def faster_line(seen: Any) -> str:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-out = Console()
-err = Console(stderr=True)
+# No markup: names of files, classes and devices hold brackets.
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", metavar="BUNDLE")]
 DeviceOption = Annotated[

@@ -146,7 +146,7 @@ FEW_IMAGES = 64
 
 
 def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int], found: Any) -> None:
-    out.print(f"[bold]{output}[/]: {manifest.network} for {manifest.target.name}, calibrated on {images} images")
+    out.print(f"{output}: {manifest.network} for {manifest.target.name}, calibrated on {images} images")
     if images < FEW_IMAGES:
         out.print("  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough")
     for name, size in sizes.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from rich.table import Table
+from rich.text import Text
 
 from .common import JsonOption, out, print_json
 
@@ -19,5 +20,5 @@ def doctor(as_json: JsonOption = False) -> None:
         return
     table = Table("what", "state", "detail")
     for finding in findings:
-        table.add_row(finding.what, "[green]ok[/]" if finding.ok else "[yellow]missing[/]", finding.detail)
+        table.add_row(finding.what, Text("ok", "green") if finding.ok else Text("missing", "yellow"), finding.detail)
     out.print(table)

@@ -42,7 +42,7 @@ def run(
         print_json({**where, "results": rows})
         return
     for path, found in zip(image, results, strict=True):
-        out.print(f"{path} ({where['engine']} on {where['device']})", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{path} ({where['engine']} on {where['device']})", highlight=False, soft_wrap=True)
         table = Table("class", "logit")
         for prediction in found:
             table.add_row(prediction.label, f"{prediction.logit:.3f}")

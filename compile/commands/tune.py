@@ -55,6 +55,6 @@ def tune(
     if as_json:
         print_json({"tuning": str(output), **counts, "latency_ratio": tuning.latency_ratio})
         return
-    out.print(f"[bold]{output}[/]: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    out.print(f"{output}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     out.print(f"  latency with the winners / with the cost model's choices: {tuning.latency_ratio:.3f}")
     out.print(f"  {tuning.obtained} on {tuning.threads} threads; compile with --tuning {output}")
