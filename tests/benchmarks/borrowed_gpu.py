@@ -450,7 +450,8 @@ def use_nvrtc_of_torch() -> None:
     """torch's packages bring NVRTC, where the system has none: a GPU older than the kit's PTX (sm_87) needs it."""
     found = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (found.submodule_search_locations or ()) if found] if found else []
-    libraries = sorted(path for root in roots for path in root.glob("*/lib/libnvrtc.so.1[0-9]"))
+    libraries = [path for root in roots for path in root.glob("*/lib/libnvrtc.so.1[0-9]")]
+    libraries.sort(key=lambda path: path.name)  # of several the oldest: its machine code loads on newer drivers too
     if libraries and not os.environ.get("XCEPTILE_NVRTC"):
         with contextlib.suppress(OSError):  # looked for by its bare name, so it has to be there
             for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
