@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,24 @@ from xceptile.targets.spec import TargetSpec
 
 _HEADER = Path(__file__).parent / "native" / "cuda_on_cpu.h"
 _FLAGS = ("-O0", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared", "-w")
+# Of the emulator itself nothing is counted, so that its own use of the standard library need not be looked at.
+_UNSEEN = Path(__file__).parent / "native" / "cuda_uncounted.txt"
+_COUNTING = (
+    "-fsanitize=thread",
+    f"-fsanitize-ignorelist={_UNSEEN}",
+    *("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-memintrinsics=0"),
+)
+
+
+class Traffic(NamedTuple):
+    """What accesses of one of the memories by the warps of a launch's first block cost, and at best would cost.
+
+    Shared memory: wavefronts, in each of which every bank gives one word. Global memory: sectors of 32 bytes.
+    """
+
+    accesses: int
+    cost: int
+    least: int
 
 
 def compile_kernels(source: str, library: Path, *flags: str) -> None:
@@ -29,8 +48,9 @@ def compile_kernels(source: str, library: Path, *flags: str) -> None:
 class EmulatedNetwork:
     """A graph's plan, on kernels compiled once."""
 
-    def __init__(self, graph: ir.Graph, target: TargetSpec, folder: Path) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, target: TargetSpec, folder: Path, *, counted: bool = False) -> None:
+        self.graph, self.counted = graph, counted
+        self.traffic: dict[str, dict[str, Traffic]] = {}  # by kernel, of the last run: "shared", "global"
         calls = family.lower(graph, target)
         assert target.gpu is not None
         self.plan, self.weights = assemble(graph, calls, "cuda")
@@ -41,7 +61,7 @@ class EmulatedNetwork:
         """Replaces the kernels; tests plant faults in them this way."""
         folder.mkdir(parents=True, exist_ok=True)
         library = folder / f"kernels{len(list(folder.glob('*.so')))}.so"
-        compile_kernels(source, library)
+        compile_kernels(source, library, *(_COUNTING if self.counted else ()))
         self._library = ctypes.CDLL(str(library))
         self._library.emulate.restype = ctypes.c_char_p
 
@@ -52,6 +72,10 @@ class EmulatedNetwork:
         spaces = {"arena": arena, "weights": _aligned(np.frombuffer(self.weights, np.uint8))}
         given = dict(zip((node.name for node in self.graph.inputs), inputs, strict=True))
         results = {}
+        if self.counted:
+            ends = [end for space in spaces.values() for end in (space.ctypes.data, space.ctypes.data + space.size)]
+            (ctypes.c_void_p * 4).in_dll(self._library, "global_memory")[:] = ends
+        counters = (ctypes.c_ulonglong * 6).in_dll(self._library, "traffic")
         for tensor in self.plan.tensors:
             if tensor.kind == "input":
                 self._slice(arena, tensor)[:] = given[tensor.name]
@@ -62,9 +86,11 @@ class EmulatedNetwork:
             groups = (ctypes.c_uint * 3)(*step.launch.groups)
             function = ctypes.cast(getattr(self._library, step.kernel), ctypes.c_void_p)
             threads = step.launch.group_size[0]
+            counters[:] = [0] * 6
             error = self._library.emulate(function, pointers, len(addresses), groups, threads, seed, int(early))
             if error:
                 raise RuntimeError(f"{step.kernel}: {error.decode()}")
+            self.traffic[step.kernel] = {"shared": Traffic(*counters[:3]), "global": Traffic(*counters[3:])}
         for tensor in self.plan.tensors:
             results[tensor.name] = self._slice(arena, tensor)
         return tuple(results[name] for name in self.graph.outputs)

@@ -197,7 +197,7 @@ PROMISED = {
 
 # By the PTX ISA: instructions on one number of 8 to 64 bits, older than 6.3; those that came later, or on whole words.
 OLD_PTX = re.compile(
-    r"(?:(?:abs|add|and|bfe|bfi|brev|clz|cvt|fma|mad|max|min|mov|mul|neg|not|or|popc|prmt|rcp|sad|selp|setp|shl|shr|sub|xor)"
+    r"(?:(?:abs|add|and|bfe|bfi|brev|clz|cvt|fma|mad|lop3|max|min|mov|mul|neg|not|or|popc|prmt|rcp|sad|selp|setp|shl|shr|sub|xor)"
     r"(?:\.(?:lo|hi|wide|rn|rz|rni|sat|lt|le|gt|ge|eq|ne|approx|ftz))*(?:\.(?:pred|[bsu](?:8|16|32|64)|f16|f32))+"
     r"|cvta(?:\.to)?\.(?:global|shared)\.u64|ld\.param\.u64|bra|bra\.uni|ret|bar\.sync|shfl\.sync\.bfly\.b32"
     r"|(?:ld|st)(?:\.volatile)?\.(?:global|shared)(?:\.nc)?(?:\.v[24])?\.[bsuf](?:8|16|32|64)|dp[24]a(?:\.lo|\.hi)?\.[su]32\.[su]32)"
@@ -210,7 +210,7 @@ NEWER_PTX = {
     "6.3": _WMMA,
     "7.4": {
         "cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group",
-        "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16", "cvt.pack.sat.s8.s32.b32",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     },
 }  # fmt: skip

@@ -30,7 +30,22 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
-// Moved as a whole, 16 bytes at an address that is a multiple of 16: so the accesses are seen.
+// Moved as a whole, at an address that is a multiple of its size: so the accesses are seen.
+struct int2 {
+    typedef int Words __attribute__((vector_size(8)));
+    union {
+        Words words;
+        struct {
+            int x, y;
+        };
+    };
+    int2(int x, int y) : words{x, y} {}
+    int2(const int2& other) : words(other.words) {}
+    int2& operator=(const int2& other) {
+        words = other.words;
+        return *this;
+    }
+};
 struct int4 {
     typedef int Words __attribute__((vector_size(16)));
     union {
@@ -334,6 +349,18 @@ static inline int xct_perm(int a, int b, int selector) {
     uint32_t result = 0;
     for (int i = 0; i < 4; i++) result |= (uint32_t)(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
     return (int)result;
+}
+
+template <int table>
+static inline int xct_lop3(int a, int b, int c) {
+    unsigned result = 0;
+    for (int i = 0; i < 32; i++) result |= (unsigned)(table >> (a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1) & 1) << i;
+    return (int)result;
+}
+
+static inline int xct_pack4_nearest(int a, int b, int c, int d) {
+    const auto nearest = [](int value) { return (uint32_t)(max(min(value, 127), -128) & 0xff); };
+    return (int)(nearest(a) | nearest(b) << 8 | nearest(c) << 16 | nearest(d) << 24);
 }
 
 static inline int signed_byte(int word, int i) { return (int8_t)(word >> 8 * i); }

@@ -1,10 +1,10 @@
 """A model of an NVIDIA GPU, good enough to choose between kernels: which tile, and what is fused.
 
-Blocks are dealt to multiprocessors evenly; what a block costs there is the largest of its multiplications, its reads
-of shared memory (128 bytes a clock) and its loads (half of that, from the L2 cache), and no less than a slice's
-latency shared by the blocks that reside together. So large tiles win where there are pixels enough, and smaller ones
-where 10x10 or 19x19 maps would leave multiprocessors idle. Figures of clocks are of the order that microbenchmarks
-find on these architectures (Jia et al., arXiv:1804.06826, for Volta); none was measured on a Jetson.
+Blocks are dealt to multiprocessors evenly; what a block costs there is the largest of its multiplications, what it
+writes to shared memory and reads there (128 bytes a clock) and its loads (half of that, from the L2 cache), and no less
+than its share of the time that a block alone would take, latency included. So large tiles win where there are pixels
+enough, and smaller ones where 10x10 or 19x19 maps would leave multiprocessors idle. Figures of clocks are of the order
+that microbenchmarks find on these architectures (Jia et al., arXiv:1804.06826, Volta); none was measured on a Jetson.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from .gemm import SHARED_BYTES, SLICE_BYTES, Gemm, Tile
 from .tir import ceil_div
 
 STATIC_SHARED_BYTES = 48 << 10  # what every block may have without asking the driver
-_RESIDENT_THREADS = 1024
+_BLOCK_SHARED_BYTES = 1 << 10  # what the system keeps of every block's (CUDA C++ Programming Guide, 8.x)
+_REGISTERS = 64 << 10
+_OTHER_REGISTERS = 60  # of a thread, besides its sums
 _SLICE_LATENCY = 150.0  # clocks from shared memory through the multiplications to the next slice
-_BLOCK_LATENCY = 1200.0  # clocks of the first loads and the last stores
+_BLOCK_LATENCY = 800.0  # clocks of the first loads and the last stores
+_OUTPUT_INSTRUCTIONS = 9.0  # for an output of a product, and as many for an addition to it
 _LANES = 128.0  # instructions a clock and multiprocessor
 # For a value of a depthwise convolution, as its input comes and behind a ReLU: by runs of four, and by pairs. Counted
 # in ptxas's code for sm_72 and sm_87, which differ by one in thirty.
@@ -29,9 +32,12 @@ _CACHED_BYTES = 1 << 20  # a tensor of up to so many bytes is still in the L2 ca
 
 _TILES = {
     "mma": (
-        Tile(128, 128, 2, 4, 3),
-        Tile(64, 128, 2, 4, 4),
-        Tile(128, 64, 4, 2, 4),
+        Tile(128, 128, 2, 2, 3),
+        Tile(96, 128, 2, 2, 3),
+        Tile(96, 96, 2, 2, 4),
+        Tile(128, 64, 2, 2, 4),
+        Tile(64, 128, 2, 2, 4),
+        Tile(64, 96, 2, 2, 4),
         Tile(64, 64, 2, 2, 4),
         Tile(32, 64, 2, 2, 4),
         Tile(64, 32, 4, 1, 4),
@@ -80,20 +86,29 @@ def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
     """Estimated time of the product."""
     tile = gemm.tile
     a_block = ceil_div(gemm.blocks, gpu.compute_units)
-    resident = min(SHARED_BYTES[gemm.mode] // gemm.shared_bytes, _RESIDENT_THREADS // tile.threads, a_block)
-    resident = max(resident, 1)
+    resident = min(_resident_blocks(gemm, gpu), a_block)
     values = gemm.slice_bytes // gemm.item_bytes  # of a slice's row
     rate = _macs_per_clock(gemm.mode, gpu) / (1 if gemm.mode == "dot" else gemm.item_bytes)
     multiply = tile.rows * tile.columns * values / rate
-    shared = _shared_bytes_read(gemm) / 128
-    load = (tile.rows + tile.columns) * gemm.slice_bytes / 64
+    loaded = (tile.rows + tile.columns) * gemm.slice_bytes
+    written = (tile.rows + tile.columns) * SLICE_BYTES
+    busy = max(multiply, (written + _shared_bytes_read(gemm)) / 128)
     computed = 0.0
     if gemm.front:
         instructions = _PAIR_INSTRUCTIONS[gemm.dtype][gemm.front.depthwise.after_relu]
         computed = tile.rows * values * instructions / _LANES
-    a_slice = max(multiply, shared, load, _SLICE_LATENCY / resident) + computed
-    clocks = a_block * gemm.slices * a_slice + ceil_div(a_block, resident) * _BLOCK_LATENCY
+    a_slice = max(busy, loaded / 64, (busy + _SLICE_LATENCY) / resident) + computed
+    outputs = tile.rows * tile.columns * _OUTPUT_INSTRUCTIONS * (2 if gemm.addition else 1) / _LANES
+    clocks = a_block * (gemm.slices * a_slice + outputs) + ceil_div(a_block, resident) * _BLOCK_LATENCY
     return clocks / clock_mhz(gemm.mode, gpu)
+
+
+def _resident_blocks(gemm: Gemm, gpu: GpuSpec) -> int:
+    """How many share a multiprocessor: its shared memory (from sm_80 on 1 KB more than the most of a block) and its
+    registers."""
+    shared = gpu.local_memory_bytes + _BLOCK_SHARED_BYTES if gemm.mode == "mma" else SHARED_BYTES[gemm.mode]
+    registers = gemm.tile.rows * gemm.tile.columns + gemm.tile.threads * _OTHER_REGISTERS
+    return max(1, min(shared // (gemm.shared_bytes + _BLOCK_SHARED_BYTES), _REGISTERS // registers))
 
 
 def _macs_per_clock(mode: str, gpu: GpuSpec) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from .tir import Buffer, Expr, Parameter, Thread, ceil_div
 from .window import Window, split
 
 THREADS = 128
-_LOWEST = {"int8": -0x7F7F7F80, "float16": -0x03FF0400}  # 0x80808080: -128; 0xFC00FC00: minus infinity
 
 
 def _each(symbol: str, parameters: list[Parameter], count: int, body: Callable[..., None]) -> tirx.PrimFunc:
@@ -106,7 +106,7 @@ class Map:
                     continue
                 k, bias, zero = (buffers[1][j] for j in range(3))
                 values = [((c.call("byte", x[i], j) * k + bias) >> 8) + zero for j in range(4)]
-                c.put(x, i, c.call("pack4", *(T.max(T.min(v, 127), -128) for v in values)))
+                c.put(x, i, c.call("pack4_nearest", *values))
             c.do("store16", c.at(buffers[-1], n * 4), c.at(x, 0))
 
         return _each(self.symbol, parameters, self.threads, body)
@@ -114,7 +114,7 @@ class Map:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Operand: x."""
+    """Operand: x. What lies outside stands for the nearest pixel: that is in the window too, and changes no maximum."""
 
     dtype: str
     window: Window
@@ -125,28 +125,30 @@ class MaxPool:
 
     @property
     def threads(self) -> int:
-        return self.window.pixels * self.window.pixel_words
+        return self.window.pixels * self.window.pixel_words // 4
 
     @property
     def traffic_bytes(self) -> int:
-        return self.threads * 4 * (self.window.taps + 1)
+        return self.threads * 16 * (self.window.taps + 1)
 
     def build(self) -> tirx.PrimFunc:
         window = self.window
         largest = {"int8": "max4", "float16": "max2"}[self.dtype]
 
         def body(n: Expr, x: Buffer, y: Buffer) -> None:
-            pixel, word = (c.bind(part) for part in split(n, window.pixel_words))
+            pixel, chunk = (c.bind(part) for part in split(n, window.pixel_words // 4))
             image, top, left = (c.bind(part) for part in window.origin(pixel))
-            best: Expr = T.int32(_LOWEST[self.dtype])
-            for row in range(window.kernel[0]):
-                for column in range(window.kernel[1]):
-                    at = window.word(image, top + row, left + column, word)
-                    inside = window.contains(top + row, left + column)
-                    best = c.bind(c.call(largest, best, T.if_then_else(inside, x[at], _LOWEST[self.dtype])))
-            c.put(y, n, best)
+            rows = [c.bind(window.nearest_row(top + i)) for i in range(window.kernel[0])]
+            columns = [c.bind(window.nearest_column(left + i)) for i in range(window.kernel[1])]
+            best, tap = c.registers(4), c.registers(4)
+            for i, (row, column) in enumerate(itertools.product(rows, columns)):
+                c.do("load16", c.at(tap if i else best, 0), c.at(x, window.word(image, row, column, chunk * 4)))
+                for j in range(4 if i else 0):
+                    c.put(best, j, c.call(largest, best[j], tap[j]))
+            c.do("store16", c.at(y, n * 4), c.at(best, 0))
 
-        parameters = [Parameter("x", "int32", window.words), Parameter("y", "int32", self.threads)]
+        words = self.window.pixels * self.window.pixel_words
+        parameters = [Parameter("x", "int32", window.words), Parameter("y", "int32", words)]
         return _each(self.symbol, parameters, self.threads, body)
 
 
@@ -301,6 +303,13 @@ class MatVec:
                 c.put(others[0], at, T.cast(c.call("float_to_half", value), "int16"))
 
 
+def _either(condition: Expr | bool, value: Callable[[], Expr], other: Expr) -> Expr:
+    """``value`` where the condition holds; one that is a Python bool is decided here."""
+    if isinstance(condition, bool):
+        return value() if condition else other
+    return T.if_then_else(condition, value(), other)
+
+
 @dataclass(frozen=True)
 class Patches:
     """The pixels under every window side by side: [output pixel][tap][channel], in rows of ``row_bytes``; with a window
@@ -323,8 +332,17 @@ class Patches:
         return f"patches_{self.source}_{self.dtype}_{self.window.name}_{layout}"
 
     @property
+    def whole_rows(self) -> bool:
+        """Whether a thread makes a row, and so knows every element's place in the window, or a word."""
+        return self.row_bytes <= 64 and self.window.taps > 1
+
+    @property
+    def words(self) -> int:
+        return self.row_bytes // 4 if self.whole_rows else 1
+
+    @property
     def threads(self) -> int:
-        return self.window.pixels * self.row_bytes // 4
+        return self.window.pixels * self.row_bytes // 4 // self.words
 
     @property
     def traffic_bytes(self) -> int:
@@ -339,23 +357,29 @@ class Patches:
             tap, channel = split(k, self.channels)
             row, column = split(tap, window.kernel[1])
             y, z = c.bind(top + row), c.bind(left + column)
-            inside = T.And(window.contains(y, z), k < window.taps * self.channels)
+            inside = c.both(window.contains(y, z) if window.overlaps else True, k < window.taps * self.channels)
             at = ((image * window.in_height + y) * window.in_width + z) * self.stride + channel
             if self.source == "int8":
-                return T.if_then_else(inside, T.cast(x[at], "int32"), p[0])
-            if self.source == "pixels":
-                assert scale is not None
-                real = T.cast(T.cast(x[at], "int32") - p[0], "float32") * scale[0]
-                return T.if_then_else(inside, real, T.float32(0))
-            half = c.call("half_to_float", T.cast(x[at], "int32"), dtype="float32")
-            return T.if_then_else(inside, half, T.float32(0))
+                return _either(inside, lambda: T.cast(x[at], "int32"), p[0])
+            if scale is not None:
+                return _either(
+                    inside, lambda: T.cast(T.cast(x[at], "int32") - p[0], "float32") * scale[0], T.float32(0)
+                )
+            return _either(
+                inside, lambda: c.call("half_to_float", T.cast(x[at], "int32"), dtype="float32"), T.float32(0)
+            )
 
         def body(n: Expr, x: Buffer, p: Buffer, *others: Buffer) -> None:
             scale, y = others if len(others) == 2 else (None, others[0])
-            pixel, word = (c.bind(part) for part in split(n, self.row_bytes // 4))
+            pixel, word = (n, 0) if self.whole_rows else (c.bind(part) for part in split(n, self.row_bytes // 4))
             image, top, left = (c.bind(part) for part in window.origin(pixel))
-            values = [element(x, p, scale, image, top, left, word * lanes + i) for i in range(lanes)]
-            c.put(y, n, c.call({"int8": "pack4", "float16": "pack2"}[self.dtype], *values))
+            for first in range(0, self.words, 4):
+                some = c.registers(min(self.words, 4))
+                for w in range(min(self.words, 4)):
+                    start = (word + first + w) * lanes
+                    values = [element(x, p, scale, image, top, left, start + i) for i in range(lanes)]
+                    c.put(some, w, c.call({"int8": "pack4", "float16": "pack2"}[self.dtype], *values))
+                c.store_words(some, min(self.words, 4), y, n * self.words + first)
 
         parameters = [
             Parameter("x", "int16" if self.source == "float16" else "int8", count),

@@ -36,8 +36,8 @@ SLICE_BYTES = 64  # of each row, in shared memory
 # "Matrix storage for WMMA"): 8 bytes of int8, 32 of float16. As many rows as can begin in different banks.
 _WMMA_STRIDE = {"int8": SLICE_BYTES + 16, "float16": SLICE_BYTES + 32}
 _STAGED_PAD = 16  # bytes after each row of a staged output tile
-# Of a multiprocessor, for its blocks: CUDA C++ Programming Guide, "Compute Capabilities"; mma: 100 KB at least.
-SHARED_BYTES = {"mma": 96 << 10, "wmma": 96 << 10, "dot": 64 << 10}
+# Of a multiprocessor, for its blocks: CUDA C++ Programming Guide, "Compute Capabilities".
+SHARED_BYTES = {"wmma": 96 << 10, "dot": 64 << 10}
 # Words of the constants: the output's clamp and zero point; then those of a fused addition.
 LOW, HIGH, ZERO, A_MULTIPLIER, B_MULTIPLIER, BIAS, SHIFT, SUM_LOW, SUM_ZERO = range(9)
 CONSTANTS = 9
@@ -140,7 +140,8 @@ class Gemm:
 
     @property
     def shared_bytes(self) -> int:
-        return max(self.tile.stages * self.stage_bytes, self.tile.rows * self.staged_row_bytes)
+        stages = self.tile.stages * self.stage_bytes
+        return stages if self.mode == "mma" else max(stages, self.tile.rows * self.staged_row_bytes)
 
     @property
     def traffic_bytes(self) -> int:
@@ -187,11 +188,28 @@ def pack_weights(gemm: Gemm, weights: NDArray[np.generic]) -> NDArray[np.int32]:
     )
     if gemm.mode == "mma":
         row = np.arange(tile.columns)[:, None]
-        rows = rows[:, :, row, np.arange(4) ^ ((row >> 1) & 3)]
+        rows = rows[:, :, _order_of_columns(tile)[:, None], np.arange(4) ^ ((row >> 1) & 3)]
     packed = np.ascontiguousarray(rows).view(np.int32)  # (tile, slice, row, chunk, word)
     if gemm.mode == "dot":
         packed = packed.reshape(*packed.shape[:2], tile.columns, gemm.slice_bytes // 4).swapaxes(2, 3)
     return np.ascontiguousarray(packed).reshape(-1)
+
+
+def _column_groups(tile: Tile) -> list[tuple[int, int]]:
+    """(first, count) of the mma's tiles of eight columns that a thread's outputs lie side by side in: four to eight."""
+    tiles = tile.columns // tile.warps_n // 8
+    return [(first, min(4, tiles - first)) for first in range(0, tiles, 4)]
+
+
+def _order_of_columns(tile: Tile) -> NDArray[np.int64]:
+    """Which column of a tile lies where, so that each thread's outputs are neighbours in memory: mma gives thread t of
+    four columns 2 t and 2 t + 1 of each tile of eight; in a group of g of these it gets 2 g t and on."""
+    order = []
+    for first, count in _column_groups(tile):
+        column = np.arange(count * 8)
+        order.append(first * 8 + column % 8 // 2 * (2 * count) + column // 8 * 2 + column % 2)
+    warp = np.concatenate(order)
+    return (np.arange(tile.warps_n)[:, None] * len(warp) + warp).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +250,13 @@ def _emit(gemm: Gemm, thread: Thread, buffers: tuple[Buffer, ...]) -> None:
     row_tile, column_tile = (c.bind(part) for part in split(thread.block, gemm.columns // gemm.tile.columns))
     first_row, first_column = c.bind(row_tile * gemm.tile.rows), c.bind(column_tile * gemm.tile.columns)
     block = _Block(gemm, thread, named, first_row, column_tile, first_column)
-    multiply: _Mma | _Wmma | _Dot
     if gemm.mode == "mma":
-        multiply = _Mma(block)
-        _run_async(block, multiply)
-    else:
-        multiply = _Wmma(block) if gemm.mode == "wmma" else _Dot(block)
-        _run_sync(block, multiply)
+        products = _Mma(block)
+        _run_async(block, products)
+        products.write()
+        return
+    multiply = _Wmma(block) if gemm.mode == "wmma" else _Dot(block)
+    _run_sync(block, multiply)
     c.do("sync")
     multiply.stage()
     c.do("sync")
@@ -437,17 +455,30 @@ class _Mma:
         tile = block.gemm.tile
         self.tiles_m = tile.rows // tile.warps_m // 16
         self.tiles_n = tile.columns // tile.warps_n // 8
+        self.groups = _column_groups(tile)
         self.sums = c.registers(4 * self.tiles_m * self.tiles_n, c.SUM[block.gemm.dtype])
         # Addresses of shared memory as its instructions want them: 32 bits, to which constants cost nothing.
         self.shared = c.bind(c.call("shared_address", c.at(block.thread.shared, 0)))
-        self.column = c.bind(block.warp_column + block.lane % 4 * 2)
-        bias = block.buffers["bias"]
-        for j in range(self.tiles_n):
-            for i in range(2):
-                start = c.bind(bias[block.first_column + self.column + j * 8 + i])
+        for first, count in self.groups:
+            bias = c.registers(2 * count, c.SUM[block.gemm.dtype])
+            self._load_columns(bias, 0, block.buffers["bias"], first, count)
+            for n in range(2 * count):
                 for m in range(self.tiles_m):
                     for half in range(2):
-                        c.put(self.sums, self._sum(m, j, half * 2 + i), start)
+                        c.put(self.sums, self._sum(m, first + n // 2, half * 2 + n % 2), bias[n])
+
+    def _column(self, first: int, count: int) -> Expr:
+        """The first of this thread's columns of a group, in the tensor."""
+        block = self.block
+        return block.first_column + block.warp_column + first * 8 + block.lane % 4 * (2 * count)
+
+    def _load_columns(self, target: Buffer, at: int, source: Buffer, first: int, count: int) -> None:
+        for i in range(0, 2 * count, 4):
+            c.do(
+                "load16_f32" if source.dtype == "float32" else "load16",
+                c.at(target, at + i),
+                c.at(source, self._column(first, count) + i),
+            )
 
     def _sum(self, m: int, j: int, i: int) -> int:
         return (m * self.tiles_n + j) * 4 + i
@@ -476,23 +507,40 @@ class _Mma:
                 for j in range(self.tiles_n):
                     c.do(name, c.at(self.sums, self._sum(m, j, 0)), c.at(a, m * 4), c.at(b, j * 2))
 
-    def stage(self) -> None:
+    def write(self) -> None:
+        """The outputs, from registers: each thread 4, 8 or 16 bytes of a pixel's at a time, and the four beside it."""
         block, gemm = self.block, self.block.gemm
-        c.do("wait_0")
         scale = _Scale(block)
-        row = c.bind(block.warp_row + block.lane // 4)
-        for j in range(self.tiles_n):
-            factors = [scale.factor(block.first_column + self.column + j * 8 + i) for i in range(2)]
-            for m in range(self.tiles_m):
-                for half in range(2):
-                    sums = [self.sums[self._sum(m, j, half * 2 + i)] for i in range(2)]
-                    at = (row + m * 16 + half * 8) * gemm.staged_row_bytes + (self.column + j * 8) * gemm.item_bytes
-                    values = [scale.apply(s, f) for s, f in zip(sums, factors, strict=True)]
-                    c.do({"int8": "put2_s8", "float16": "put2_f16"}[gemm.dtype], c.at(block.thread.shared, at), *values)
+        row = c.bind(block.first_row + block.warp_row + block.lane // 4)
+        factors = c.registers(2 * self.tiles_n, "float32")
+        if gemm.dtype == "int8":
+            for first, count in self.groups:
+                self._load_columns(factors, 2 * first, block.buffers["m"], first, count)
+        for m in range(self.tiles_m):
+            for half in range(2):
+                item = c.bind(row + (m * 16 + half * 8))
+                pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
+                with c.when(exists):
+                    start = c.bind(pixel * (gemm.channels * gemm.item_bytes // 4))
+                    for first, count in self.groups:
+                        column = c.bind(self._column(first, count))
+                        with c.when(True if gemm.channels % gemm.tile.columns == 0 else column < gemm.channels):
+                            n = [self._sum(m, first + i // 2, half * 2 + i % 2) for i in range(2 * count)]
+                            sums = [self.sums[i] for i in n]
+                            multipliers = [factors[2 * first + i] for i in range(2 * count)]
+                            at = start + column // c.WORD_LANES[gemm.dtype]
+                            self._write_outputs(scale, sums, multipliers, at)
 
-    def load_chunk(self, row: Expr, chunk: Expr, words: Buffer) -> None:
-        at = row * self.block.gemm.staged_row_bytes + chunk * 16
-        c.do("load16", c.at(words, 0), c.at(self.block.thread.shared, at))
+    def _write_outputs(self, scale: _Scale, sums: list[Expr], multipliers: list[Expr], at: Expr) -> None:
+        gemm, lanes = self.block.gemm, c.WORD_LANES[self.block.gemm.dtype]
+        count = len(sums) // lanes
+        words, other = c.registers(count), c.registers(count)
+        if gemm.addition:
+            c.load_words(other, count, self.block.buffers["r"], at)
+        for w in range(count):
+            part = slice(w * lanes, (w + 1) * lanes)
+            c.put(words, w, scale.word(sums[part], multipliers[part], other[w] if gemm.addition else None))
+        c.store_words(words, count, self.block.buffers["y"], at)
 
 
 class _Dot:
@@ -613,6 +661,10 @@ class _Scale:
     def __init__(self, block: _Block) -> None:
         self.gemm, self.buffers = block.gemm, block.buffers
         self.clamp = [c.bind(block.buffers["p"][i]) for i in (LOW, HIGH, ZERO)] if self.gemm.dtype == "int8" else []
+        if self.clamp and self.gemm.addition:
+            # Of the bits of a rounded output: their 0x4b400000 and the zero point are multiplied once, for all.
+            a_multiplier, bias = (c.bind(block.buffers["p"][i]) for i in (A_MULTIPLIER, BIAS))
+            self.addition = a_multiplier, c.bind(c.call("mad", self.clamp[2] - 0x4B400000, a_multiplier, bias))
 
     def factor(self, channel: Expr) -> Expr:
         return c.bind(self.buffers["m"][channel]) if self.clamp else None
@@ -622,6 +674,17 @@ class _Scale:
             return c.call("scale", total, factor, *self.clamp)
         return T.max(total, T.float32(0)) if self.gemm.relu else total
 
+    def word(self, sums: list[Expr], factors: list[Expr], other: Expr | None) -> Expr:
+        """Outputs as a word; ``other``: the word of the residual that is added."""
+        if self.gemm.dtype == "float16":
+            word = c.call("pack2", *(self.apply(total, None) for total in sums))
+            return word if other is None else add_halves(word, other, self.gemm.relu_after_addition)
+        if other is None:
+            return c.call("scale4", *sums, *factors, *self.clamp)
+        a_multiplier, bias = self.addition
+        values = [c.call("scale_bits", s, f, *self.clamp[:2]) for s, f in zip(sums, factors, strict=True)]
+        return _sum_word([c.call("mad", v, a_multiplier, bias) for v in values], other, self.buffers["p"], A_MULTIPLIER)
+
 
 def _pack(dtype: str, values: list[Expr]) -> list[Expr]:
     """Values as words."""
@@ -629,7 +692,7 @@ def _pack(dtype: str, values: list[Expr]) -> list[Expr]:
     return [c.call(name, *values[i : i + lanes]) for i in range(0, len(values), lanes)]
 
 
-def _write(block: _Block, multiply: _Mma | _Dot | _Wmma) -> None:
+def _write(block: _Block, multiply: _Dot | _Wmma) -> None:
     """The staged tile to global memory in chunks of 16 bytes, the residual added on the way."""
     gemm = block.gemm
     per_row = gemm.tile.columns * gemm.item_bytes // 16
@@ -667,12 +730,17 @@ def _add(block: _Block, words: Buffer, where: Expr) -> None:
 
 def add_words(a: Expr, b: Expr, p: Buffer, first: int) -> Expr:
     """The contract's addition of four int8 each; its constants are words ``first`` and on of ``p``."""
-    a_multiplier, b_multiplier, bias, shift, low, zero = (p[first + i] for i in range(6))
+    return _sum_word([c.call("byte", a, i) * p[first] + p[first + 2] for i in range(4)], b, p, first)
+
+
+def _sum_word(totals: list[Expr], b: Expr, p: Buffer, first: int) -> Expr:
+    """The rest of it, from products of a and the bias."""
+    b_multiplier, shift, low, zero = (p[first + i] for i in (1, 3, 4, 5))
     values = []
-    for i in range(4):
-        total = c.call("byte", a, i) * a_multiplier + c.call("byte", b, i) * b_multiplier + bias
-        values.append(T.max(T.min((total >> shift) + zero, 127), low))
-    return c.call("pack4", *values)
+    for i, total in enumerate(totals):
+        total = (total + c.call("byte", b, i) * b_multiplier) >> shift
+        values.append(T.max(total + zero, low))
+    return c.call("pack4_nearest", *values)
 
 
 def add_halves(a: Expr, b: Expr, relu: bool) -> Expr:

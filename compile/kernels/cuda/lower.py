@@ -94,6 +94,8 @@ class _Lowering:
             case ir.Relu() | ir.Requantize():
                 self._map(node)
             case ir.MaxPool2d():
+                if max(node.op.padding[:2]) >= node.op.kernel[0] or max(node.op.padding[2:]) >= node.op.kernel[1]:
+                    raise ir.GraphError("no CUDA kernel for a window outside of the image", node.name, node.path)
                 window = self._window(node, node.op.kernel, node.op.strides, node.op.padding)
                 pool = MaxPool(self.dtype, window)
                 self._threads(node, pool, (self._padded(node.inputs[0]),))

@@ -49,6 +49,27 @@ XCT int xct_dot4(int a, int b, int c) {
 #endif
 }
 
+// Bit by bit what the table says of a, b, c: the same expression of 0xf0, 0xcc, 0xaa.
+template <int table>
+XCT int xct_lop3(int a, int b, int c) {
+    int d;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(table & 0xff));
+    return d;
+}
+
+// Four int32 as int8, the nearest.
+XCT int xct_pack4_nearest(int a, int b, int c, int d) {
+#if XCT_SM(80)  // from 7.2 on, but in a PTX newer than the other kernels need there
+    int word;
+    asm("{ .reg .b32 high; cvt.pack.sat.s8.s32.b32 high, %4, %3, 0; cvt.pack.sat.s8.s32.b32 %0, %2, %1, high; }"
+        : "=r"(word) : "r"(a), "r"(b), "r"(c), "r"(d));
+    return word;
+#else
+    a = max(min(a, 127), -128), b = max(min(b, 127), -128), c = max(min(c, 127), -128), d = max(min(d, 127), -128);
+    return xct_perm(xct_perm(a, b, 0x0040), xct_perm(c, d, 0x0040), 0x5410);
+#endif
+}
+
 XCT float xct_half_to_float(int half) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((short)half));
@@ -167,9 +188,20 @@ XCT void xct_store4(void* p, int value) { *(int*)p = value; }
 
 XCT void xct_store_float(void* p, float value) { *(float*)p = value; }
 
+XCT void xct_load8(int* d, const void* p) {
+    const int2 v = *(const int2*)p;
+    d[0] = v.x, d[1] = v.y;
+}
+
 XCT void xct_load16(int* d, const void* p) {
     const int4 v = *(const int4*)p;
     d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
+}
+
+XCT void xct_load16_f32(float* d, const void* p) {
+    int v[4];
+    xct_load16(v, p);
+    for (int i = 0; i < 4; i++) d[i] = __int_as_float(v[i]);
 }
 
 XCT void xct_load16_if(int* d, const void* p, int valid) {
@@ -178,23 +210,30 @@ XCT void xct_load16_if(int* d, const void* p, int valid) {
     d[0] = v.x, d[1] = v.y, d[2] = v.z, d[3] = v.w;
 }
 
+XCT void xct_store8(void* p, const int* s) {
+    const int2 v = {s[0], s[1]};
+    *(int2*)p = v;
+}
+
 XCT void xct_store16(void* p, const int* s) {
     const int4 v = {s[0], s[1], s[2], s[3]};
     *(int4*)p = v;
 }
 
-XCT int xct_byte(int word, int i) { return word << (24 - 8 * i) >> 24; }
+XCT int xct_byte(int word, int i) { return xct_perm_signs(word, 0x8880 + 0x1111 * i); }
+
+XCT int xct_mad(int a, int b, int c) { return (unsigned)a * (unsigned)b + (unsigned)c; }
 
 XCT int xct_pack4(int a, int b, int c, int d) {
     return xct_perm(xct_perm(a, b, 0x0040), xct_perm(c, d, 0x0040), 0x5410);
 }
 
 // The larger of each pair of int8, in six instructions: the lower seven bits are compared by a subtraction in which no
-// byte borrows from the next, and decide where the signs are equal.
+// byte borrows from the next, and decide where the signs are equal. (From the operators ptxas makes up to eight.)
 XCT int xct_max4(int a, int b) {
     const int lower = (a | 0x80808080) - (b & 0x7f7f7f7f);
-    const int a_wins = xct_perm_signs((a ^ b) & ~a | ~(a ^ b) & lower, 0xba98);
-    return a & a_wins | b & ~a_wins;
+    const int a_wins = xct_perm_signs(xct_lop3<(~0xf0 & 0xcc) | (~(0xf0 ^ 0xcc) & 0xaa)>(a, b, lower), 0xba98);
+    return xct_lop3<(0xf0 & 0xaa) | (0xcc & ~0xaa)>(a, b, a_wins);
 }
 
 XCT void xct_put2_s8(void* p, int a, int b) { *(short*)p = (short)xct_perm(a, b, 0x0040); }
@@ -217,13 +256,26 @@ XCT int xct_max2(int a, int b) {
     return xct_pack2(fmaxf(xct_half(a, 0), xct_half(b, 0)), fmaxf(xct_half(a, 1), xct_half(b, 1)));
 }
 
-// clamp(rint(f32(f32(acc) * m)), low, high) + zero. Both bounds are integers, so clamping first is the same; adding
+// clamp(rint(f32(f32(acc) * m)), low, high) + 0x4b400000. Both bounds are integers, so clamping first is the same; adding
 // 1.5 * 2^23 then rounds to the nearest even integer, which lies in the low bits of the sum. One rounding each: no
 // contraction to a fused multiply-add may happen here (--fmad=false, and __fmul_rn is never contracted).
-XCT int xct_scale(int acc, float m, int low, int high, int zero) {
+XCT int xct_scale_bits(int acc, float m, int low, int high) {
     float y = __fmul_rn(__int2float_rn(acc), m);
     y = fminf(fmaxf(y, __int2float_rn(low)), __int2float_rn(high));
-    return __float_as_int(__fadd_rn(y, 12582912.0f)) - 0x4b400000 + zero;
+    return __float_as_int(__fadd_rn(y, 12582912.0f));
+}
+
+XCT int xct_scale(int acc, float m, int low, int high, int zero) {
+    return xct_scale_bits(acc, m, low, high) - 0x4b400000 + zero;
+}
+
+// Four of them as a word. Each is within int8, so that 128 more is a digit to the base of 256: the digits are summed, what
+// is too much in them is taken back once, and the 128 by the sign bits.
+XCT int xct_scale4(int a, int b, int c, int d, float m, float n, float o, float p, int low, int high, int zero) {
+    int word = xct_mad(zero + 128, 0x01010101, xct_scale_bits(a, m, low, high) - 0x8b400000);
+    word = xct_mad(xct_scale_bits(b, n, low, high), 1 << 8, word);
+    word = xct_mad(xct_scale_bits(c, o, low, high), 1 << 16, word);
+    return xct_mad(xct_scale_bits(d, p, low, high), 1 << 24, word) ^ 0x80808080;
 }
 
 XCT float xct_sum_warp_f32(float value) {

@@ -93,6 +93,22 @@ def put(array: Buffer, index: Expr, value: Expr) -> None:
     T.buffer_store(array, value, [index])
 
 
+def load_words(target: Buffer, count: int, source: Buffer, index: Expr) -> None:
+    """One, two or four words of a tensor from a multiple of that many on, in one access."""
+    if count == 1:
+        put(target, 0, source[index])
+    else:
+        do(f"load{count * 4}", at(target, 0), at(source, index))
+
+
+def store_words(source: Buffer, count: int, target: Buffer, index: Expr) -> None:
+    """The reverse."""
+    if count == 1:
+        put(target, index, source[0])
+    else:
+        do(f"store{count * 4}", at(target, index), at(source, 0))
+
+
 def bind(value: Expr) -> Expr:
     """Evaluates here, once."""
     return T.Bind(value)
@@ -130,10 +146,10 @@ def repeat(count: int, at_once: int, body: Callable[[Expr], None]) -> None:
 
 
 def both(a: Expr | bool, b: Expr | bool) -> Expr | bool:
-    """Both conditions; True stands for one that always holds."""
-    if a is True:
+    """Both conditions; True and False stand for one that always or never holds."""
+    if a is True or b is False:
         return b
-    return a if b is True else T.And(a, b)
+    return a if b is True or a is False else T.And(a, b)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -11,10 +11,14 @@ from .tir import Expr
 
 def split(index: Expr, *sizes: int) -> list[Expr]:
     """A flat index that is not negative as indices of which the last runs fastest; the first is not bounded."""
-    parts = []
+    parts: list[Expr] = []
     for size in reversed(sizes):
-        parts.append(T.truncmod(index, size) if size > 1 else 0)
-        index = T.truncdiv(index, size) if size > 1 else index
+        if isinstance(index, int):
+            index, part = divmod(index, size)
+        else:
+            part = T.truncmod(index, size) if size > 1 else 0
+            index = T.truncdiv(index, size) if size > 1 else index
+        parts.append(part)
     return [index, *reversed(parts)]
 
 
@@ -81,6 +85,27 @@ class Window:
         """(image, row, column) of the first tap of an output pixel; with padding, rows and columns may be outside."""
         image, y, x = split(pixel, self.out_height, self.out_width)
         return image, y * self.strides[0] - self.padding[0], x * self.strides[1] - self.padding[1]
+
+    def _ends_outside(self, axis: int) -> bool:
+        """Whether the last window ends beyond the image."""
+        size, outputs = ((self.in_height, self.out_height), (self.in_width, self.out_width))[axis]
+        return (outputs - 1) * self.strides[axis] - self.padding[axis] + self.kernel[axis] > size
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether some of a window may lie outside."""
+        return any(self.padding) or self._ends_outside(0) or self._ends_outside(1)
+
+    def nearest_row(self, row: Expr) -> Expr:
+        """The row itself, or the first or last of the image."""
+        return self._nearest(row, 0, self.in_height)
+
+    def nearest_column(self, column: Expr) -> Expr:
+        return self._nearest(column, 1, self.in_width)
+
+    def _nearest(self, at: Expr, axis: int, size: int) -> Expr:
+        at = T.max(at, 0) if self.padding[axis] else at
+        return T.min(at, size - 1) if self._ends_outside(axis) else at
 
     def contains(self, row: Expr, column: Expr) -> Expr:
         return T.And(
