@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -45,8 +46,18 @@ def test_without_a_gpu_one_line_says_so(kit: Path) -> None:
 
 
 def test_no_kit(tmp_path: Path) -> None:
-    with pytest.raises(borrowed_gpu.Unusable, match=r"is no kit: it has no kit\.json"):
-        borrowed_gpu.run(tmp_path)
+    with pytest.raises(borrowed_gpu.Unusable, match=r"is no kit: it has no kit\.json"), borrowed_gpu.unpacked(tmp_path):
+        pass
+
+
+def test_a_packed_kit_is_the_kit(kit: Path, tmp_path: Path) -> None:
+    packed = shutil.copytree(kit, tmp_path / "packed")
+    gpu_kit.pack(packed)
+    assert not [each for each in packed.iterdir() if each.is_dir()]
+    with borrowed_gpu.unpacked(packed) as folder:
+        files = sorted(file.relative_to(kit) for file in kit.glob("**/*") if file.is_file())
+        assert [(folder / file).read_bytes() for file in files] == [(kit / file).read_bytes() for file in files]
+    assert not folder.exists()
 
 
 @requires("clang", package="clang")

@@ -22,9 +22,11 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -459,6 +461,23 @@ def use_nvrtc_of_torch() -> None:
         os.environ["XCEPTILE_NVRTC"] = str(libraries[0])
 
 
+@contextlib.contextmanager
+def unpacked(kit: Path) -> Iterator[Path]:
+    """A folder with the kit's files and the networks that are packed in it, for as long as it is used.
+
+    Raises Unusable where ``kit`` is none.
+    """
+    if not (kit / "kit.json").is_file():
+        raise Unusable(f"{kit} is no kit: it has no kit.json; tests/benchmarks/gpu_kit.py makes one")
+    with tempfile.TemporaryDirectory(prefix="xceptile-kit-") as place:
+        for file in kit.iterdir():
+            if file.suffix == ".zip":
+                shutil.unpack_archive(file, Path(place, file.stem))
+            else:
+                Path(place, file.name).symlink_to(file)
+        yield Path(place)
+
+
 def say(name: str, result: Any) -> None:
     took = time.monotonic() - BEGAN
     print(f"{took:5.0f} s  {name}: {json.dumps(result)[:400]}", file=sys.stderr, flush=True)
@@ -466,8 +485,6 @@ def say(name: str, result: Any) -> None:
 
 def run(kit: Path) -> dict[str, Any]:
     """Everything; the checks come first and need no torch, so that a benchmark that fails does not hide them."""
-    if not (kit / "kit.json").is_file():
-        raise Unusable(f"{kit} is no kit: it has no kit.json; tests/benchmarks/gpu_kit.py makes one")
     entries = json.loads((kit / "kit.json").read_text())["networks"]
     library = load_runtime(kit / f"libxceptile-{platform.machine()}.so")
     use_nvrtc_of_torch()
@@ -503,7 +520,8 @@ def run(kit: Path) -> dict[str, Any]:
 def main() -> int:
     kit = Path(sys.argv[1] if len(sys.argv) > 1 else __file__).resolve()
     try:
-        report = run(kit if kit.is_dir() else kit.parent)
+        with unpacked(kit if kit.is_dir() else kit.parent) as folder:
+            report = run(folder)
     except Unusable as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -147,6 +147,13 @@ def make(kit: Path, *, size: int = 299, width: float = 1.0, batches: tuple[int, 
     aside.rename(kit)
 
 
+def pack(kit: Path) -> None:
+    """Every network's folder becomes a file, of less than nine tenths its size."""
+    for folder in [each for each in kit.iterdir() if each.is_dir()]:
+        shutil.make_archive(str(folder), "zip", folder)
+        shutil.rmtree(folder)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("build/gpu_kit"))
@@ -156,4 +163,5 @@ if __name__ == "__main__":
         make(options.output, size=75, width=0.125, batches=(1, 2), boards=("orin",))
     else:
         make(options.output)
+    pack(options.output)
     print(f"{options.output}: copy it to the machine with the GPU and run `python borrowed_gpu.py` in it")
