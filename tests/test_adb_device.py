@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -77,6 +78,21 @@ def test_a_push_that_breaks_off_fails_clean(
 def test_a_device_that_is_not_there(link: adb.AdbLink, small_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"adb:OTHER: cannot be reached: .*device 'OTHER' not found"):
         open_session(small_bundle, device="adb:OTHER")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "* daemon not running; starting now at tcp:5037\n* daemon started successfully\nadb: device 'R5' not found",
+        "error: device unauthorized.\nThis adb server's $ADB_VENDOR_KEYS is not set",
+        "error: closed",
+    ],
+)
+def test_what_adb_itself_says_is_no_program_s(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess(["adb"], 1, b"", said.encode())
+    monkeypatch.setattr(adb.AdbLink, "_run", lambda self, *words: done)
+    with pytest.raises(EngineError, match="adb:R5: cannot be reached: "):
+        adb.connect("adb:R5").shell("true")
 
 
 def test_without_adb_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
