@@ -78,7 +78,6 @@ def test_chains_are_for_weights_that_are_seldom_too_much() -> None:
 
 
 @requires("qemu-aarch64", package="qemu-user")
-@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
 def test_a_wrong_bound_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights at the bound are right on pixels at their extremes; with a bound too high, they are not."""
     graph = chained_graph()

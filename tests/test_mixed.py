@@ -211,7 +211,6 @@ def test_int8_calls_of_an_all_int8_graph_are_the_family_s_own(graph, table):
 
 
 @requires("qemu-aarch64", package="qemu-user")
-@requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu")
 @pytest.mark.slow
 @pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-5"])
 def test_mixed_graphs_run_on_arm(graph, table, board, tmp_path):

@@ -34,6 +34,17 @@ def test_every_folder_with_python_is_a_package() -> None:
     assert holding == set(packages_on_disk())
 
 
+def test_set_up_brings_every_package_that_a_test_is_skipped_without() -> None:
+    """On CI a skipped test is a failed one."""
+    brought = set(re.findall(r'^ {4}"([\w-]+):', (ROOT / ".ci/setup").read_text(), re.MULTILINE))
+    for path in (ROOT / "tests").glob("*.py"):
+        wanted = re.findall(
+            r'requires\([^)]*package="([\w-]+)"|needs [\w ]+ \(apt install ([\w -]+)\)', path.read_text()
+        )
+        if path.name != "test_conftest.py":
+            assert {name for names in wanted for name in " ".join(names).split()} <= brought, path
+
+
 def test_the_tests_are_no_package() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 

@@ -32,10 +32,7 @@ from xceptile.models import graph as ir
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
-pytestmark = [
-    requires("qemu-aarch64", package="qemu-user"),
-    requires("aarch64-linux-gnu-gcc", package="gcc-aarch64-linux-gnu"),
-]
+pytestmark = requires("qemu-aarch64", package="qemu-user")
 
 TARGETS = {
     "neon": catalog.get("raspberry-pi-4"),
