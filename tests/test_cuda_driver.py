@@ -132,8 +132,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
 
 
 OPENING = [
-    "cuInit 0",
     "cuDriverGetVersion",
+    "cuInit 0",
     "cuDeviceGetCount",
     "cuDeviceGet 0",
     "cuDeviceGetName 7",
@@ -287,7 +287,7 @@ def test_no_nvrtc(fake: Fake, tmp_path: Path) -> None:
         ({"XCEPTILE_CUDA": "/no/such/driver.so"}, "no CUDA driver: /no/such/driver.so: cannot open shared object file"),
         ({"XCEPTILE_CUDA": "too_old.so"}, "too_old.so is too old: it has no cuFuncSetAttribute"),
         ({"FAKE_NO_DEVICE": "1"}, "the CUDA driver (12.6) finds no GPU"),
-        ({"FAKE_FAIL_AT": "0", "FAKE_FAIL_CODE": "803"}, "are of two versions: restart the machine: "),
+        ({"FAKE_FAIL_AT": "1", "FAKE_FAIL_CODE": "803"}, "are of two versions: restart the machine: "),
         (
             {"FAKE_FAIL_AT": "18", "FAKE_FAIL_CODE": "2"},
             "Fake GPU?1 has no 2560 bytes for activations (1000 of 2000 are free): CUDA_ERROR_OUT_OF_MEMORY",

@@ -256,9 +256,10 @@ static int open_driver(struct cuda *cuda, struct xct_error *error)
 static int choose_device(struct cuda *cuda, struct xct_error *error)
 {
     const struct api *api = &cuda->api;
-    int result = api->init(0), count = 0;
+    int count = 0;
+    int result = api->driver_version(&cuda->version); /* first, as it answers without a GPU too */
     if (result == SUCCESS)
-        result = api->driver_version(&cuda->version);
+        result = api->init(0);
     if (result == SUCCESS)
         result = api->device_count(&count);
     if (result == SYSTEM_DRIVER_MISMATCH) /* after an update of the driver, until the machine is restarted */

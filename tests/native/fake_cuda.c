@@ -122,7 +122,11 @@ static int pushed, retained;
 static void *primary;
 static char broken[400]; /* what a kernel did wrong: everything fails from then on */
 
-API int cuInit(unsigned flags) { return record("cuInit %u", flags); }
+API int cuInit(unsigned flags)
+{
+    int result = record("cuInit %u", flags);
+    return result != 0 ? result : getenv("FAKE_NO_DEVICE") != NULL ? 100 : 0;
+}
 API int cuGetErrorName(int result, const char **name)
 {
     *name = result == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : result == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
@@ -142,9 +146,8 @@ API int cuDriverGetVersion(int *version)
 }
 API int cuDeviceGetCount(int *count)
 {
-    *count = getenv("FAKE_NO_DEVICE") == NULL;
-    int result = record("cuDeviceGetCount");
-    return result != 0 ? result : *count > 0 ? 0 : 100;
+    *count = 1;
+    return record("cuDeviceGetCount");
 }
 API int cuDeviceGet(int *device, int ordinal)
 {
