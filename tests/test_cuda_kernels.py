@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_emulator import EmulatedNetwork
+from cuda_emulator import EmulatedNetwork, Traffic
 from cuda_graphs import chains, operator_graphs
 from emulated_bundle import merged
 from int8_graphs import (
@@ -157,6 +157,24 @@ class TestEmulated:
         with pytest.raises(RuntimeError, match="some threads wait"):
             network.run(*random_input(network.graph, 0))
 
+    def test_no_access_of_a_product_takes_more_than_it_must(self, tmp_path: Path) -> None:
+        build = Int8Builder("accesses", 128)
+        x = build.conv(build.input(np.zeros((1, 7, 9, 128), np.int8)), 128)
+        graph = build.graph(build.add(build.conv(x, 128), x))
+        network = EmulatedNetwork(graph, TARGETS["orin"], tmp_path, counted=True)
+        network.run(*random_input(graph, 0))
+        for kernel, counted in products(network).items():
+            shared, memory = counted["shared"], counted["global"]
+            assert shared.cost == shared.least > 0, kernel
+            # Biases and multipliers come 16 bytes a thread of 32: twice, but the second time from the cache.
+            assert memory.cost < 1.15 * memory.least, kernel
+        preamble, _, kernels = network.source.partition("extern")
+        assert "^" in kernels
+        network.compile(preamble + "extern" + kernels.replace("^", "+ 0 *"), tmp_path)  # chunks where they come
+        network.run(*random_input(graph, 0))
+        for kernel, counted in products(network).items():
+            assert counted["shared"].cost > 2 * counted["shared"].least, kernel
+
     def test_wmma_rows_that_are_not_aligned_are_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Float16 rows 80 bytes apart: what the hardware may do with them, the PTX ISA does not say."""
         monkeypatch.setitem(cuda_gemm._WMMA_STRIDE, "float16", 80)
@@ -164,6 +182,12 @@ class TestEmulated:
         network = EmulatedNetwork(with_pixels(as_float(graph), PIXELS), TARGETS["xavier"], tmp_path)
         with pytest.raises(RuntimeError, match="not aligned"):
             network.run(*random_input(graph, 0))
+
+
+def products(network: EmulatedNetwork) -> dict[str, dict[str, Traffic]]:
+    found = {kernel: counted for kernel, counted in network.traffic.items() if kernel.startswith("gemm")}
+    assert found
+    return found
 
 
 def gpu_arch(target: TargetSpec) -> str:
