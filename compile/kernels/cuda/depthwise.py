@@ -191,11 +191,12 @@ class Front:
     def items(self) -> int:
         return self.window.batch * self.window.out_height * self.row_items
 
-    @property
-    def traffic_bytes(self) -> int:
-        """Each pair reads its pixels and, for a word of channels, all operands."""
-        operands = 4 * sum(p.count for p in self.depthwise.operands()) // self.window.pixel_words
-        return self.items // 2 * self.window.pixel_words * (self.depthwise.pixels_read(2) * 4 + operands)
+    def traffic_bytes(self, column_tiles: int, blocks: int) -> int:
+        """Every block reads the operands, and of every row of its windows what the one before it did not: the cache
+        serves that."""
+        pixels = self.items * self.window.kernel[0] * self.window.strides[1]
+        operands = 4 * sum(p.count for p in self.depthwise.operands())
+        return pixels * self.window.pixel_bytes * column_tiles + operands * blocks
 
     def pixel(self, item: Expr) -> tuple[Expr, Expr]:
         """The output pixel of an item, and whether it is one."""

@@ -148,7 +148,8 @@ class Gemm:
         """Global memory: every block reads its rows and its columns once; outputs (and the residual) once."""
         slices = self.slices * self.slice_bytes * self.blocks
         reads = slices * self.tile.columns
-        reads += self.front.traffic_bytes * self.columns // self.tile.columns if self.front else slices * self.tile.rows
+        column_tiles = self.columns // self.tile.columns
+        reads += self.front.traffic_bytes(column_tiles, self.blocks) if self.front else slices * self.tile.rows
         return reads + self.window.pixels * self.channels * self.item_bytes * (2 if self.addition else 1)
 
     def parameters(self) -> list[Parameter]:
