@@ -312,6 +312,24 @@ def test_a_newer_plan_is_named(built: Path, bundle: Path) -> None:
 # ---- the library ----
 
 
+def test_the_example_of_the_documentation(checked: list[Path], bundle: Path, tmp_path: Path) -> None:
+    page = (TESTS.parent / "docs" / "runtime.md").read_text()
+    (tmp_path / "app.c").write_text(page.partition("```c\n")[2].partition("```")[0])
+    program = compile_program(tmp_path / "app", tmp_path / "app.c", *checked, flags=ADDRESS)
+    image = fake_network.images(1)
+    (tmp_path / "image").write_bytes(image.tobytes())
+    printed = subprocess.run([program, bundle, tmp_path / "image"], check=True, capture_output=True, text=True).stdout
+    logits = 0.25 * (fake_network.expected(image)[0].astype(int) - 3)
+    assert printed.splitlines() == [f"{i} {logit:g}" for i, logit in enumerate(logits)]
+    for arguments, error in (
+        ([tmp_path, tmp_path / "image"], "is no bundle"),
+        ([bundle, bundle / "plan.bin"], "no image"),
+    ):
+        refused = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert error in refused.stderr
+
+
 def test_misuse_is_answered(checked: list[Path], bundle: Path, tmp_path: Path) -> None:
     program = compile_program(tmp_path / "misuse", TESTS / "native/misuse.c", *checked, flags=ADDRESS)
     subprocess.run([program, bundle], check=True)
