@@ -123,15 +123,18 @@ class Depthwise:
         weights = c.registers(self.weight_words)
         if self.by_dot:
             for i in range(3):
-                c.do("load16", c.at(weights, i * 4), c.at(buffers["dw"], word * 12 + i * 4))
+                c.do("load16", c.at(weights, i * 4), c.at(buffers["dw"], (i * self.window.pixel_words + word) * 4))
         else:
             for i in range(self.weight_words):
                 c.put(weights, i, buffers["dw"][i * self.window.pixel_words + word])
         lanes = c.WORD_LANES[self.dtype]
-        bias = [c.bind(buffers["db"][word * lanes + i]) for i in range(lanes)]
         if self.dtype == "float16":
+            bias = [c.bind(buffers["db"][word * lanes + i]) for i in range(lanes)]
             return Taps(word, weights, bias, [], [], 0)
-        factors = [c.bind(buffers["dm"][word * lanes + i]) for i in range(lanes)]
+        biases, multipliers = c.registers(lanes), c.registers(lanes, "float32")
+        c.do("load16", c.at(biases, 0), c.at(buffers["db"], word * lanes))
+        c.do("load16_f32", c.at(multipliers, 0), c.at(buffers["dm"], word * lanes))
+        bias, factors = ([array[i] for i in range(lanes)] for array in (biases, multipliers))
         *clamp, padding = (c.bind(buffers["dp"][i]) for i in (LOW, HIGH, ZERO, PADDING))
         return Taps(word, weights, bias, factors, clamp, padding)
 
@@ -162,8 +165,7 @@ class Depthwise:
     def _finish(self, taps: Taps, sums: list[Expr]) -> Expr:
         if self.dtype == "float16":
             return c.bind(c.call("pack2", *(T.max(total, T.float32(0)) if self.relu else total for total in sums)))
-        factors = zip(sums, taps.factors, strict=True)
-        return c.bind(c.call("pack4", *(c.call("scale", total, factor, *taps.clamp) for total, factor in factors)))
+        return c.bind(c.call("scale4", *sums, *taps.factors, *taps.clamp))
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,10 @@ def pack_taps(weights: NDArray[np.generic], dtype: str, channels: int) -> NDArra
 
 
 def pack_rows(weights: NDArray[np.generic], channels: int) -> NDArray[np.int32]:
-    """(3, 3, C) -> for each word of channels: [row][channel] words (w0, w1, w2, 0)."""
-    padded = np.zeros((channels, 3, 4), np.int8)
-    padded[: weights.shape[2], :, :3] = weights.transpose(2, 0, 1)
-    rows = padded.reshape(channels // 4, 4, 3, 4).swapaxes(1, 2)
-    return np.ascontiguousarray(rows).reshape(-1).view(np.int32)
+    """(3, 3, C) -> [row][channel] as words (w0, w1, w2, 0)."""
+    rows = np.zeros((3, channels, 4), np.int8)
+    rows[:, : weights.shape[2], :3] = weights.transpose(0, 2, 1)
+    return rows.reshape(-1).view(np.int32)
 
 
 def _tap_row(shape: Depthwise, words: list[Expr], taps: Taps, row: int, sums: Buffer) -> None:
