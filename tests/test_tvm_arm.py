@@ -3,10 +3,12 @@ and whole networks, bit for bit as the reference. The operators of one instructi
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ TARGETS = {
 }
 CHANNELS = (1, 2, 3, 7, 8, 15, 16, 728)
 EXTREMES = (-128, 127)
+BYTES = (np.indices((256, 256)) - 128).astype(np.int8).reshape(2, 1, 64, 64, 16)  # every pair
 
 
 def operator_graphs() -> Iterator[ir.Graph]:
@@ -74,18 +77,36 @@ def operator_graphs() -> Iterator[ir.Graph]:
     for kind in ("conv", "depthwise", "linear"):  # scaled accumulators beyond int16
         shape = (1, 15) if kind == "linear" else (1, 6, 5, 15)
         yield random_operator_graph(kind, shape, quant=ir.PerTensor(f32(2e-5), 3), relu=kind == "conv")
-    yield extreme_weights()
+    yield extreme_weights("depthwise", 16, padding=(1, 1, 1, 1))
+    for channels in (257, 259):  # accumulators within 2^22 and not
+        yield extreme_weights("linear", channels)
     yield chained_graph()
 
 
-def extreme_weights() -> ir.Graph:
+def extreme_weights(kind: str, channels: int, **options: Any) -> ir.Graph:
     """Weights of -127 and 127 alone: with pixels of -128 two products are as near to the limit of int16 as can be."""
-    graph = random_operator_graph("depthwise", (1, 6, 5, 16), padding=(1, 1, 1, 1))
+    shape = (1, channels) if kind == "linear" else (1, 6, 5, channels)
+    graph = random_operator_graph(kind, shape, **options)
     constants = dict(graph.constants)
     for name in (node.inputs[1] for node in graph.nodes if node.inputs):
         signs = np.random.default_rng(0).integers(0, 2, constants[name].data.shape) * 254 - 127
         constants[name] = replace(constants[name], data=signs.astype(np.int8))
     return replace(graph, name="extreme_weights", constants=constants)
+
+
+def sums() -> ir.Graph:
+    """Additions whose scales and zero points lie at the ends of what they may be."""
+    build = Int8Builder("sums", 0)
+    scales = ((0.02, 0.031, 0.03), (1.0, 0.99999, 0.5), (0.02, 0.01, 0.2))
+    for (*of_inputs, scale), (*zeros, zero) in itertools.product(
+        scales, ((3, -7, -25), (-128, -128, 0), (127, 127, 9))
+    ):
+        a, b = (
+            build.input(BYTES[i], ir.PerTensor(f32(of_input), at))
+            for i, (of_input, at) in enumerate(zip(of_inputs, zeros, strict=True))
+        )
+        build.add(a, b, relu=zero == 9, quant=ir.PerTensor(f32(scale), zero))
+    return build.graph(*(node.name for node in build.nodes if isinstance(node.op, ir.Add)))
 
 
 def fused_graphs() -> Iterator[ir.Graph]:
@@ -125,6 +146,15 @@ def test_every_operator_equals_the_reference(operators: EmulatedBundle) -> None:
     ]
     for image, outputs in zip(images, operators.run(images), strict=True):
         assert differences(graph, image, outputs) == {}
+
+
+def test_the_sum_of_every_pair_of_bytes(tmp_path: Path) -> None:
+    """Most scales by limbs of the multipliers; those whose sums leave int16, and could still be of use, otherwise."""
+    graph, target = sums(), TARGETS["dotprod"]
+    calls = arm.lower(graph, target)
+    assert {call.symbol.split("_")[1].rstrip("0123456789") for call in calls} == {"limbs", "sum"}
+    image = [*BYTES] * (len(graph.inputs) // 2)
+    assert differences(graph, image, EmulatedBundle(graph, calls, target, tmp_path).run([image])[0]) == {}
 
 
 def test_threads_share_the_tasks(operators: EmulatedBundle) -> None:

@@ -75,7 +75,7 @@ def pays(parts: Split, pixels: int) -> bool:
 
 
 def padded_pixels(pixels: int) -> int:
-    """Pixels in whole chunks: so many have room in the panels."""
+    """Pixels in whole chunks: so many have room."""
     return -(-pixels // _CHUNK) * _CHUNK
 
 
@@ -88,14 +88,12 @@ class Corrections:
         self.columns = T.alloc_buffer((k * self.pixels,), "int8")
         self.sums = T.alloc_buffer((_CHANNELS * self.pixels,), "int32")
 
-    def transpose(self, panels: Buffer, panel_bytes: int, chunks: Expr) -> None:
-        """From panels, pixel by pixel, to one row of all pixels for every input channel."""
+    def transpose(self, planes: Buffer, plane: int, chunks: Expr) -> None:
+        """From 16 channels of every pixel to one row of all pixels for every channel."""
         with T.serial(0, chunks) as chunk:
             with T.serial(0, self.k // 16) as block:
-                source = neon.bind(chunk * (_CHUNK // _ROWS * panel_bytes) + block * (16 * _ROWS))
-                vectors = [
-                    neon.load(panels, source + (i // _ROWS * panel_bytes + i % _ROWS * 16)) for i in range(_CHUNK)
-                ]
+                source = neon.bind(block * plane + chunk * (16 * _CHUNK))
+                vectors = [neon.load(planes, source + i * 16) for i in range(_CHUNK)]
                 for _ in range(4):  # each turn halves the distance of what belongs together
                     vectors = [
                         neon.bind(neon.shuffle([vectors[i // 2], vectors[i // 2 + 8]], _zipped(i % 2)))

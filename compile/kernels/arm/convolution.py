@@ -1,8 +1,8 @@
 """Convolutions for AArch64 as packed matrix products, optionally with a depthwise convolution in front.
 
-A task is a band of output rows. Its pixels are packed into panels, 16 input channels at a time: straight from the
-input map, from a staged copy with padding, or from the depthwise convolution's output, which so never leaves the
-cache. Then every panel of output channels is multiplied with every panel of pixels.
+A task is a band of output rows. Its pixels are packed as the matrix product wants them, 16 input channels at a time:
+from the input map, or from a staged copy with padding. A depthwise convolution in front writes them so, or nearly so,
+itself; its output never leaves the cache. Then every panel of output channels is multiplied with every few pixels.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from . import depthwise_dot as dot
 from . import epilogue, neon, stream
 from .chain import Corrections, padded_pixels
 from .depthwise import LANES, Depthwise, DepthwiseOperands, DepthwiseShape, Window, stage_bytes
-from .gemm import BLOCKS, ROW_STEP, Accumulators, Bias, pack
+from .gemm import BLOCKS, ROW_STEP, Accumulators, Bias, Block, pack, plane_bytes
 from .neon import Buffer, Expr
+from .product import Product, Products
+from .stream import Kept
 
 
 @dataclass(frozen=True)
 class ConvolutionShape:
     """A dense convolution. ``in_channels`` is the stride of a pixel in memory; ``depth`` the input channels that
-    matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``fits16``: no scaled
-    accumulator leaves int16. ``chained``: weights are split as ``chain`` has it."""
+    matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``range``: of the
+    accumulators. ``chained``: weights are split as ``chain`` has it."""
 
     isa: str
     window: Window
@@ -34,7 +36,7 @@ class ConvolutionShape:
     out_channels: int
     out_stride: int
     relu: bool
-    fits16: bool
+    range: epilogue.Range
     rows_per_task: int
     depthwise: DepthwiseShape | None = None
     splits: int = 1
@@ -43,7 +45,7 @@ class ConvolutionShape:
     @property
     def symbol(self) -> str:
         front = f"{self.depthwise}_" if self.depthwise else ""
-        relu = ("_relu" if self.relu else "") + ("" if self.fits16 else "_wide")
+        relu = ("_relu" if self.relu else "") + str(self.range)
         isa = f"{self.isa}_chained" if self.chained else self.isa
         return (
             f"{isa}_{front}conv{self.window}_c{self.in_channels}d{self.depth}_o{self.out_channels}"
@@ -57,7 +59,7 @@ class ConvolutionShape:
 
     @property
     def patch_bytes(self) -> int:
-        """A pixel's patch in a panel."""
+        """A pixel's patch, packed."""
         return self.window.kernel[0] * self.patch_row_bytes
 
     @property
@@ -114,24 +116,29 @@ def build(shape: ConvolutionShape) -> Any:
             y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
-            with stream.functions():
+            with stream.functions(product.definition() for product in _products(shape)):
                 most = max(band_pixels(shape))
-                room = padded_pixels(most) if shape.chained else -(-most // block.rows) * block.rows
-                panels = T.alloc_buffer((room * shape.patch_bytes,), "int8")
-                accumulators = Accumulators(block, shape.chained)
+                room = (
+                    padded_pixels(most) if shape.chained else most + ROW_STEP
+                )  # vectors, and rows of pairs, reach beyond
+                plane = plane_bytes(block, room)
+                planes = T.alloc_buffer((shape.patch_bytes // block.depth * plane,), "int8")
+                accumulators = Accumulators(block, shape.chained) if block.depth == 16 else Products(block.rows)
                 corrections = Corrections(starts, entries, most, k) if shape.chained else None
-                output = epilogue.load_output(constants, 1, shape.relu, shape.fits16)
+                output = epilogue.load_output(constants, 1, shape.relu, shape.range)
                 zero = neon.bind(constants[2])
                 if front:
-                    stage = T.alloc_buffer((stage_bytes(front.window, shape.rows_per_task),), "int8")
+                    staged = shape.rows_per_task + (shape.rows_per_task % 2 if by_dot else 0)
+                    stage = T.alloc_buffer((stage_bytes(front.window, staged),), "int8")
                     operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 3)
                     depthwise = Depthwise(front, operands, x, stage)
                     if by_dot:
                         windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
-                        results = T.alloc_buffer((4 * dot.results_plane_bytes(most),), "int8")
-                        by_dots = dot.DotDepthwise(depthwise, shape.rows_per_task, windows, results)
-                    else:
-                        pixels = T.alloc_buffer(((most + 1) * LANES,), "int8")
+                        by_dots = dot.DotDepthwise(depthwise, windows)
+                        quads = plane_bytes(BLOCKS["dotprod"], room)
+                        heights = [pixels // window.out_width for pixels in band_pixels(shape)]
+                    if block.depth != (4 if by_dot else LANES):
+                        pixels = T.alloc_buffer((4 * plane_bytes(BLOCKS["dotprod"], room),), "int8")
                 elif shape.staged:
                     stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
                 with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
@@ -143,31 +150,32 @@ def build(shape: ConvolutionShape) -> Any:
                         depthwise.begin_band(shape.rows_per_task)
                         with T.serial(0, front.channels // LANES) as channel_block:
                             depthwise.stage_channels(first_row, rows, channel_block)
-                            if by_dot:
+                            first = neon.bind(channel_block * (LANES // block.depth * plane))
+                            if by_dot and block.depth == 4:
                                 by_dots.lay_out_windows(rows)
-                                by_dots.compute(rows, channel_block)
-                                _pack_results(shape, by_dots, panels, rows, channel_block)
+                                by_dots.compute(rows, heights, channel_block, (planes, first), plane)
+                            elif by_dot:
+                                by_dots.lay_out_windows(rows)
+                                by_dots.compute(rows, heights, channel_block, (pixels, T.int32(0)), quads)
+                                _pack_quads(shape, pixels, quads, (planes, first), plane, rows)
                             else:
-                                depthwise.compute(
-                                    rows,
-                                    channel_block,
-                                    lambda pixel, value: neon.store(pixels, pixel * LANES, value, LANES),
-                                )
-                                _pack_pixels(shape, pixels, panels, rows, channel_block)
+                                target = (planes, first) if block.depth == LANES else (pixels, T.int32(0))
+                                _compute_pixels(depthwise, rows, channel_block, target)
+                                if block.depth != LANES:
+                                    _pack_pixels(shape, pixels, (planes, first), plane, rows)
                     elif shape.staged:
                         _stage_dense(shape, x, stage, constants, first_row, rows)
-                        _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), panels, rows)
+                        _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), planes, plane, rows)
                     else:
                         row_bytes = window.in_width * shape.in_channels
-                        _pack_patches(
-                            shape, x, row_bytes, neon.bind(first_row * (window.strides[0] * row_bytes)), panels, rows
-                        )
+                        origin = neon.bind(first_row * (window.strides[0] * row_bytes))
+                        _pack_patches(shape, x, row_bytes, origin, planes, plane, rows)
                     split = neon.bind(task % shape.splits)
                     _multiply(
                         shape,
                         accumulators,
                         corrections,
-                        panels,
+                        (planes, plane),
                         (weights, bias, multipliers),
                         output,
                         y,
@@ -180,71 +188,91 @@ def build(shape: ConvolutionShape) -> Any:
     return builder.get()
 
 
+def _products(shape: ConvolutionShape) -> list[Product]:
+    """Those that a kernel calls."""
+    block = BLOCKS[shape.isa]
+    if block.depth == 16:
+        return []
+    valid = {block.rows if size >= block.rows else 0 for size in band_pixels(shape)}
+    valid |= {size % block.rows for size in band_pixels(shape)}
+    return [Product(block.depth, rows, block.padded(shape.used_bytes) // block.depth) for rows in sorted(valid - {0})]
+
+
 def _for_each_panel(shape: ConvolutionShape, rows: Expr, emit: Any) -> None:
-    """``emit(panel index, pixels packed, pixels that count)`` for the full panels of a band and for its last."""
+    """``emit(panel index, pixels)`` for the panels of a band, as many pixels as a block has, and for its last."""
     block = BLOCKS[shape.isa]
     count = neon.bind(rows * shape.window.out_width)
     full = neon.bind(count // block.rows)
     sizes = band_pixels(shape)
     if any(size >= block.rows for size in sizes):
         with T.serial(0, full) as panel:
-            emit(panel, block.rows, block.rows)
+            emit(panel, block.rows)
     for rest in sorted({size % block.rows for size in sizes} - {0}):
-        packed = rest if block.depth == 16 and not shape.chained else -(-rest // ROW_STEP) * ROW_STEP
         if len({size % block.rows for size in sizes}) == 1:
-            emit(full, packed, rest)
+            emit(full, rest)
         else:
             with T.If(count % block.rows == rest):
                 with T.Then():
-                    emit(full, packed, rest)
+                    emit(full, rest)
 
 
-def _pack_pixels(shape: ConvolutionShape, pixels: Buffer, panels: Buffer, rows: Expr, channel_block: Expr) -> None:
-    """Into panels, from 16 channels of the band's pixels side by side."""
+def _compute_pixels(depthwise: Depthwise, rows: Expr, channel_block: Expr, target: tuple[Buffer, Expr]) -> None:
+    """16 channels of a band's pixels, side by side."""
+    buffer, first = target
+    depthwise.compute(rows, channel_block, lambda pixel, value: neon.store(buffer, first + pixel * LANES, value, LANES))
+
+
+def _pack_pixels(shape: ConvolutionShape, pixels: Buffer, target: tuple[Buffer, Expr], plane: int, rows: Expr) -> None:
+    """What ``_compute_pixels`` has computed, as the matrix product wants it."""
     block = BLOCKS[shape.isa]
 
-    def emit(panel: Expr, packed: int, valid: int) -> None:
+    def emit(panel: Expr, valid: int) -> None:
         source = neon.bind(panel * (block.rows * LANES))
-        vectors = [neon.load(pixels, source + min(r, valid - 1) * LANES) for r in range(packed)]
-        base = neon.bind(panel * (block.rows * shape.patch_bytes) + channel_block * (packed * LANES))
-        pack(block, panels, base, packed, vectors)
+        vectors = [neon.load(pixels, source + min(r, valid - 1) * LANES) for r in range(_packed(block, valid))]
+        pack(block, target[0], neon.bind(target[1] + panel * (block.rows * block.depth)), plane, vectors)
 
     _for_each_panel(shape, rows, emit)
 
 
-def _pack_results(
-    shape: ConvolutionShape, depthwise: dot.DotDepthwise, panels: Buffer, rows: Expr, channel_block: Expr
+def _pack_quads(
+    shape: ConvolutionShape, quads: Buffer, quads_plane: int, target: tuple[Buffer, Expr], plane: int, rows: Expr
 ) -> None:
-    """Into panels, from 16 channels that the depthwise convolution has computed by dot products."""
-    block = BLOCKS[shape.isa]
+    """16 channels, 4 side by side, as i8mm wants them: 8."""
+    planes, first = target
+    with T.serial(0, (rows * shape.window.out_width + 3) // 4) as quad:
+        words = [neon.reinterpret("int32x4", neon.load(quads, quad * LANES + g * quads_plane)) for g in range(4)]
+        for half in range(2):
+            for part in range(2):
+                lanes = [2 * part, 4 + 2 * part, 2 * part + 1, 5 + 2 * part]
+                v = neon.reinterpret("int8x16", neon.shuffle(words[2 * half : 2 * half + 2], lanes))
+                neon.store(planes, first + quad * (2 * LANES) + (half * plane + part * LANES), v, LANES)
 
-    def emit(panel: Expr, packed: int, valid: int) -> None:
-        base = neon.bind(panel * (block.rows * shape.patch_bytes) + channel_block * (packed * LANES))
-        depthwise.pack(block, panel, packed, panels, base)
 
-    _for_each_panel(shape, rows, emit)
+def _packed(block: Block, pixels: int) -> int:
+    """Vectors that ``pack`` wants for so many."""
+    return pixels if block.depth == LANES else -(-pixels // ROW_STEP) * ROW_STEP
 
 
 def _pack_patches(
-    shape: ConvolutionShape, image: Buffer, row_bytes: int, origin: Expr, panels: Buffer, rows: Expr
+    shape: ConvolutionShape, image: Buffer, row_bytes: int, origin: Expr, planes: Buffer, plane: int, rows: Expr
 ) -> None:
-    """Into panels, from an image of rows ``row_bytes`` apart; ``origin`` is the band's first window."""
+    """The patches, from an image of rows ``row_bytes`` apart; ``origin`` is the band's first window."""
     block, window = BLOCKS[shape.isa], shape.window
 
-    def emit(panel: Expr, packed: int, valid: int) -> None:
+    def emit(panel: Expr, valid: int) -> None:
         corners = []
-        for r in range(packed):
+        for r in range(_packed(block, valid)):
             pixel = neon.bind(panel * block.rows + min(r, valid - 1))
             down, right = pixel // window.out_width, pixel % window.out_width
             step = (window.strides[0] * row_bytes, window.strides[1] * shape.in_channels)
             corners.append(neon.bind(origin + down * step[0] + right * step[1]))
-        base = neon.bind(panel * (block.rows * shape.patch_bytes))
+        base = neon.bind(panel * (block.rows * block.depth))
         vectors_per_row = shape.patch_row_bytes // LANES
         for ky in range(window.kernel[0]):
             with T.serial(0, vectors_per_row) as i:
                 vectors = [neon.load(image, c + (ky * row_bytes) + i * LANES) for c in corners]
-                target = neon.bind(base + (ky * vectors_per_row + i) * (packed * LANES))
-                pack(block, panels, target, packed, vectors)
+                target = neon.bind(base + (ky * vectors_per_row + i) * (LANES // block.depth * plane))
+                pack(block, planes, target, plane, vectors)
 
     _for_each_panel(shape, rows, emit)
 
@@ -287,9 +315,9 @@ def _stage_dense(
 
 def _multiply(
     shape: ConvolutionShape,
-    accumulators: Accumulators,
+    accumulators: Accumulators | Products,
     corrections: Corrections | None,
-    panels: Buffer,
+    pixels: tuple[Buffer, int],
     operands: tuple[Buffer, Buffer, Buffer],
     output: epilogue.Output,
     y: Buffer,
@@ -301,37 +329,52 @@ def _multiply(
 ) -> None:
     """Every panel of output channels of this split with every panel of pixels."""
     block = BLOCKS[shape.isa]
-    weights, biases, multipliers = operands
+    (planes, plane), (weights, biases, multipliers) = pixels, operands
     total = -(-shape.out_channels // block.channels)
     each = -(-total // shape.splits)
     first_panel = neon.bind(split * each)
     y_base = neon.bind(first_row * (shape.window.out_width * shape.out_stride))
-    bias = Bias(block)
+    # As a constant it would be no part of the instruction that loads, but an addition.
+    step = neon.bind(T.cast(T.bitwise_xor(T.int32(plane), zero), "int64"))
+    bias, vectors = Bias(block), block.channels // 4
+    kept = Kept(vectors + len(output.vectors()))
+    kept.set(output.vectors(), vectors)
     if corrections:
         chunks = neon.bind((rows * shape.window.out_width + 15) // 16)
-        corrections.transpose(panels, block.rows * shape.patch_bytes, chunks)
+        corrections.transpose(planes, plane, chunks)
     with T.serial(first_panel, T.min(first_panel + each, T.int32(total))) as n:
-        vectors = block.channels // 4
         if corrections:
             corrections.compute(biases, n, chunks)
         else:
             bias.load(biases, n)
         scales = [neon.load(multipliers, n * block.channels + 4 * i, "float32x4") for i in range(vectors)]
+        kept.set([neon.reinterpret("int32x4", v) for v in scales])
         # Were the base a plain function of n, LLVM would share one counter between this loop and the product's, with
         # offsets too large for the instruction that loads two vectors.
         weights_base = neon.bind(T.bitwise_xor(n * (k * block.channels), zero))
 
-        def emit(panel: Expr, packed: int, valid: int) -> None:
-            base = neon.bind(panel * (block.rows * shape.patch_bytes))
-            start = corrections.start(panel) if corrections else bias.start
-            results = accumulators.multiply(packed, valid, (panels, base), (weights, weights_base), k, start)
+        def emit(panel: Expr, valid: int) -> None:
+            first = (planes, neon.bind(panel * (block.rows * block.depth)))
+            if isinstance(accumulators, Products):
+                product = Product(block.depth, valid, k // block.depth)
+                results = accumulators.multiply(product, first, plane, (weights, weights_base), bias.kept.memory)
+            else:
+                start = corrections.start(panel) if corrections else bias.start
+                results = accumulators.multiply(valid, first, step, (weights, weights_base), k, start)
             target = neon.bind(y_base + panel * (block.rows * shape.out_stride) + n * block.channels)
-            scaled = [[neon.bind(epilogue.scale(a, m)) for a, m in zip(row, scales, strict=True)] for row in results]
+            loaded = kept.load(vectors + len(output.vectors()), 4)
+            scales, now = (
+                [neon.reinterpret("float32x4", v) for v in loaded[:vectors]],
+                output.of_vectors(loaded[vectors:]),
+            )
+            scaled = [
+                [neon.bind(epilogue.scale(a, m, now)) for a, m in zip(row, scales, strict=True)] for row in results
+            ]
             if vectors == 2:
                 for r in range(valid):
-                    neon.store(y, target + r * shape.out_stride, epilogue.narrow8(scaled[r], output), 8)
+                    neon.store(y, target + r * shape.out_stride, epilogue.narrow8(scaled[r], now), 8)
                 return
-            quads = epilogue.narrow16([scaled[min(r, valid - 1)][0] for r in range(4)], output)
+            quads = epilogue.narrow16([scaled[min(r, valid - 1)][0] for r in range(4)], now)
             for r in range(valid):
                 neon.store_word(y, target + r * shape.out_stride, quads, r)
 

@@ -55,20 +55,16 @@ class Window:
 @dataclass(frozen=True)
 class DepthwiseShape:
     """A depthwise convolution; ``channels`` as stored (a multiple of 16). ``input_relu``: a ReLU of its own before.
-    ``fits16``: no scaled accumulator leaves int16."""
+    ``range``: of its accumulators."""
 
     window: Window
     channels: int
     relu: bool
     input_relu: bool
-    fits16: bool
+    range: epilogue.Range
 
     def __str__(self) -> str:
-        flags = (
-            ("_relu" if self.relu else "")
-            + ("_after_relu" if self.input_relu else "")
-            + ("" if self.fits16 else "_wide")
-        )
+        flags = ("_relu" if self.relu else "") + ("_after_relu" if self.input_relu else "") + str(self.range)
         return f"dw{self.window}_c{self.channels}{flags}"
 
 
@@ -105,7 +101,7 @@ class Depthwise:
         self.shape, self.operands, self.x, self.stage = shape, operands, x, stage
         first, constants = operands.first_constant, operands.constants
         self.fill = neon.bind(neon.splat(T.cast(constants[first], "int8"), LANES))
-        self.output = epilogue.load_output(constants, first + 1, shape.relu, shape.fits16)
+        self.output = epilogue.load_output(constants, first + 1, shape.relu, shape.range)
         if shape.input_relu:
             zero = neon.bind(constants[first + 2])
             self.relu_least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
@@ -177,7 +173,9 @@ class Depthwise:
                 for i in range(count):
                     seen = [v for line in image for v in line[i * window.strides[1] :][: window.kernel[1]]]
                     acc = _accumulate(seen, weights, bias)
-                    scaled = [neon.bind(epilogue.scale(a, m)) for a, m in zip(acc, multipliers, strict=True)]
+                    scaled = [
+                        neon.bind(epilogue.scale(a, m, self.output)) for a, m in zip(acc, multipliers, strict=True)
+                    ]
                     store(pixel + first + i, epilogue.narrow16(scaled, self.output))
 
             full, rest = divmod(window.out_width, _PIXELS)

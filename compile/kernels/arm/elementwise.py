@@ -73,6 +73,73 @@ class ShiftedSum:
 
 
 @dataclass(frozen=True)
+class LimbSum:
+    """``ShiftedSum`` of two inputs in int16: y = max((a * m_a + b * m_b + bias) >> shift, lo), saturating.
+
+    Multipliers are three limbs of 7 bits, whose products with both inputs lie in [-32512, 32258]: int16 has room for
+    what is carried from the sum below, and for a limb of the bias. The uppermost limb of the bias, which includes the
+    output's zero point, is what is left, and added with saturation: beyond int16 the output is saturated whatever the
+    shift, at most 22. ``constants`` (int32): three times the limbs of m_a, m_b and the bias, then the zero point.
+    """
+
+    count: int
+    shift: int
+    relu: bool
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_limbs{self.shift}_n{self.count}{'_relu' if self.relu else ''}"
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                a, b = (T.arg(name, T.buffer((self.count,), "int8")) for name in ("a", "b"))
+                constants = T.arg("constants", T.buffer((10,), "int32"))
+                y = T.arg("y", T.buffer((self.count,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+
+                def splat(index: int, dtype: str, lanes: int) -> Expr:
+                    return neon.bind(neon.splat(T.cast(constants[index], dtype), lanes))
+
+                limbs = [(splat(3 * i, "int8", 16), splat(3 * i + 1, "int8", 16)) for i in range(3)]
+                biases = [splat(3 * i + 2, "int16", 8) for i in range(3)]
+                least = splat(9, "int8", 16) if self.relu else None
+
+                def half(part: Any, xs: list[Expr]) -> Expr:
+                    carried = None
+                    for (m_a, m_b), bias in zip(limbs, biases, strict=True):
+                        total = neon.smull(part(xs[0], 16), part(m_a, 16)) + neon.smull(part(xs[1], 16), part(m_b, 16))
+                        if carried is not None:
+                            total = total + T.shift_right(carried, neon.splat(T.int16(_LIMB), 8))
+                        carried = neon.bind(neon.sqadd16(total, bias) if bias is biases[-1] else total + bias)
+                    return neon.sqshrn8(carried, self.shift - 2 * _LIMB)
+
+                def emit(offset: Expr) -> None:
+                    xs = [neon.load(x, offset) for x in (a, b)]
+                    value = neon.bind(neon.join(half(neon.low, xs), half(neon.high, xs), 8))
+                    neon.store(y, offset, value if least is None else neon.smax(value, least), LANES)
+
+                _vector_loop(self.count, begin, end, emit)
+        return builder.get()
+
+
+_LIMB = 7  # bits
+
+
+def limbs(a_multiplier: int, b_multiplier: int, bias: int, shift: int, zero_point: int) -> tuple[int, ...] | None:
+    """The ``constants`` of ``LimbSum``; none where the sum wants ``ShiftedSum``. Multipliers are in [0, 2^21)."""
+    bias += zero_point << shift
+    top = bias >> 2 * _LIMB
+    if not 2 * _LIMB < shift <= 2 * _LIMB + 8 or not -(2**15) <= top < 2**15 or max(a_multiplier, b_multiplier) >> 21:
+        return None
+    mask = (1 << _LIMB) - 1
+    numbers = (a_multiplier, b_multiplier, bias)
+    lower = [number >> shift & mask for shift in (0, _LIMB) for number in numbers]
+    return (*lower, a_multiplier >> 2 * _LIMB, b_multiplier >> 2 * _LIMB, top, zero_point)
+
+
+@dataclass(frozen=True)
 class Relu:
     """clamp(x - z, 0, 255) - 128. ``constants`` (int32): the input's zero point."""
 
@@ -184,7 +251,7 @@ class Average:
                         quarters = _quarters(neon.load(x, pixel * self.channels + block * LANES))
                         for register, quarter in zip(sums, quarters, strict=True):
                             register.set(register.get() + quarter)
-                    scaled = [neon.bind(epilogue.scale(register.get(), scale)) for register in sums]
+                    scaled = [neon.bind(epilogue.scale(register.get(), scale, output)) for register in sums]
                     neon.store(y, block * LANES, epilogue.narrow16(scaled, output), LANES)
         return builder.get()
 

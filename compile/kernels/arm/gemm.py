@@ -1,11 +1,11 @@
 """The int8 matrix product of the AArch64 kernels: packed panels of pixels by packed panels of output channels.
 
 A block of ``rows`` pixels by ``channels`` outputs stays in registers while ``depth`` input channels are consumed at a
-time. Panels: x as [depth groups][rows][depth] bytes, written by ``pack``; weights as [output panel][steps][channels]
-[depth of a step], made by ``pack_weights``. Both are read by ``Stream``, front to back.
+time. x lies as [depth groups][pixels][depth] bytes, ``plane_bytes`` from group to group, written by ``pack``; weights
+as [output panel][steps][channels][depth of a step], made by ``pack_weights``. Both are read front to back.
 
-* dotprod: 12 x 8, sdot by element: 48 sdot for 3 loads of 10 vectors.
-* i8mm: 12 x 8, smmla, 2x8 by 8x2: 24 smmla for 3 loads of 10 vectors.
+* dotprod: 12 x 8, sdot by element: 48 sdot for 3 loads of 10 vectors. In ``product``.
+* i8mm: 12 x 8, smmla, 2x8 by 8x2: 24 smmla for 3 loads of 10 vectors. In ``product``.
 * neon: 4 x 4, in steps of 32 input channels. Two int8 products summed in int16 (weights are at least -127, so |sum|
   <= 2 * 127 * 128 < 2^15), pairs of sums added to int32: 2 smull, 2 smlal2 and 2 sadalp for 32 products. ``chained``,
   four products are summed in int16: smull, smlal2, smlal, smlal2 and one sadalp. That wants weights that
@@ -23,11 +23,10 @@ from tvm.tirx.script.builder import ir as T
 
 from . import neon
 from .neon import Buffer, Expr, Register
-from .stream import Repeated, Stream
+from .stream import Kept, Stream
 
-_MOST_UNROLLED = {4: 20, 8: 10, 16: 6}  # steps, by depth: the loop's own instructions are near 1 %
+_MOST_UNROLLED = 6  # steps: the loop's own instructions are near 1 %
 ROW_STEP = 4  # rows that a panel is packed in
-_MOST_WEIGHTS = 4  # vectors held at a time
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,31 @@ def pack_weights(block: Block, weights: NDArray[np.int8]) -> NDArray[np.int8]:
     return np.ascontiguousarray(np.concatenate(steps, axis=1)).reshape(-1)
 
 
-def pack(block: Block, panel: Buffer, base: Expr, rows: int, vectors: list[Expr]) -> None:
-    """Writes 16 channels of ``rows`` pixels into a panel; ``base`` is the offset of the channels' first group."""
+def plane_bytes(block: Block, pixels: int) -> int:
+    """From one group of input channels of that many pixels to the next: whole vectors, and an odd number of cache
+    lines, so that the groups of a few pixels do not compete for the same ones."""
+    size = -(-pixels * block.depth // 16) * 16
+    return size if size <= 64 else (-(-size // 64) | 1) * 64
+
+
+def pack(block: Block, planes: Buffer, base: Expr, plane: int, vectors: list[Expr]) -> None:
+    """Writes 16 channels of a pixel for each of ``vectors``, from ``base`` on: that is the first pixel's place in the
+    channels' first group."""
+    rows = len(vectors)
     depth = block.depth
     if depth == 16:
         for r, v in enumerate(vectors):
-            neon.store(panel, base + r * 16, v, 16)
+            neon.store(planes, base + r * 16, v, 16)
     elif depth == 8:
         for r in range(0, rows, 2):
             a, b = (neon.reinterpret("int64x2", v) for v in vectors[r : r + 2])
             for half in range(2):
                 pair = neon.reinterpret("int8x16", neon.shuffle([a, b], [half, 2 + half]))
-                neon.store(panel, base + half * rows * 8 + r * 8, pair, 16)
+                neon.store(planes, base + half * plane + r * 8, pair, 16)
     else:
         for r in range(0, rows, 4):
             for i, v in enumerate(_transpose_words(vectors[r : r + 4])):
-                neon.store(panel, base + i * rows * 4 + r * 4, v, 16)
+                neon.store(planes, base + i * plane + r * 4, v, 16)
 
 
 def _transpose_words(vectors: list[Expr]) -> list[Expr]:
@@ -99,98 +107,63 @@ def _transpose_words(vectors: list[Expr]) -> list[Expr]:
     ]
 
 
-def _unroll(block: Block, steps: int) -> int:
+def unroll(steps: int, most: int) -> int:
     """Steps a turn of the loop: many, and few left over. Two turns at least where there is something to multiply."""
-    most = min(_MOST_UNROLLED[block.depth], max(1, steps // 2))
-    return min(range((most + 1) // 2, most + 1), key=lambda unroll: (steps % unroll, -unroll))
+    most = min(most, max(1, steps // 2))
+    return min(range((most + 1) // 2, most + 1), key=lambda unrolled: (steps % unrolled, -unrolled))
 
 
 class Accumulators:
-    """The registers of one block; allocated once per kernel, outside its loops."""
+    """The registers of one block of plain NEON; allocated once per kernel, outside its loops."""
 
     def __init__(self, block: Block, chained: bool = False) -> None:
         self.block, self.chained = block, chained
-        self.registers = [Register("int32x4") for _ in range(24 if block.depth < 16 else 16)]
+        self.registers = [Register("int32x4") for _ in range(16)]
         self.xs, self.ws = Stream(), Stream()
 
     def multiply(
         self,
-        packed: int,
-        valid: int,
-        panel: tuple[Buffer, Expr],
+        rows: int,
+        pixels: tuple[Buffer, Expr],
+        plane: Expr,
         weights: tuple[Buffer, Expr],
         k: int,
         start: Callable[[int], Sequence[Expr]],
     ) -> list[list[Expr]]:
-        """start + x W for ``block.channels`` outputs of the ``valid`` first of ``packed`` pixels: for every pixel its
-        int32x4 vectors.
+        """start + x W for ``block.channels`` outputs of ``rows`` pixels: for every pixel its int32x4 vectors.
 
-        ``panel`` and ``weights``: where they begin, in bytes; ``k`` the input channels; ``start(n)`` the first values
-        of n registers, as ``Bias`` or ``chain`` have them.
+        ``pixels`` and ``weights``: where they begin, in bytes; ``plane``: bytes from one group of input channels to the
+        next; ``k`` the input channels; ``start(n)`` the first values of n registers, as ``Bias`` or ``chain`` have
+        them.
         """
         block = self.block
-        used = self.registers[: self._registers_of(valid)]
+        used = self.registers[: 4 * rows]
         for register, value in zip(used, start(len(used)), strict=True):
             register.set(value)
-        self.xs.at(*panel)
+        self.xs.at(*pixels)
         self.ws.at(*weights)
         steps, last = divmod(block.padded(k), block.step)
         if steps:
-            unroll = _unroll(block, steps)
-            full, rest = divmod(steps, unroll)
-            self._steps(packed, used, rest)
+            unrolled = unroll(steps, _MOST_UNROLLED)
+            full, rest = divmod(steps, unrolled)
+            self._steps(rows, plane, used, rest)
             if full > 1:
                 with T.serial(0, full):
-                    self._steps(packed, used, unroll)
+                    self._steps(rows, plane, used, unrolled)
             else:
-                self._steps(packed, used, unroll)
+                self._steps(rows, plane, used, unrolled)
         if last:
-            self._sum_products(packed, used, 1)
-        return self._results(valid)
+            self._sum_products(rows, plane, used, 1)
+        values = [neon.bind(register.get()) for register in self.registers]
+        return [[_sum_across(values[4 * r : 4 * r + 4])] for r in range(rows)]
 
-    def _registers_of(self, rows: int) -> int:
-        match self.block.depth:
-            case 4:
-                return 2 * rows
-            case 8:
-                return 4 * -(-rows // 2)
-            case _:
-                return 4 * rows
+    def _steps(self, rows: int, plane: Expr, used: list[Register], count: int) -> None:
+        for _ in range(count):
+            self._sum_products(rows, plane, used, self.block.step // self.block.depth)
 
-    def _steps(self, rows: int, used: list[Register], count: int) -> None:
-        match self.block.depth:
-            case 4:
-                self._dot_products(rows, used, count)
-            case 8:
-                for _ in range(count):
-                    self._matrix_products(rows, used)
-            case _:
-                for _ in range(count):
-                    self._sum_products(rows, used, self.block.step // self.block.depth)
-
-    def _dot_products(self, rows: int, used: list[Register], count: int) -> None:
-        """``count`` steps of 4 input channels, whose weights are loaded for two at a time."""
-        ws: list[Expr] = []
-        for u in range(count):
-            xs = self.xs.load(rows // 4, used)
-            if not ws:
-                ws = self.ws.load(min(_MOST_WEIGHTS, 2 * (count - u)), used)
-            for i, register in enumerate(used):
-                register.set(neon.sdot(register.get(), ws[i % 2], xs[i // 8], i // 2 % 4))
-            ws = ws[2:]
-
-    def _matrix_products(self, rows: int, used: list[Register]) -> None:
-        """A step of 8 input channels, 6 rows at a time."""
-        ws = self.ws.load(4, used)
-        for first in range(0, rows, 6):
-            part = used[2 * first : 2 * (first + 6)]
-            xs = self.xs.load(min(6, rows - first) // 2, used)
-            for i, register in enumerate(part):
-                register.set(neon.smmla(register.get(), xs[i // 4], ws[i % 4]))
-
-    def _sum_products(self, rows: int, used: list[Register], vectors: int) -> None:
+    def _sum_products(self, rows: int, plane: Expr, used: list[Register], vectors: int) -> None:
         """A step of 16 or 32 input channels, 4 outputs of one channel at a time."""
-        xs = [self.xs.load(rows, used if v == 0 else used[-1:]) for v in range(vectors)]
+        xs = [self.xs.load(rows, used if v == 0 else used[-1:], plane) for v in range(vectors)]
         for channel in range(4):
             ws = self.ws.load(vectors, used[(channel - 1) % 4 :: 4])
             for row, register in enumerate(used[channel::4]):
@@ -206,44 +179,28 @@ class Accumulators:
                         total = total + product
                     register.set(register.get() + neon.saddlp(total))
 
-    def _results(self, rows: int) -> list[list[Expr]]:
-        values = [neon.bind(register.get()) for register in self.registers]
-        match self.block.depth:
-            case 4:
-                return [values[2 * r : 2 * r + 2] for r in range(rows)]
-            case 8:
-                return [_row_of_pairs(values[r // 2 * 4 : r // 2 * 4 + 4], r % 2) for r in range(rows)]
-            case _:
-                return [[_sum_across(values[4 * r : 4 * r + 4])] for r in range(rows)]
-
 
 class Bias:
     """What ``Accumulators.multiply`` starts with: every output channel's bias."""
 
     def __init__(self, block: Block) -> None:
-        self._block = block
-        self._repeated = Repeated(24 if block.depth < 16 else 16)
+        self._block, self._count = block, 16 if block.depth == 16 else 4
+        self.kept = Kept(self._count)
 
     def load(self, biases: Buffer, panel: Expr) -> None:
         """Those of a panel of output channels."""
         first = panel * self._block.channels
         if self._block.depth == 16:  # a register is summed across in the end
-            self._repeated.set([neon.load_first_lane(biases, first + i) for i in range(4)])
-            return
-        vectors = [neon.load(biases, first + 4 * i, "int32x4") for i in range(2)]
+            vectors = [neon.load_first_lane(biases, first + i) for i in range(4)]
+        else:
+            vectors = [neon.load(biases, first + 4 * i, "int32x4") for i in range(2)]
         if self._block.depth == 8:
             vectors = [neon.bind(neon.shuffle([v], [i, i + 1] * 2)) for v in vectors for i in (0, 2)]
-        self._repeated.set(vectors)
+        self.kept.set(vectors * (self._count // len(vectors)))
 
     def start(self, count: int) -> list[Expr]:
         """The first values of ``count`` registers."""
-        return self._repeated.load(count)
-
-
-def _row_of_pairs(pairs: list[Expr], row: int) -> list[Expr]:
-    """Four 2x2 results side by side: one row's 8 channels."""
-    halves = [neon.reinterpret("int64x2", v) for v in pairs]
-    return [neon.reinterpret("int32x4", neon.shuffle([halves[i], halves[i + 1]], [row, 2 + row])) for i in (0, 2)]
+        return self.kept.load(count)
 
 
 def _sum_across(partial: list[Expr]) -> Expr:

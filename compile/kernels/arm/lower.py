@@ -21,7 +21,7 @@ from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import TargetSpec
 from ..call import Activation, KernelCall, TaskSize, Weights, task_size
-from . import chain, convolution, depthwise, depthwise_dot, elementwise
+from . import chain, convolution, depthwise, depthwise_dot, elementwise, epilogue
 from .depthwise import LANES, DepthwiseShape, Window
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
 
@@ -180,7 +180,7 @@ class _Lowering:
         relu = _clamps(node)
         draft = convolution.ConvolutionShape(
             self.block.isa, window, in_channels, inputs, outputs, stored_channels(outputs), relu,
-            _fits16(graph, node), 1,
+            _range(graph, node), 1,
             shape_of_front if front else None,
         )  # fmt: skip
         shape, size = _with_tasks(draft), None
@@ -223,7 +223,7 @@ class _Lowering:
         channels = stored_channels(weights.shape[2])
         window = _window(graph, node, (weights.shape[0], weights.shape[1]), op.strides, op.padding)
         after_relu = node.inputs[0] in self.fused
-        shape = DepthwiseShape(window, channels, _clamps(node), after_relu, _fits16(graph, node))
+        shape = DepthwiseShape(window, channels, _clamps(node), after_relu, _range(graph, node))
         zeros = tuple(
             graph.type_of(name).per_tensor.zero_point
             for name in (node.inputs[0], node.name, _without_relu(graph, node, self.fused))
@@ -248,8 +248,13 @@ class _Lowering:
         qa, qb = (self.graph.type_of(name).per_tensor for name in node.inputs)
         out = node.type.per_tensor
         c = arithmetic.add_constants(qa.scale, qa.zero_point, qb.scale, qb.zero_point, out.scale)
-        constants = _int32(c.a_multiplier, c.b_multiplier, c.bias, -c.shift, out.zero_point)
-        shape = elementwise.ShiftedSum(2, a.activation.count, _clamps(node))
+        limbs = elementwise.limbs(*c, out.zero_point)
+        shape: elementwise.LimbSum | elementwise.ShiftedSum
+        if limbs:
+            constants, shape = _int32(*limbs), elementwise.LimbSum(a.activation.count, c.shift, _clamps(node))
+        else:
+            constants = _int32(c.a_multiplier, c.b_multiplier, c.bias, -c.shift, out.zero_point)
+            shape = elementwise.ShiftedSum(2, a.activation.count, _clamps(node))
         tasks = elementwise.elementwise_tasks(shape.count)
         self._call(node, shape.symbol, shape.build, (a.activation, b.activation, constants), tasks)
 
@@ -330,21 +335,25 @@ def _window(
 
 
 def _scaling(graph: ir.Graph, node: ir.Node, width: int) -> tuple[Weights, Weights]:
-    """Biases with the input zero point folded in, and multipliers, zero beyond the output channels."""
+    """What accumulators start at, biases with the input zero point folded in, and multipliers, zero beyond the output
+    channels."""
     weights = graph.constants[node.inputs[1]]
     source, target = graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
     axes = (0, 1) if isinstance(node.op, ir.DepthwiseConv2d) else tuple(range(1, weights.data.ndim))
     sums = weights.data.astype(np.int64).sum(axis=axes)
     folded = graph.constants[node.inputs[2]].data.astype(np.int64) - source.zero_point * sums
-    bias = np.zeros(width, np.int32)
-    bias[: folded.size] = folded.astype(np.int32)  # modulo 2^32: so is the accumulator that it is added to
+    start = np.zeros(width, np.int64)
+    start[: folded.size] = folded
+    if _range(graph, node).fits23:
+        start += epilogue.MAGIC
     multipliers = np.zeros(width, np.float32)
     multipliers[: folded.size] = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
-    return Weights(bias), Weights(multipliers)
+    # Modulo 2^32: so is the accumulator that it is added to.
+    return Weights(start.astype(np.int32)), Weights(multipliers)
 
 
-def _fits16(graph: ir.Graph, node: ir.Node) -> bool:
-    """Whether no input can bring a scaled accumulator out of int16: the sum of each weight's worse end, scaled."""
+def _range(graph: ir.Graph, node: ir.Node) -> epilogue.Range:
+    """What no input can leave: the sum of each weight's worse end, and that scaled."""
     weights = graph.constants[node.inputs[1]]
     source, target = graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
     axes = (0, 1) if isinstance(node.op, ir.DepthwiseConv2d) else tuple(range(1, weights.data.ndim))
@@ -352,8 +361,9 @@ def _fits16(graph: ir.Graph, node: ir.Node) -> bool:
     ends = np.stack([values * (end - source.zero_point) for end in (arithmetic.INT8_MIN, arithmetic.INT8_MAX)])
     bias = graph.constants[node.inputs[2]].data.astype(np.int64)
     multipliers = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
-    worst = [abs(ends.min(axis=0).sum(axis=axes) + bias), abs(ends.max(axis=0).sum(axis=axes) + bias)]
-    return bool((np.maximum(*worst) * multipliers.astype(np.float64)).max() < 32000)  # with room for every rounding
+    worst = np.maximum(abs(ends.min(axis=0).sum(axis=axes) + bias), abs(ends.max(axis=0).sum(axis=axes) + bias))
+    scaled = worst * multipliers.astype(np.float64)
+    return epilogue.Range(bool(worst.max() < 2**22), bool(scaled.max() < 32000))  # with room for every rounding
 
 
 def _patch_weights(

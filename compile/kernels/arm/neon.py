@@ -127,6 +127,11 @@ def addp(a: Expr, b: Expr) -> Expr:
     return _call("int32x4", "addp.v4i32", a, b)
 
 
+def fmulx(a: Expr, b: Expr) -> Expr:
+    """float32x4 times float32x4; fmul, but for zero times infinity."""
+    return _call("float32x4", "fmulx.v4f32", a, b)
+
+
 def fcvtns(v: Expr) -> Expr:
     """float32x4 to int32x4, to the nearest, ties to even, saturating."""
     return _call("int32x4", "fcvtns.v4i32.v4f32", v)
@@ -145,6 +150,11 @@ def sqxtn8(v: Expr) -> Expr:
 def sqadd16(a: Expr, b: Expr) -> Expr:
     """int16x8 plus int16x8, saturating."""
     return _call("int16x8", "sqadd.v8i16", a, b)
+
+
+def sqshrn8(v: Expr, shift: int) -> Expr:
+    """int16x8 shifted right, to int8x8, saturating; by 1 to 8."""
+    return _call("int8x8", "sqshrn.v8i8", v, T.int32(shift))
 
 
 def sshl32(v: Expr, shift: Expr) -> Expr:
@@ -168,6 +178,5 @@ def widen(v: Expr, dtype: str) -> Expr:
 
 
 def st4(buffer: Buffer, offset: Expr, vectors: Sequence[Expr]) -> None:
-    """Four int8x16 as 4x4 words, transposed: word i of every vector, for each i in turn; 64 bytes."""
-    words = [T.reinterpret("int32x4", v) for v in vectors]
-    T.evaluate(T.call_llvm_intrin("void", "llvm.aarch64.neon.st4.v4i32.p0", *words, T.address_of(buffer[offset])))
+    """Four int8x16, byte by byte in turn; 64 bytes."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.aarch64.neon.st4.v16i8.p0", *vectors, T.address_of(buffer[offset])))

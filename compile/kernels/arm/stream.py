@@ -6,7 +6,7 @@ into a kernel that is emitted within ``functions()``, and inlines them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -29,9 +29,9 @@ define void @xct_stream_after(ptr %stream, <4 x i32> %value) {
   store ptr %later, ptr %stream
   ret void
 }
-define <16 x i8> @xct_stream_load1(ptr %stream) {
+define <16 x i8> @xct_stream_load1(ptr %stream, i64 %step) {
   %address = load ptr, ptr %stream
-  %next = getelementptr i8, ptr %address, i64 16
+  %next = getelementptr i8, ptr %address, i64 %step
   store ptr %next, ptr %stream
   %loaded = load <16 x i8>, ptr %address, align 1
   ret <16 x i8> %loaded
@@ -46,9 +46,9 @@ def _load(count: int) -> str:
     lines = [
         f"declare {parts} @llvm.aarch64.neon.ld1x{count}.v16i8.p0(ptr)",
         f"declare {wide} {insert}({wide}, <16 x i8>, i64)",
-        f"define {wide} @xct_stream_load{count}(ptr %stream) {{",
+        f"define {wide} @xct_stream_load{count}(ptr %stream, i64 %step) {{",
         "  %address = load ptr, ptr %stream",
-        f"  %next = getelementptr i8, ptr %address, i64 {16 * count}",
+        "  %next = getelementptr i8, ptr %address, i64 %step",
         "  store ptr %next, ptr %stream",
         f"  %loaded = call {parts} @llvm.aarch64.neon.ld1x{count}.v16i8.p0(ptr %address)",
     ]
@@ -63,9 +63,9 @@ def _load(count: int) -> str:
 _FUNCTIONS = _MOVES + "".join(_load(count) for count in range(2, _MOST + 1))
 
 
-def functions() -> Any:
-    """The frame within which a kernel may have streams."""
-    return T.attr(T.int32(0), "pragma_import_llvm", _FUNCTIONS)
+def functions(others: Iterable[str] = ()) -> Any:
+    """The frame within which a kernel may have streams, and call ``others`` in LLVM's language."""
+    return T.attr(T.int32(0), "pragma_import_llvm", "".join([_FUNCTIONS, *others]))
 
 
 class Stream:
@@ -81,33 +81,38 @@ class Stream:
         """Where the next vector lies, in bytes."""
         T.evaluate(self._call("void", "at", T.address_of(buffer[offset])))
 
-    def load(self, count: int, after: Sequence[Register]) -> list[Expr]:
+    def load(self, count: int, after: Sequence[Register], step: Expr | None = None) -> list[Expr]:
         """The next ``count`` int8x16, not loaded before the values that ``after`` (int32x4) now have are computed: left
-        alone, LLVM loads as early as it can, and runs out of registers."""
+        alone, LLVM loads as early as it can, and runs out of registers. ``step``: bytes to what is loaded next, if that
+        does not lie behind; of 4 vectors at most."""
         for register in after:
             T.evaluate(self._call("void", "after", register.get()))
         loaded: list[Expr] = []
         while len(loaded) < count:
             n = min(_MOST, count - len(loaded))
-            wide = T.Bind(self._call(f"int8x{16 * n}", f"load{n}"))
+            wide = T.Bind(self._call(f"int8x{16 * n}", f"load{n}", T.int64(16 * n) if step is None else step))
             loaded += [T.Bind(T.Shuffle([wide], list(range(16 * i, 16 * i + 16)))) for i in range(n)]
         return loaded
 
 
-class Repeated:
-    """Vectors that many registers start from, ``count`` in all, as they lie in memory: ldp starts two registers where a
-    copy from another register starts one."""
+class Kept:
+    """Vectors (int32x4) that lie in memory until they are wanted, ``count`` in all, so that LLVM need not find
+    registers for them in between."""
 
     def __init__(self, count: int) -> None:
-        self._memory = T.alloc_buffer((4 * count,), "int32", scope="global")
-        self._count, self._stream = count, Stream()
+        self.memory = T.alloc_buffer((4 * count,), "int32", scope="global")
+        self._stream = Stream()
 
-    def set(self, vectors: Sequence[Expr]) -> None:
-        """``vectors`` (int32x4), over and over."""
-        for i in range(self._count):
-            T.buffer_store(self._memory, vectors[i % len(vectors)], [T.Ramp(4 * i, 1, 4)])
+    def set(self, vectors: Sequence[Expr], first: int = 0) -> None:
+        """``vectors``, from the ``first`` on."""
+        for i, v in enumerate(vectors, first):
+            T.buffer_store(self.memory, v, [T.Ramp(4 * i, 1, 4)])
 
-    def load(self, count: int) -> list[Expr]:
-        """The first ``count``."""
-        self._stream.at(self._memory, T.int32(0))
-        return [T.reinterpret("int32x4", self._stream.load(1, [])[0]) for _ in range(count)]
+    def load(self, count: int, together: int = 1) -> list[Expr]:
+        """The first ``count``, so many ``together`` by one instruction, and in adjacent registers; of single ones, ldp
+        loads two."""
+        self._stream.at(self.memory, T.int32(0))
+        loaded: list[Expr] = []
+        while len(loaded) < count:
+            loaded += self._stream.load(min(together, count - len(loaded)), [])
+        return [T.reinterpret("int32x4", v) for v in loaded]
