@@ -48,7 +48,7 @@ def basic_blocks(assembly: str) -> list[list[str]]:
     """Straight runs of instructions: they end at a label or a branch."""
     blocks: list[list[str]] = [[]]
     for line in (line.split("//")[0].rstrip() for line in assembly.splitlines()):
-        if line.startswith(".LBB"):
+        if re.match(r"\.LBB|\d+:", line):  # LLVM's, and those of assembly in it
             blocks.append([])
         elif line.startswith("\t") and not line.lstrip().startswith("."):
             blocks[-1].append(line)
