@@ -3,7 +3,6 @@ processor, instructions of tensor cores included (``native/cuda_on_cpu.h``), and
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
 import re
@@ -31,6 +30,7 @@ from needs import requires, requires_hardware
 
 from xceptile.compile.backends import cuda as backend
 from xceptile.compile.backends import nvrtc
+from xceptile.compile.cuda_devices import cuda_devices
 from xceptile.compile.kernels.cuda import cost as cuda_cost
 from xceptile.compile.kernels.cuda import gemm as cuda_gemm
 from xceptile.compile.kernels.cuda import lower as family
@@ -349,18 +349,10 @@ def test_a_mixed_graph_is_refused() -> None:
 def gpu_capability() -> int:
     """87 and the like of the first GPU; 0 where there is no driver or no GPU."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        capabilities = list(cuda_devices().values())
     except OSError:
         return 0
-    device, number = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return 0
-    capability = 0
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
-            return 0
-        capability = capability * 10 + number.value
-    return capability
+    return int(capabilities[0].replace(".", "")) if capabilities else 0
 
 
 @pytest.mark.cuda

@@ -221,11 +221,15 @@ static int allocate(void **memory, size_t size, const char *kind, bool reachable
         result = need_context(0);
     for (int i = 0; result == 0 && i < MAX_MEMORIES; i++)
         if (memories[i].data == NULL) {
-            uint8_t *room = aligned_alloc(512, (size + 2 * GUARD + 511) / 512 * 512);
+            bool computes = getenv("FAKE_KERNELS") != NULL;
+            size_t whole = (size + 2 * GUARD + 511) / 512 * 512;
+            uint8_t *room = computes ? aligned_alloc(512, whole) : calloc(1, whole);
             if (room == NULL)
                 return 2;
-            memset(room, GUARD_BYTE, size + 2 * GUARD);
-            memset(room + GUARD, getenv("FAKE_KERNELS") != NULL ? RUBBISH : 0, size);
+            if (computes) {
+                memset(room, GUARD_BYTE, whole);
+                memset(room + GUARD, RUBBISH, size);
+            }
             memories[i] = (struct memory){room + GUARD, size, kind, reachable};
             *memory = memories[i].data;
             return 0;
