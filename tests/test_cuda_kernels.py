@@ -157,23 +157,30 @@ class TestEmulated:
         with pytest.raises(RuntimeError, match="some threads wait"):
             network.run(*random_input(network.graph, 0))
 
-    def test_no_access_of_a_product_takes_more_than_it_must(self, tmp_path: Path) -> None:
+    def test_no_access_of_a_product_takes_more_than_it_must(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         build = Int8Builder("accesses", 128)
         x = build.conv(build.input(np.zeros((1, 7, 9, 128), np.int8)), 128)
         graph = build.graph(build.add(build.conv(x, 128), x))
-        network = EmulatedNetwork(graph, TARGETS["orin"], tmp_path, counted=True)
-        network.run(*random_input(graph, 0))
-        for kernel, counted in products(network).items():
-            shared, memory = counted["shared"], counted["global"]
-            assert shared.cost == shared.least > 0, kernel
-            # Biases and multipliers come 16 bytes a thread of 32: twice, but the second time from the cache.
-            assert memory.cost < 1.15 * memory.least, kernel
-        preamble, _, kernels = network.source.partition("extern")
-        assert "^" in kernels
-        network.compile(preamble + "extern" + kernels.replace("^", "+ 0 *"), tmp_path)  # chunks where they come
-        network.run(*random_input(graph, 0))
-        for kernel, counted in products(network).items():
-            assert counted["shared"].cost > 2 * counted["shared"].least, kernel
+        for board in ("orin", "xavier"):
+            network = EmulatedNetwork(graph, TARGETS[board], tmp_path / board, counted=True)
+            network.run(*random_input(graph, 0))
+            for kernel, counted in products(network).items():
+                shared, memory = counted["shared"], counted["global"]
+                assert shared.cost == shared.least > 0, kernel
+                # Biases and multipliers come 16 bytes a thread of 32: twice, but the second time from the cache.
+                assert memory.cost < 1.15 * memory.least, kernel
+            if board == "orin":  # chunks where they come
+                preamble, _, kernels = network.source.partition("extern")
+                assert "^" in kernels
+                network.compile(preamble + "extern" + kernels.replace("^", "+ 0 *"), tmp_path / board)
+            else:  # rows as they come
+                monkeypatch.setattr(cuda_gemm, "_row_in_turn", lambda gemm, n: n)
+                network = EmulatedNetwork(graph, TARGETS[board], tmp_path / board, counted=True)
+            network.run(*random_input(graph, 0))
+            for kernel, counted in products(network).items():
+                assert counted["shared"].cost > 1.3 * counted["shared"].least, kernel
 
     def test_wmma_rows_that_are_not_aligned_are_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Float16 rows 80 bytes apart: what the hardware may do with them, the PTX ISA does not say."""

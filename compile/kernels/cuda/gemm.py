@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,6 +190,8 @@ def pack_weights(gemm: Gemm, weights: NDArray[np.generic]) -> NDArray[np.int32]:
     if gemm.mode == "mma":
         row = np.arange(tile.columns)[:, None]
         rows = rows[:, :, _order_of_columns(tile)[:, None], np.arange(4) ^ ((row >> 1) & 3)]
+    if gemm.mode == "wmma":
+        rows = rows[:, :, _row_in_turn(gemm, np.arange(tile.columns))]
     packed = np.ascontiguousarray(rows).view(np.int32)  # (tile, slice, row, chunk, word)
     if gemm.mode == "dot":
         packed = packed.reshape(*packed.shape[:2], tile.columns, gemm.slice_bytes // 4).swapaxes(2, 3)
@@ -355,7 +357,8 @@ def _keep_w(block: _Block, base: Expr, n: Expr, words: list[Expr]) -> None:
     gemm = block.gemm
     start = base + gemm.tile.rows * gemm.row_bytes
     if gemm.mode == "wmma":
-        _store16(block, start + n // 4 * gemm.row_bytes + n % 4 * 16, words)
+        row, chunk = _a_chunk(gemm, n)
+        _store16(block, start + row * gemm.row_bytes + chunk * 16, words)
         return
     fours = gemm.tile.columns // 4
     rows = list(zip(*(_pairs(gemm, word) for word in words), strict=True))
@@ -377,7 +380,16 @@ def _store16(block: _Block, at: Expr, words: Sequence[Expr]) -> None:
 
 def _a_chunk(gemm: Gemm, n: Expr) -> tuple[Expr, Expr]:
     """(row, chunk of 16 bytes) of a slice's n-th chunk: along rows for memory, with ``dot`` down for the banks."""
-    return (n % gemm.tile.rows, n // gemm.tile.rows) if gemm.mode == "dot" else (n // 4, n % 4)
+    if gemm.mode == "dot":
+        return n % gemm.tile.rows, n // gemm.tile.rows
+    return (_row_in_turn(gemm, n // 4) if gemm.mode == "wmma" else n // 4), n % 4
+
+
+def _row_in_turn(gemm: Gemm, n: Any) -> Any:
+    """Which row of a slice for wmma is stored as the n-th: of two that are stored at once, one begins half of the banks
+    after the other."""
+    apart = next(rows for rows in (1, 2, 4) if rows * gemm.row_bytes % 128 == 64)
+    return n // (2 * apart) * (2 * apart) + n % 2 * apart + n % (2 * apart) // 2
 
 
 def _a_word(gemm: Gemm, row: Expr, word: Expr) -> Expr:
@@ -548,6 +560,7 @@ class _Dot:
     """Every thread eight rows by four columns, word by word of k."""
 
     ROWS, COLUMNS = 8, 4
+    chunk_words = 4
 
     def __init__(self, block: _Block) -> None:
         self.block = block
@@ -639,21 +652,25 @@ class _Wmma:
                 sums = c.at(self.sums, (m * self.tiles_n + j) * 8)
                 c.do(f"wmma_store_{kind}", c.at(block.thread.shared, at), sums, gemm.staged_row_bytes // 4)
 
+    @property
+    def chunk_words(self) -> int:
+        """Of outputs: four, so that threads read sums side by side."""
+        return self.block.gemm.item_bytes
+
     def load_chunk(self, row: Expr, chunk: Expr, words: Buffer) -> None:
         block, gemm = self.block, self.block.gemm
-        scale = _Scale(block)
-        lanes = c.WORD_LANES[gemm.dtype]
-        load, dtype = {"int8": ("load4", "int32"), "float16": ("load_float", "float32")}[gemm.dtype]
-        for w in range(4):
-            values = []
-            for i in range(lanes):
-                column = c.bind(chunk * (4 * lanes) + w * lanes + i)
-                at = c.at(block.thread.shared, row * gemm.staged_row_bytes + column * 4)
-                channel = block.first_column + column
-                total = c.call(load, at, dtype=dtype) + block.buffers["bias"][channel]
-                values.append(scale.apply(total, scale.factor(channel)))
-            (word,) = _pack(gemm.dtype, values)
-            c.put(words, w, word)
+        scale, kind = _Scale(block), c.SUM[gemm.dtype]
+        load = {"int8": "load16", "float16": "load16_f32"}[gemm.dtype]
+        sums, bias, factors = c.registers(4, kind), c.registers(4, kind), c.registers(4, "float32")
+        channel = c.bind(block.first_column + chunk * 4)
+        c.do(load, c.at(sums, 0), c.at(block.thread.shared, row * gemm.staged_row_bytes + chunk * 16))
+        c.do(load, c.at(bias, 0), c.at(block.buffers["bias"], channel))
+        if gemm.dtype == "int8":
+            c.do("load16_f32", c.at(factors, 0), c.at(block.buffers["m"], channel))
+        totals, lanes = [sums[i] + bias[i] for i in range(4)], c.WORD_LANES[gemm.dtype]
+        for w in range(self.chunk_words):
+            part = slice(w * lanes, (w + 1) * lanes)
+            c.put(words, w, scale.word(totals[part], [factors[i] for i in range(4)][part], None))
 
 
 class _Scale:
@@ -694,34 +711,34 @@ def _pack(dtype: str, values: list[Expr]) -> list[Expr]:
 
 
 def _write(block: _Block, multiply: _Dot | _Wmma) -> None:
-    """The staged tile to global memory in chunks of 16 bytes, the residual added on the way."""
-    gemm = block.gemm
-    per_row = gemm.tile.columns * gemm.item_bytes // 16
-    row_words = gemm.channels * gemm.item_bytes // 4
-    count, threads = gemm.tile.rows * per_row, gemm.tile.threads
-    with T.serial(0, ceil_div(count, threads)) as turn:
+    """The staged tile to global memory in chunks of words, the residual added on the way."""
+    gemm, count = block.gemm, multiply.chunk_words
+    tile_words = gemm.tile.columns * gemm.item_bytes // 4
+    per_row, threads = tile_words // count, gemm.tile.threads
+    chunks = gemm.tile.rows * per_row
+    with T.serial(0, ceil_div(chunks, threads)) as turn:
         n = c.bind(turn * threads + block.thread.index)
         row, chunk = c.bind(n // per_row), c.bind(n % per_row)
         item = c.bind(block.first_row + row)
         pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
-        inside: Expr | bool = True
-        if gemm.channels % gemm.tile.columns:
-            inside = block.first_column + chunk * (16 // gemm.item_bytes) < gemm.channels
-        there = True if count % threads == 0 else n < count
+        first_word = c.bind(block.first_column * gemm.item_bytes // 4 + chunk * count)
+        row_words = gemm.channels * gemm.item_bytes // 4
+        inside = first_word < row_words if row_words % tile_words else True
+        there = True if chunks % threads == 0 else n < chunks
         with c.when(c.both(there, c.both(exists, inside))):
-            words = c.registers(4)
+            words = c.registers(count)
             multiply.load_chunk(row, chunk, words)
-            where = c.bind(pixel * row_words + block.first_column * gemm.item_bytes // 4 + chunk * 4)
+            where = c.bind(pixel * row_words + first_word)
             if gemm.addition:
-                _add(block, words, where)
-            c.do("store16", c.at(block.buffers["y"], where), c.at(words, 0))
+                _add(block, words, count, where)
+            c.store_words(words, count, block.buffers["y"], where)
 
 
-def _add(block: _Block, words: Buffer, where: Expr) -> None:
+def _add(block: _Block, words: Buffer, count: int, where: Expr) -> None:
     gemm = block.gemm
-    other = c.registers(4)
-    c.do("load16", c.at(other, 0), c.at(block.buffers["r"], where))
-    for w in range(4):
+    other = c.registers(count)
+    c.load_words(other, count, block.buffers["r"], where)
+    for w in range(count):
         if gemm.dtype == "int8":
             p = block.buffers["p"]
             c.put(words, w, add_words(words[w], other[w], p, A_MULTIPLIER))

@@ -236,13 +236,9 @@ XCT int xct_max4(int a, int b) {
     return xct_lop3<(0xf0 & 0xaa) | (0xcc & ~0xaa)>(a, b, a_wins);
 }
 
-XCT void xct_put2_s8(void* p, int a, int b) { *(short*)p = (short)xct_perm(a, b, 0x0040); }
-
 XCT float xct_half(int word, int i) { return xct_half_to_float(i ? (unsigned)word >> 16 : word); }
 
 XCT int xct_pack2(float a, float b) { return xct_float_to_half(a) & 0xffff | xct_float_to_half(b) << 16; }
-
-XCT void xct_put2_f16(void* p, float a, float b) { *(int*)p = xct_pack2(a, b); }
 
 XCT float xct_mad_f16(int a, int b, int half, float c) { return __fmaf_rn(xct_half(a, half), xct_half(b, half), c); }
 
