@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from . import tir as c
-from .tir import Buffer, Expr, Parameter, Thread, ceil_div
+from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
 from .window import Window, split
 
 # Words of the constants: the output's clamp and zero point, and the input's zero point four times.
@@ -70,8 +70,8 @@ class Depthwise:
         return self.window.batch * self.window.out_height * ceil_div(self.window.out_width, RUN)
 
     @property
-    def blocks(self) -> int:
-        return ceil_div(self.runs * self.window.pixel_words, THREADS)
+    def grid(self) -> Grid:
+        return Grid(ceil_div(self.runs * self.window.pixel_words, THREADS), THREADS)
 
     @property
     def traffic_bytes(self) -> int:
@@ -117,7 +117,7 @@ class Depthwise:
                     with c.when(True if w.out_width % RUN == 0 or i == 0 else x + i < w.out_width):
                         c.put(named["y"], (pixel + i) * w.pixel_words + word, result)
 
-        return c.kernel(self.symbol, self.parameters(), self.blocks, THREADS, 0, body)
+        return c.kernel(self.symbol, self.parameters(), self.grid, body)
 
     def load_taps(self, buffers: dict[str, Buffer], word: Expr) -> Taps:
         weights = c.registers(self.weight_words)

@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import tir as c
 from .gemm import add_halves, add_words
-from .tir import Buffer, Expr, Parameter, Thread, ceil_div
+from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
 from .window import Window, split
 
 THREADS = 128
@@ -25,12 +25,12 @@ def _each(symbol: str, parameters: list[Parameter], count: int, body: Callable[.
         with c.when(True if count % THREADS == 0 else n < count):
             body(n, *buffers)
 
-    return c.kernel(symbol, parameters, blocks_of(count), THREADS, 0, emit)
+    return c.kernel(symbol, parameters, grid_of(count), emit)
 
 
-def blocks_of(count: int) -> int:
+def grid_of(count: int) -> Grid:
     """For ``count`` threads."""
-    return ceil_div(count, THREADS)
+    return Grid(ceil_div(count, THREADS), THREADS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Add:
     @property
     def threads(self) -> int:
         return self.words // 4
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
 
     @property
     def traffic_bytes(self) -> int:
@@ -90,6 +94,10 @@ class Map:
         return self.words // 4
 
     @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
+
+    @property
     def traffic_bytes(self) -> int:
         return self.words * 8
 
@@ -126,6 +134,10 @@ class MaxPool:
     @property
     def threads(self) -> int:
         return self.window.pixels * self.window.pixel_words // 4
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
 
     @property
     def traffic_bytes(self) -> int:
@@ -169,16 +181,10 @@ class Mean:
         return f"mean_{self.dtype}_{self.batch}x{self.pixels}x{self.pixel_words}"
 
     @property
-    def blocks(self) -> int:
-        return self.batch * ceil_div(self.pixel_words, 32)
-
-    @property
-    def group_size(self) -> int:
-        return 32 * self.PHASES
-
-    @property
-    def shared_bytes(self) -> int:
-        return self.group_size * 4 * c.WORD_LANES[self.dtype]
+    def grid(self) -> Grid:
+        threads = 32 * self.PHASES
+        shared_bytes = threads * 4 * c.WORD_LANES[self.dtype]
+        return Grid(self.batch * ceil_div(self.pixel_words, 32), threads, shared_bytes)
 
     @property
     def traffic_bytes(self) -> int:
@@ -191,7 +197,7 @@ class Mean:
             *constants,
             Parameter("y", "int32", self.batch * self.pixel_words),
         ]
-        return c.kernel(self.symbol, parameters, self.blocks, self.group_size, self.shared_bytes, self._body)
+        return c.kernel(self.symbol, parameters, self.grid, self._body)
 
     def _body(self, thread: Thread, x: Buffer, *others: Buffer) -> None:
         lanes, kind = c.WORD_LANES[self.dtype], c.SUM[self.dtype]
@@ -250,8 +256,8 @@ class MatVec:
         return f"matvec_{self.dtype}_{self.rows}x{self.k_bytes}x{self.channels}" + "_relu" * self.relu
 
     @property
-    def blocks(self) -> int:
-        return self.rows * ceil_div(self.channels, THREADS // 32)
+    def grid(self) -> Grid:
+        return Grid(self.rows * ceil_div(self.channels, THREADS // 32), THREADS)
 
     @property
     def traffic_bytes(self) -> int:
@@ -269,7 +275,7 @@ class MatVec:
             *constants,
             Parameter("y", outputs, self.rows * self.channels),
         ]
-        return c.kernel(self.symbol, parameters, self.blocks, THREADS, 0, self._body)
+        return c.kernel(self.symbol, parameters, self.grid, self._body)
 
     def _body(self, thread: Thread, x: Buffer, w: Buffer, bias: Buffer, *others: Buffer) -> None:
         kind = c.SUM[self.dtype]
@@ -345,6 +351,10 @@ class Patches:
         return self.window.pixels * self.row_bytes // 4 // self.words
 
     @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
+
+    @property
     def traffic_bytes(self) -> int:
         return self.window.pixels * (self.row_bytes + self.window.taps * self.channels)
 
@@ -406,6 +416,10 @@ class Export:
     @property
     def threads(self) -> int:
         return self.pixels * self.channels
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
 
     @property
     def traffic_bytes(self) -> int:

@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import tir as c
 from .depthwise import Front
-from .tir import Buffer, Expr, Parameter, Thread, ceil_div
+from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
 from .window import Window, split
 
 SLICE_BYTES = 64  # of each row, in shared memory
@@ -144,6 +144,10 @@ class Gemm:
         return stages if self.mode == "mma" else max(stages, self.tile.rows * self.staged_row_bytes)
 
     @property
+    def grid(self) -> Grid:
+        return Grid(self.blocks, self.tile.threads, self.shared_bytes)
+
+    @property
     def traffic_bytes(self) -> int:
         """Global memory: every block reads its rows and its columns once; outputs (and the residual) once."""
         slices = self.slices * self.slice_bytes * self.blocks
@@ -173,8 +177,8 @@ class Gemm:
         # Before sm_70 ptxas spills registers to make room for one more block, for which there is no shared memory.
         resident_blocks = SHARED_BYTES["dot"] // self.shared_bytes if self.mode == "dot" else 0
         return c.kernel(
-            self.symbol, self.parameters(), self.blocks, self.tile.threads, self.shared_bytes,
-            lambda thread, *buffers: _emit(self, thread, buffers), resident_blocks,
+            self.symbol, self.parameters(), self.grid, lambda thread, *buffers: _emit(self, thread, buffers),
+            resident_blocks,
         )  # fmt: skip
 
 

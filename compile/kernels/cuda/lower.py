@@ -11,12 +11,10 @@ float32. It is the rival the int8 build is compared with, not bound by the contr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import tirx
 
 from ....models import graph as ir
 from ....runtime import arithmetic
@@ -25,9 +23,9 @@ from ..call import Activation, Weights
 from ..gpu_call import GpuCall, only_depthwise_reads
 from . import cost
 from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
-from .elementwise import THREADS, Add, Export, Map, MatVec, MaxPool, Mean, Patches, blocks_of
+from .elementwise import Add, Export, Map, MatVec, MaxPool, Mean, Patches
 from .gemm import CONSTANTS, Gemm, pack_weights
-from .tir import ITEM_BYTES, WORD_LANES
+from .tir import ITEM_BYTES, WORD_LANES, Kernel
 from .window import Window
 
 PIXEL_BYTES = 32  # what a stored pixel's channels are padded to a multiple of
@@ -97,8 +95,7 @@ class _Lowering:
                 if max(node.op.padding[:2]) >= node.op.kernel[0] or max(node.op.padding[2:]) >= node.op.kernel[1]:
                     raise ir.GraphError("no CUDA kernel for a window outside of the image", node.name, node.path)
                 window = self._window(node, node.op.kernel, node.op.strides, node.op.padding)
-                pool = MaxPool(self.dtype, window)
-                self._threads(node, pool, (self._padded(node.inputs[0]),))
+                self._finish(node, MaxPool(self.dtype, window), (self._padded(node.inputs[0]),))
             case ir.GlobalAveragePool():
                 self._mean(node)
             case _:
@@ -169,43 +166,32 @@ class _Lowering:
             if self.dtype == "float16":
                 zero += (Weights(np.array([pixels.type.per_tensor.scale], np.float32)),)
         patches = Patches(self.dtype, source, window, channels, stride, row_bytes)
-        self._append(patches.symbol, patches.build, (x, *zero), target, blocks_of(patches.threads), THREADS,
-                     node, patches.traffic_bytes)  # fmt: skip
+        self._append(node, patches, (x, *zero), target)
 
-    def _append(
-        self, symbol: str, build: Callable[[], tirx.PrimFunc], operands: Operands, target: Activation,
-        blocks: int, threads: int, node: ir.Node, traffic_bytes: int, shared_bytes: int = 0,
-        macs: int = 0,
-    ) -> None:  # fmt: skip
+    def _append(self, node: ir.Node, kernel: Kernel, operands: Operands, target: Activation, macs: int = 0) -> None:
         for operand in (*operands, target):
             self._check_size(node, operand)
+        grid = kernel.grid
         self.calls.append(
-            GpuCall(symbol, build, (*operands, target), target.name, (blocks, 1, 1), (threads, 1, 1), node.name,
-                    traffic_bytes, node.path, macs, shared_bytes)
+            GpuCall(
+                kernel.symbol, kernel.build, (*operands, target), target.name, (grid.blocks, 1, 1),
+                (grid.threads, 1, 1), node.name, kernel.traffic_bytes, node.path, macs, grid.shared_bytes,
+            )
         )  # fmt: skip
 
-    def _finish(
-        self, node: ir.Node, symbol: str, build: Callable[[], tirx.PrimFunc], operands: Operands,
-        blocks: int, threads: int, traffic_bytes: int, shared_bytes: int = 0, macs: int = 0,
-    ) -> None:  # fmt: skip
+    def _finish(self, node: ir.Node, kernel: Kernel, operands: Operands, macs: int = 0) -> None:
         """Appends the launch that makes a node's tensor; an output of the network is brought to plain NHWC."""
         channels = node.type.shape[-1]
         pixels, stored = int(np.prod(node.type.shape[:-1])), self._stored_channels(channels)
         output = node.name in self.graph.outputs
         plain = output and self.dtype == "int8" and stored == channels
         target = Activation(node.name if plain or not output else f"{node.name}.stored", self.dtype, pixels * stored)
-        self._append(symbol, build, operands, target, blocks, threads, node, traffic_bytes, shared_bytes, macs)
+        self._append(node, kernel, operands, target, macs)
         self.stored[node.name] = target
         if output and not plain:
-            export = Export(self.dtype, pixels, channels, stored)
             dtype = "int8" if self.dtype == "int8" else "float32"
-            self._append(export.symbol, export.build, (target,), Activation(node.name, dtype, pixels * channels),
-                         blocks_of(export.threads), THREADS, node, export.traffic_bytes)  # fmt: skip
-
-    def _threads(self, node: ir.Node, kernel: Add | Map | MaxPool, operands: Operands) -> None:
-        """Finishes a node by a kernel of independent threads."""
-        blocks = blocks_of(kernel.threads)
-        self._finish(node, kernel.symbol, kernel.build, operands, blocks, THREADS, kernel.traffic_bytes)
+            export = Export(self.dtype, pixels, channels, stored)
+            self._append(node, export, (target,), Activation(node.name, dtype, pixels * channels))
 
     # What shares a kernel.
 
@@ -300,8 +286,7 @@ class _Lowering:
             *(_padded_constants(constants) if self.dtype == "int8" else ()),
             *residual,
         )
-        self._finish(add or node, gemm.symbol, gemm.build, operands, gemm.blocks, gemm.tile.threads,
-                     gemm.traffic_bytes, gemm.shared_bytes, macs)  # fmt: skip
+        self._finish(add or node, gemm, operands, macs)
 
     def _gather(self, node: ir.Node, window: Window) -> Window:
         """Launches what puts a convolution's patches side by side; the window over these."""
@@ -337,8 +322,7 @@ class _Lowering:
                 *self._scaling(node, channels),
                 *constants,
             )
-            self._finish(node, vector.symbol, vector.build, operands, vector.blocks, THREADS, vector.traffic_bytes,
-                         macs=batch * weights.size)  # fmt: skip
+            self._finish(node, vector, operands, batch * weights.size)
             return
         window = Window(batch, 1, 1, 1, 1, (1, 1), (1, 1), (0, 0), depth * ITEM_BYTES[self.dtype])
         gemm = self._draft(node, window, relu=relu)
@@ -348,8 +332,7 @@ class _Lowering:
             *self._scaling(node, gemm.columns),
             *(_padded_constants(self._clamp(node)) if self.dtype == "int8" else ()),
         )
-        self._finish(node, gemm.symbol, gemm.build, operands, gemm.blocks, gemm.tile.threads, gemm.traffic_bytes,
-                     gemm.shared_bytes, batch * weights.size)  # fmt: skip
+        self._finish(node, gemm, operands, batch * weights.size)
 
     def _without_relu(self, depthwise: ir.Node) -> str:
         source = depthwise.inputs[0]
@@ -370,14 +353,13 @@ class _Lowering:
     def _depthwise(self, node: ir.Node, op: ir.DepthwiseConv2d) -> None:
         kernel = self._depthwise_kernel(node, op)
         macs = int(np.prod(node.type.shape)) * kernel.window.taps
-        self._finish(node, kernel.symbol, kernel.build, self._depthwise_operands(node, kernel), kernel.blocks, THREADS,
-                     kernel.traffic_bytes, macs=macs)  # fmt: skip
+        self._finish(node, kernel, self._depthwise_operands(node, kernel), macs)
 
     def _add(self, node: ir.Node, op: ir.Add) -> None:
         a, b = (self._padded(name) for name in node.inputs)
         kernel = Add(self.dtype, a.count // WORD_LANES[self.dtype], op.relu and self.dtype == "float16")
         constants = [_int32(*self._addition_constants(node, node.inputs))] if self.dtype == "int8" else []
-        self._threads(node, kernel, (a, b, *constants))
+        self._finish(node, kernel, (a, b, *constants))
 
     def _addition_constants(self, add: ir.Node, inputs: tuple[str, ...]) -> list[int]:
         """Multipliers, bias, shift, least value and zero point of the addition of ``inputs`` in this order."""
@@ -398,7 +380,7 @@ class _Lowering:
             operands = (x, _int32(k, 128 - source.zero_point * k, zero))
         elif not isinstance(node.op, ir.Relu):
             raise ir.GraphError(f"no float16 kernel for {type(node.op).__name__}", node.name, node.path)
-        self._threads(node, Map(self.dtype, x.count // WORD_LANES[self.dtype]), operands)
+        self._finish(node, Map(self.dtype, x.count // WORD_LANES[self.dtype]), operands)
 
     def _mean(self, node: ir.Node) -> None:
         x = self._padded(node.inputs[0])
@@ -411,8 +393,7 @@ class _Lowering:
             multiplier = arithmetic.average_multiplier(source.scale, out.scale, pixels).reshape(1)
             constants = _int32(pixels * source.zero_point, *self._clamp(node))
             operands = (x, Weights(multiplier), constants)
-        self._finish(node, kernel.symbol, kernel.build, operands, kernel.blocks, kernel.group_size,
-                     kernel.traffic_bytes, kernel.shared_bytes)  # fmt: skip
+        self._finish(node, kernel, operands)
 
     # Constants.
 

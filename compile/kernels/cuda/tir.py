@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -32,6 +32,31 @@ class Parameter:
     count: int
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A launch: blocks in one row (x alone may pass 65,535), threads of each, and a block's shared memory."""
+
+    blocks: int
+    threads: int
+    shared_bytes: int = 0
+
+
+class Kernel(Protocol):
+    """What the lowering launches. ``symbol`` decodes to everything that ``build`` depends on; ``traffic_bytes`` is what
+    a launch moves to and from global memory."""
+
+    @property
+    def symbol(self) -> str: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def traffic_bytes(self) -> int: ...
+
+    def build(self) -> tirx.PrimFunc: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Thread:
     """Where a thread is: its number in the block, the block's number, and the block's shared memory, in bytes."""
@@ -44,27 +69,25 @@ class Thread:
 def kernel(
     symbol: str,
     parameters: Sequence[Parameter],
-    blocks: int,
-    threads: int,
-    shared_bytes: int,
+    grid: Grid,
     body: Callable[..., None],
     resident_blocks: int = 0,
 ) -> tirx.PrimFunc:
-    """``body(thread, *buffers)`` emits what one thread does. Every grid is a row of blocks: x alone may pass 65,535.
-    ``resident_blocks``: so many share a multiprocessor, and their registers; 0 leaves that to ptxas."""
+    """``body(thread, *buffers)`` emits what one thread does. ``resident_blocks``: so many share a multiprocessor, and
+    their registers; 0 leaves that to ptxas."""
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(symbol)
             buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
             T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
             with (
-                T.launch_thread("blockIdx.x", blocks) as block,
-                T.launch_thread("threadIdx.x", threads) as index,
+                T.launch_thread("blockIdx.x", grid.blocks) as block,
+                T.launch_thread("threadIdx.x", grid.threads) as index,
                 T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", resident_blocks)
                 if resident_blocks
                 else nullcontext(),
             ):
-                shared = T.alloc_buffer((shared_bytes,), "int8", scope="shared.dyn") if shared_bytes else None
+                shared = T.alloc_buffer((grid.shared_bytes,), "int8", scope="shared.dyn") if grid.shared_bytes else None
                 body(Thread(index, block, shared), *buffers)
     return builder.get()
 
