@@ -27,11 +27,14 @@ _PACKAGES = (
     ("cross-compile the runtime", "ziglang", "compile"),
     ("write TFLite files", "tflite", "compile"),
     ("compile for Jetson", "nvidia-cuda-nvrtc-cu12", "cuda"),
+    ("compile for Jetson Thor", "nvidia-cuda-nvrtc", "cuda"),
     ("load torch networks", "torch", "compile"),
     ("load ONNX networks", "onnx", "compile"),
     ("load Keras checkpoints", "h5py", "compile"),
     ("run TFLite files", "ai-edge-litert", "litert"),
     ("read images", "pillow", "images"),
+    ("sign bundles", "cryptography", "sign"),
+    ("verify over a Ray cluster", "ray", "ray"),
 )
 
 

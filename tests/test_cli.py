@@ -13,7 +13,8 @@ from needs import requires_hardware
 from PIL import Image
 from tvm import relax
 
-from xceptile.compile import cli
+from xceptile.compile import cli, pipeline
+from xceptile.compile.backends import nvrtc
 from xceptile.compile.commands.common import out, table
 from xceptile.models import drawn
 from xceptile.models.preprocess import InputSpec
@@ -260,6 +261,25 @@ def test_an_output_that_cannot_be_written(home: Path, tmp_path: Path, capsys: py
     (full / "mine.txt").write_text("keep")
     assert "not empty" in compile_error(capsys, home, tmp_path, output=full)
     assert "/proc" in compile_error(capsys, home, tmp_path, output="/proc/bundle")
+
+
+def test_what_is_missing_is_said_before_calibration(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrate(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated first")
+
+    monkeypatch.setattr(pipeline, "quantize_model", calibrate)
+    changes = {"max-drop": "1%", "data": tmp_path / "nowhere"}
+    assert "nowhere: no such folder" in compile_error(capsys, home, tmp_path, **changes)
+    monkeypatch.setenv("XCEPTILE_ANDROID_RUNTIME", str(tmp_path / "ndk"))
+    assert "XCEPTILE_ANDROID_RUNTIME" in compile_error(capsys, home, tmp_path, target="android-arm64")
+    monkeypatch.setattr(nvrtc, "library_for", missing_nvrtc)
+    assert "pip install" in compile_error(capsys, home, tmp_path, target="jetson")
+
+
+def missing_nvrtc(_arch: str) -> None:
+    raise nvrtc.NvrtcMissing("NVRTC 12 is not installed: pip install 'xceptile[cuda]'")
 
 
 def test_a_bundle_for_another_architecture(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

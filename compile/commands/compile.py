@@ -96,6 +96,8 @@ def compile_command(
     measured = None if tuning is None else load_tuning(tuning)
     if measured is not None:
         measured.check_target(spec)
+    if "tvm" in (backend or BACKENDS):
+        _check_tools(spec)
     with bar() as progress:
         progress("load", 0.0)
         loaded = zoo.load(model, size=input_size)
@@ -103,6 +105,7 @@ def compile_command(
         loaded = loaded if preprocessing is None else zoo.with_preprocessing(loaded, preprocessing)
         dataset = open_dataset(calibration)
         count = min(images, len(dataset))
+        judged_on = None if data is None else _judged_on(data, loaded, data_images)
         stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
         network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
 
@@ -112,8 +115,7 @@ def compile_command(
             )
 
         found = None
-        if bound is not None and data is not None:
-            judged_on = _judged_on(data, loaded, data_images)
+        if bound is not None and judged_on is not None:
             network, found = control(network, spec, judged_on, bound, check_artefacts(build, judged_on), progress)
         manifest, files = build(network)
         if found is not None:
@@ -130,6 +132,15 @@ def compile_command(
         _print_result(output, manifest, network.table.image_count, sizes, found)
     if found is not None and not found.met:
         raise SystemExit(1)
+
+
+def _check_tools(spec: Any) -> None:
+    """Before minutes of calibration: what is needed after it and may be missing. The runtime's build is kept."""
+    from ..backends import native_runtime, nvrtc
+
+    native_runtime.build(spec)
+    if spec.engine == "cuda":
+        nvrtc.library_for(spec.gpu.arch)
 
 
 def _judged_on(data: str, model: Any, count: int) -> Any:
