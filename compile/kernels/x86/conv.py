@@ -17,7 +17,7 @@ from . import vector as v
 from .depthwise import Depthwise, depthwise_operands
 from .gather import Gather
 from .layout import OUT_ZERO, PARAMETERS, ceil_div, row_stride, stored_channels
-from .product import Matrix, Output, emit_panel, load_aliases, panels, product_operands
+from .product import Matrix, Output, emit_panel, panels, product_operands
 from .vector import Buffer, Expr, Isa, Parameter
 
 Producer = Gather | Depthwise
@@ -75,8 +75,7 @@ class Convolution:
             clamp = v.load_clamp(isa, buffers["parameters"], OUT_ZERO)
             rows = T.alloc_buffer((self.pixels_per_task * stride,), isa.operand, scope="global", align=64)
 
-            aliases = load_aliases(isa, buffers["parameters"])
-            matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp, aliases)
+            matrix = Matrix(buffers["w"], buffers["b"], buffers["m"], steps, self.bounded, clamp)
 
             def multiply(first: Expr, height: int) -> None:
                 column = 0

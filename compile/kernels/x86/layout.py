@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 # Indices of the words of ``parameters``, a convolution's scalars.
-OUT_ZERO, OUT_LOW, PADDING, ROW_ZERO, ROW_LOW, RELU_ZERO, ALWAYS_ZERO = range(7)
-PARAMETERS = 10  # from ALWAYS_ZERO on all are 0
+OUT_ZERO, OUT_LOW, PADDING, ROW_ZERO, ROW_LOW, RELU_ZERO = range(6)
+PARAMETERS = 6
 
 
 def ceil_div(a: int, b: int) -> int:

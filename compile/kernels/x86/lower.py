@@ -22,7 +22,7 @@ from .conv import Convolution, Producer, Rows
 from .depthwise import Depthwise, DepthwiseAlone, DepthwiseAny
 from .elementwise import AveragePool, Convert, Elementwise, MaxPool
 from .gather import Gather
-from .product import Product, largest_block, panel_starts
+from .product import LARGEST_BLOCK, Product, panel_starts
 from .vector import AVX2, AVX512VNNI, Isa, lane_order
 
 Array = NDArray[np.generic]
@@ -185,10 +185,9 @@ class _Lowering:
         finish = partial(KernelCall, name=node.name, path=node.path, macs=macs)
         target = self._activation(node.name)
         if matrix.size <= PANEL_WEIGHTS and out_pixels > 1:
-            block = largest_block(self.isa)
             draft = Convolution(self.isa, producer, out_pixels, k, channels, 0, bounded)
-            modelled = pixels_per_task(out_pixels, k, block)
-            size = task_size(self.choices, draft.symbol, modelled, out_pixels, block)
+            modelled = pixels_per_task(out_pixels, k)
+            size = task_size(self.choices, draft.symbol, modelled, out_pixels, LARGEST_BLOCK)
             product = replace(draft, pixels_per_task=size.value)
             y = Activation(target.name, "uint8", product.output_count)
             operands = (x, *row_constants, *constants, Weights(parameters), y)
@@ -426,8 +425,8 @@ def _pack_taps(isa: Isa, taps: NDArray[np.int64], total: int) -> Array:
     return pairs.transpose(0, 1, 2, 4, 3, 5).reshape(-1)
 
 
-def pixels_per_task(pixels: int, k: int, block: int) -> int:
-    """The run of pixels a task owns: even over 1, 2 and 4 threads, in full register blocks, near the first caches.
+def pixels_per_task(pixels: int, k: int) -> int:
+    """The run of pixels a task owns: even over 1, 2 and 4 threads, in full register blocks, in the nearer caches.
 
     A model of the waste, in shares of the whole: threads that wait, rows missing in register blocks, and per task the
     columns that two neighbours both interleave.
@@ -436,8 +435,8 @@ def pixels_per_task(pixels: int, k: int, block: int) -> int:
     def waste(count: int) -> float:
         tasks = -(-pixels // count)
         alone, two, four = (min(-(-tasks // threads) * count, pixels) * threads / pixels for threads in (1, 2, 4))
-        missing = -(-count // block) * block / count - 1
+        missing = -(-count // LARGEST_BLOCK) * LARGEST_BLOCK / count - 1
         return 0.4 * alone + 0.4 * two + 0.2 * four + 0.05 * missing + 0.15 / count
 
-    largest = max(block, min(pixels, 48 * 1024 // k, 192))
-    return min(range(min(block, pixels), largest + 1), key=waste)
+    largest = max(LARGEST_BLOCK, min(pixels, 72 * 1024 // k, 192))
+    return min(range(min(LARGEST_BLOCK, pixels), largest + 1), key=waste)

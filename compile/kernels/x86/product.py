@@ -10,10 +10,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from . import vector as v
-from .layout import ALWAYS_ZERO, OUT_ZERO, PARAMETERS, ceil_div, stored_channels
+from .layout import OUT_ZERO, PARAMETERS, ceil_div, stored_channels
 from .vector import Buffer, Expr, Isa, Parameter
 
-TURN = 4  # steps of a product's inner loop that are written out
+LARGEST_BLOCK = 6  # rows of a register block
 
 
 def row_blocks(pixels: int, largest: int) -> list[tuple[int, int]]:
@@ -24,9 +24,9 @@ def row_blocks(pixels: int, largest: int) -> list[tuple[int, int]]:
 
 
 def panels(isa: Isa, channels: int) -> list[tuple[int, int]]:
-    """(count, vectors): output channels in panels of four vectors, then the rest."""
-    full, rest = divmod(ceil_div(channels, isa.words), 4)
-    return [(n, vectors) for n, vectors in ((full, 4), (1, rest)) if n and vectors]
+    """(count, vectors): output channels in full panels, then the rest."""
+    full, rest = divmod(ceil_div(channels, isa.words), isa.panel)
+    return [(n, vectors) for n, vectors in ((full, isa.panel), (1, rest)) if n and vectors]
 
 
 def panel_starts(isa: Isa, channels: int) -> list[tuple[int, int]]:
@@ -39,9 +39,10 @@ def panel_starts(isa: Isa, channels: int) -> list[tuple[int, int]]:
     return starts
 
 
-def largest_block(isa: Isa) -> int:
-    """Rows of a register block that is four vectors wide."""
-    return 6 if isa.lanes == 4 else 3
+def steps_per_turn(isa: Isa) -> int:
+    """Steps of a product's inner loop that are written out. Sums of products by AVX2 are plain additions: LLVM changes
+    the order of those of several steps, and needs more registers than there are."""
+    return 4 if isa.vnni else 1
 
 
 def product_operands(isa: Isa, k: int, channels: int) -> list[Parameter]:
@@ -56,12 +57,7 @@ def product_operands(isa: Isa, k: int, channels: int) -> list[Parameter]:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """The right-hand side of a product: ``steps`` groups of ``k`` deep, packed in panels, with what follows it.
-
-    ``aliases`` are offsets, all zero but unknown to the compiler, one for each row of a block where the rows shall
-    read the weights from memory one by one: an instruction's operand in memory costs nothing, where one kept in a
-    register for all rows costs a load, and with AVX2's 16 registers a spill.
-    """
+    """The right-hand side of a product: ``steps`` groups of ``k`` deep, packed in panels, with what follows it."""
 
     weights: Buffer
     bias: Buffer
@@ -69,7 +65,6 @@ class Matrix:
     steps: int
     bounded: bool
     clamp: v.Clamp
-    aliases: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +84,6 @@ class Output:
         v.store(self.buffer, self.start + row * self.stride, u, self.width)
 
 
-def load_aliases(isa: Isa, parameters: Buffer) -> tuple[Expr, ...]:
-    """See ``Matrix``."""
-    return () if isa.vnni else tuple(T.Bind(parameters[ALWAYS_ZERO + i]) for i in range(largest_block(isa)))
-
-
 def emit_panel(
     isa: Isa,
     matrix: Matrix,
@@ -106,19 +96,21 @@ def emit_panel(
 ) -> None:
     """All ``height`` rows of ``left`` by one panel of columns.
 
-    Meanwhile the weights of the next panel are fetched, a share with every block: they come from the outer caches or
-    from memory, and in an order that the processor foresees only within a page.
+    Meanwhile the weights of the next panel are fetched, a share with every block, or, where that is less than a cache
+    line a turn, a panel with every block: they come from the outer caches or from memory, and in an order that the
+    processor foresees only within a page.
     """
     panel = T.Bind(column * (matrix.steps * isa.group))
     elements = vectors * isa.operand_elements
     line = 64 // np.dtype(isa.weight).itemsize
-    blocks = sum(count for count, _ in row_blocks(height, largest_block(isa)))
-    share = ceil_div(TURN * elements, blocks * line) * line
+    blocks = sum(count for count, _ in row_blocks(height, LARGEST_BLOCK))
+    turn = steps_per_turn(isa)
+    share = ceil_div(turn * elements, blocks * line) * line
     row, done = 0, 0
-    for count, rows in row_blocks(height, largest_block(isa)):
+    for count, rows in row_blocks(height, LARGEST_BLOCK):
         with T.serial(0, count) as block:
             top = T.Bind(row + block * rows)
-            ahead = T.Bind(panel + matrix.steps * elements + (done + block) * (matrix.steps // TURN * share))
+            ahead = T.Bind(panel + matrix.steps * elements + (done + block) * (matrix.steps // turn * share))
             emit_block(
                 isa,
                 matrix,
@@ -161,29 +153,22 @@ def emit_block(
     ahead, share, line = fetch
 
     def step(k: Expr | int) -> None:
-        loaded: dict[int, Expr] = {}
-
-        def weight(i: int, j: int) -> Expr:
-            offset = panel + (k * vectors + j) * elements
-            if matrix.aliases:
-                return v.load(matrix.weights, offset + matrix.aliases[i], elements)
-            if j not in loaded:
-                loaded[j] = T.Bind(v.load(matrix.weights, offset, elements))
-            return loaded[j]
-
-        for i, (sums, (row, _)) in enumerate(zip(acc, rows, strict=True)):
+        start = panel + k * vectors * elements
+        weights = [T.Bind(v.load(matrix.weights, start + j * elements, elements)) for j in range(vectors)]
+        for sums, (row, _) in zip(acc, rows, strict=True):
             a = v.broadcast_group(isa, left, row + k * isa.group)
-            for j in range(vectors):
-                T.buffer_store(sums, v.dot(isa, sums[j], a, weight(i, j)), [j])
+            for j, weight in enumerate(weights):
+                T.buffer_store(sums, v.dot(isa, sums[j], a, weight), [j])
 
-    turns, rest = divmod(matrix.steps, TURN)
-    with T.serial(0, turns) as turn:
+    turn = steps_per_turn(isa)
+    turns, rest = divmod(matrix.steps, turn)
+    with T.serial(0, turns) as t:
         for offset in range(0, share, line):
-            v.prefetch(matrix.weights, ahead + turn * share + offset)
-        for k in range(TURN):
-            step(turn * TURN + k)
+            v.prefetch(matrix.weights, ahead + t * share + offset)
+        for k in range(turn):
+            step(t * turn + k)
     for k in range(rest):
-        step(turns * TURN + k)
+        step(turns * turn + k)
     for sums, (_, number) in zip(acc, rows, strict=True):
         scales = [v.load(matrix.multiplier, column + j * isa.words, isa.words) for j in range(vectors)]
         words = [v.round_scaled(isa, sums[j], scales[j], matrix.bounded) for j in range(vectors)]
@@ -227,31 +212,24 @@ class Product:
 
         def body(a: Buffer, w: Buffer, b: Buffer, m: Buffer, parameters: Buffer, y: Buffer) -> Callable[[Expr], None]:
             clamp = v.load_clamp(isa, parameters, OUT_ZERO)
-            full = self.channels_in_full_panels // (4 * isa.words)
-
-            matrix = Matrix(w, b, m, steps, self.bounded, clamp, load_aliases(isa, parameters))
+            matrix = Matrix(w, b, m, steps, self.bounded, clamp)
 
             def panel(t: Expr, vectors: int) -> None:
-                at = T.Bind(t * (4 * isa.words))
-
+                at = T.Bind(t * (isa.panel * isa.words))
                 output = Output(y, at, out_stride, vectors * isa.words)
                 emit_panel(isa, matrix, a, self.stride, self.rows, at, vectors, output)
 
             def task(t: Expr) -> None:
-                shapes = panels(isa, self.channels)
-                if len(shapes) == 1:
-                    panel(t, shapes[0][1])
+                (full, vectors), *rest = panels(isa, self.channels)
+                if not rest:
+                    panel(t, vectors)
                     return
                 with T.If(t < full):
                     with T.Then():
-                        panel(t, 4)
+                        panel(t, vectors)
                     with T.Else():
-                        panel(t, shapes[1][1])
+                        panel(t, rest[0][1])
 
             return task
 
         return v.kernel(self.symbol, operands, body)
-
-    @property
-    def channels_in_full_panels(self) -> int:
-        return sum(n * 4 * self.isa.words for n, vectors in panels(self.isa, self.channels) if vectors == 4)
