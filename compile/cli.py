@@ -102,9 +102,11 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
     except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
-        # Our errors carry whole sentences; a bare KeyError or an error of a library is named by its type.
+        # Our errors carry whole sentences, the system's a file; any other is named by its type.
         own = type(error).__module__.startswith(__package__.partition(".")[0])
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if not own and isinstance(error, OSError) and error.filename and error.strerror:
+            own, text = True, f"{error.filename}: {error.strerror}"
         line = " ".join((text if own else f"{type(error).__name__}: {text}").split())
         line = "".join(c if c.isprintable() else "?" for c in line)  # what a device said, a terminal might obey
         err.print("error: ", style="bold red", end="")

@@ -368,3 +368,15 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_measured(
     nowhere = tmp_path / "missing" / "out"
     assert cli._invoke(cli.app, [verb, str(tmp_path), "--data", "drawn:val:1", "--output", str(nowhere)]) == 2
     assert f"cannot write {nowhere}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_the_system_refuses_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing" / "tuning.json"
+    assert cli._invoke(cli.app, ["tune", "host", "--output", str(missing)]) == 2
+    assert f"cannot write {missing}" in capsys.readouterr().err
+    model = ["--target", "host", "--model", "demo", "--calibration", "drawn:calibration:1"]
+    words = ["compile", *model, "--output", str(tmp_path / "bundle"), "--tuning", str(tmp_path)]
+    assert cli._invoke(cli.app, words) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"

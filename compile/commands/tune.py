@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import DeviceOption, JsonOption, ThreadsOption, bar, out, print_json
+from .common import DeviceOption, JsonOption, ThreadsOption, bar, check_folder_of, out, print_json
 
 
 def tune(
@@ -29,6 +29,7 @@ def tune(
     from ..tune import check_device, sample_network
     from ..tune import tune as measure
 
+    check_folder_of(output)
     spec = catalog.get(target)
     check_device(spec, device)
     with bar() as progress:
