@@ -61,15 +61,13 @@ def _compile(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> Compiled:
 
 def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     """``build``'s result as the files of a bundle."""
-    return _files(build(graph, target))
+    assert target.gpu is not None
+    return files_of(graph, family.lower(graph, target), target.gpu.arch)
 
 
 def files_of(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> dict[str, bytes]:
     """``build_files`` for a graph that ``cuda.lower`` has made ``calls`` of."""
-    return _files(_compile(graph, calls, arch))
-
-
-def _files(compiled: Compiled) -> dict[str, bytes]:
+    compiled = _compile(graph, calls, arch)
     kernels = {
         "kernels.cubin": compiled.cubin,
         "kernels.ptx": compiled.ptx,

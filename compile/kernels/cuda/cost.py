@@ -26,8 +26,8 @@ _OUTPUT_INSTRUCTIONS = 9.0  # for an output of a product, and as many for an add
 _LANES = 128.0  # instructions a clock and multiprocessor
 # For a value of a depthwise convolution, as its input comes and behind a ReLU: by runs of four, and by pairs. Counted
 # in ptxas's code for sm_72 and sm_87, which differ by one in thirty.
-_RUN_INSTRUCTIONS = {"int8": (20.0, 29.0), "float16": (29.0, 34.0)}
-_PAIR_INSTRUCTIONS = {"int8": (25.0, 37.0), "float16": (39.0, 46.0)}
+_RUN_INSTRUCTIONS = {"int8": (20.0, 25.0), "float16": (29.0, 34.0)}
+_PAIR_INSTRUCTIONS = {"int8": (24.0, 33.0), "float16": (39.0, 46.0)}
 _CACHED_BYTES = 1 << 20  # a tensor of up to so many bytes is still in the L2 cache when the next kernel reads it
 
 _TILES = {

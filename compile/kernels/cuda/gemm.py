@@ -174,8 +174,8 @@ class Gemm:
         ]
 
     def build(self) -> tirx.PrimFunc:
-        # Before sm_70 ptxas spills registers to make room for one more block, for which there is no shared memory.
-        resident_blocks = SHARED_BYTES["dot"] // self.shared_bytes if self.mode == "dot" else 0
+        # Before sm_80 ptxas spills registers to make room for one more block, for which there is no shared memory.
+        resident_blocks = SHARED_BYTES[self.mode] // self.shared_bytes if self.mode != "mma" else 0
         return c.kernel(
             self.symbol, self.parameters(), self.grid, lambda thread, *buffers: _emit(self, thread, buffers),
             resident_blocks,
