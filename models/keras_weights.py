@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .preprocess import keras_input_spec
+from .keras_config import input_spec_of
+from .preprocess import InputSpec, keras_input_spec
 from .weights import SUFFIXES, Checkpoint, CheckpointError, Layer, assemble, with_default_card, xception_layers
 
 _TENSORS: dict[
@@ -39,11 +41,11 @@ def load_keras(path: str | Path) -> Checkpoint:
     """An Xception of Keras with its classifier.
 
     The base network may lie inside another model, as transfer learning has it, provided that global average pooling
-    and one dense layer follow. TensorFlow's SAME padding, epsilon 1e-3, pixels in [-1, 1].
-    Raises CheckpointError for anything else.
+    and one dense layer follow. TensorFlow's SAME padding, epsilon 1e-3. A saved model (not weights alone) says the
+    input's size and how pixels are scaled (``keras_config``). Raises CheckpointError for anything else.
     """
     path = Path(path)
-    arrays, numbered = _read(path)
+    arrays, numbered, config = _read(path)
     names = _names_by_number(arrays) if numbered else _names(arrays, path)
     found: dict[str, tuple[str, Tensor]] = {}
     for layer in xception_layers():
@@ -54,7 +56,20 @@ def load_keras(path: str | Path) -> Checkpoint:
         unknown = sorted(arrays)[0]
         raise CheckpointError(f"is no Xception of Keras: it also holds layer {unknown}", path, unknown)
     module = assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
-    return with_default_card(module, keras_input_spec(), path, "keras.applications.Xception")
+    return with_default_card(module, _input_spec(config, path), path, "keras.applications.Xception")
+
+
+def _input_spec(config: str | bytes | None, path: Path) -> InputSpec:
+    if config is None:
+        return keras_input_spec()
+    try:
+        return input_spec_of(json.loads(config))
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"has a model's config that cannot be read ({error!r}); save it again", path) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{error}; save its weights alone (.weights.h5) and give --preprocessing", path
+        ) from error
 
 
 def _torch_tensors(
@@ -115,16 +130,17 @@ def _names_by_number(arrays: _Arrays) -> dict[str, str]:
     return names
 
 
-def _read(path: Path) -> tuple[_Arrays, bool]:
-    """All arrays of floats but the optimizer's, and whether the layers bear numbers instead of their names."""
+def _read(path: Path) -> tuple[_Arrays, bool, str | bytes | None]:
+    """All arrays of floats but the optimizer's, whether the layers bear numbers instead of their names, and the model's
+    config as JSON, where there is one."""
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
-                source = io.BytesIO(archive.read("model.weights.h5"))
+                source, config = io.BytesIO(archive.read("model.weights.h5")), archive.read("config.json")
             with h5py.File(source, "r") as file:
-                return _read_group(file, path)
+                return *_read_group(file, path), config
         with h5py.File(path, "r") as file:
-            return _read_group(file, path)
+            return *_read_group(file, path), file.attrs.get("model_config")
     except FileNotFoundError as error:
         raise CheckpointError("no such file", path) from error
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError) as error:

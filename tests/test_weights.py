@@ -19,8 +19,9 @@ from foreign_xceptions import images, keras_outputs, keras_xception, settle_kera
 from needs import requires_module
 
 from xceptile.models import weights, zoo
+from xceptile.models.keras_config import input_spec_of
 from xceptile.models.keras_weights import load_keras
-from xceptile.models.preprocess import InputSpec, keras_input_spec, timm_input_spec
+from xceptile.models.preprocess import InputSpec, keras_input_spec, normalize, timm_input_spec
 from xceptile.models.weights import CheckpointError, load_checkpoint, load_timm, save_checkpoint
 from xceptile.models.xception import Xception
 
@@ -59,7 +60,7 @@ def test_keras_xception(keras_model: Any, suffix: str, tmp_path: Path) -> None:
     checkpoint = load_keras(path)
     assert difference(outputs(checkpoint.module), keras_outputs(keras_model, PHOTOS)) < TOLERANCE
     assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
-    assert checkpoint.input_spec == keras_input_spec()
+    assert checkpoint.input_spec == keras_input_spec(299 if suffix == "weights.h5" else 128)  # weights have no size
     assert len(checkpoint.labels) == 1000
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="truncated or damaged"):
@@ -105,7 +106,88 @@ def test_keras_transfer_learning(nested: bool, tmp_path: Path) -> None:
         checkpoint = load_keras(path)
         assert difference(outputs(checkpoint.module), truth) < TOLERANCE
         assert checkpoint.labels == ("0", "1", "2", "3", "4")
+        assert checkpoint.input_spec == keras_input_spec(SIZE)
         path.unlink()
+
+
+def scaled_model(scale: Callable[[Any], Any]) -> Any:
+    """A model that begins with data augmentation and ``scale``. Too small to be Xception: only its config is read."""
+    import keras
+
+    x = inputs = keras.Input((96, 72, 3))
+    x = keras.Sequential([keras.layers.RandomFlip()])(x)
+    base_input = keras.Input((96, 72, 3))
+    base = keras.Model(base_input, keras.layers.Conv2D(4, 3)(base_input))
+    return keras.Model(inputs, base(scale(x)))
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("layer", "low", "high"),
+    [
+        ("none", -1.0, 1.0),
+        ("Rescaling(1 / 255)", 0.0, 1.0),
+        ("Rescaling(1 / 127.5, offset=-1)", -1.0, 1.0),
+        ("preprocess_input", -1.0, 1.0),
+    ],
+)
+def test_a_keras_model_says_how_pixels_are_scaled(layer: str, low: float, high: float) -> None:
+    import keras
+
+    scales: dict[str, Callable[[Any], Any]] = {
+        "none": lambda x: x,
+        "Rescaling(1 / 255)": keras.layers.Rescaling(1 / 255),
+        "Rescaling(1 / 127.5, offset=-1)": keras.layers.Rescaling(1 / 127.5, offset=-1),
+        "preprocess_input": keras.applications.xception.preprocess_input,
+    }
+    spec = input_spec_of(json.loads(scaled_model(scales[layer]).to_json()))
+    assert (spec.height, spec.width) == (96, 72)
+    ends = normalize(np.array([[0] * 3, [255] * 3], np.uint8), spec)
+    np.testing.assert_allclose(ends, [[low] * 3, [high] * 3], atol=1e-7)
+
+
+def test_tensorflow_says_it_in_words_of_its_own() -> None:
+    """As TensorFlow 2's Keras writes ``preprocess_input``, and ``Input`` without a size."""
+    layers = [
+        {"class_name": "InputLayer", "config": {"batch_input_shape": [None, None, None, 3]}, "inbound_nodes": []},
+        {
+            "class_name": "TFOpLambda",
+            "config": {"name": "tf.math.truediv", "function": "math.truediv"},
+            "inbound_nodes": [["input_1", 0, 0, {"y": 127.5, "name": None}]],
+        },
+        {
+            "class_name": "TFOpLambda",
+            "config": {"name": "tf.math.subtract", "function": "math.subtract"},
+            "inbound_nodes": [["tf.math.truediv", 0, 0, {"y": 1.0, "name": None}]],
+        },
+        {"class_name": "Conv2D", "config": {"name": "block1_conv1"}, "inbound_nodes": []},
+    ]
+    assert input_spec_of({"class_name": "Functional", "config": {"layers": layers}}) == keras_input_spec()
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_keras_model_does_before_its_network_is_understood_or_refused(tmp_path: Path) -> None:
+    import keras
+
+    model = fine_tuned(nested=True)
+    for layer, message in (
+        (
+            keras.layers.Resizing(SIZE, SIZE),
+            "Resizing resizing before its first convolution is not understood; save its",
+        ),
+        (keras.layers.Rescaling([1.0, 2.0, 3.0]), "Rescaling rescaling"),
+    ):
+        path = tmp_path / "before.keras"
+        inputs = keras.Input((SIZE, SIZE, 3))
+        keras.Model(inputs, model(layer(inputs))).save(path)
+        with pytest.raises(CheckpointError, match=message):
+            load_keras(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("config.json", '{"config": 1}')
+    with pytest.raises(CheckpointError, match="config that cannot be read"):
+        load_keras(path)
 
 
 @needs_keras

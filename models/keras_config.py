@@ -1,0 +1,76 @@
+"""What a Keras model says of its input: the image's size, and how pixels are scaled before Xception's first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .preprocess import InputSpec, keras_input_spec
+
+_CONTAINERS = ("Functional", "Model", "Sequential")
+_FIRST = ("Conv2D", "Convolution2D")  # the network itself
+_TRAINING_ONLY = ("Dropout", "GaussianNoise")  # and all layers called Random*, which augment data
+
+# Operators on layers in Keras 3 and in TensorFlow's Keras 2: (a, b) of x -> a x + b, from their constant.
+_SCALINGS: Mapping[str, Callable[[float], tuple[float, float]]] = {
+    "TrueDivide": lambda c: (1 / c, 0.0),
+    "math.truediv": lambda c: (1 / c, 0.0),
+    "Multiply": lambda c: (c, 0.0),
+    "math.multiply": lambda c: (c, 0.0),
+    "Subtract": lambda c: (1.0, -c),
+    "math.subtract": lambda c: (1.0, -c),
+    "Add": lambda c: (1.0, c),
+    "math.add": lambda c: (1.0, c),
+}
+
+
+def input_spec_of(config: Mapping[str, Any]) -> InputSpec:
+    """Of a model's ``config.json`` or ``model_config``. Where nothing scales the pixels, they are taken in [-1, 1], as
+    ``preprocess_input`` makes them outside of the model; where no size is fixed, it is 299.
+
+    Raises ValueError for a layer before the first convolution that is none of these, KeyError, TypeError, IndexError or
+    AttributeError for what is no such config.
+    """
+    spec = keras_input_spec()
+    a, b, scaled = 1.0, 0.0, False
+    for layer in _layers(config):
+        kind = layer["class_name"]
+        if kind in _FIRST:
+            break
+        if kind == "InputLayer":
+            shape = layer["config"].get("batch_shape") or layer["config"]["batch_input_shape"]
+            if shape[1] and shape[2]:
+                spec = replace(spec, height=int(shape[1]), width=int(shape[2]))
+        elif kind not in _TRAINING_ONLY and not kind.startswith("Random"):
+            factor, offset = _scaling(kind, layer)
+            a, b, scaled = a * factor, b * factor + offset, True
+    if not scaled:
+        return spec
+    # a * 255 * x + b over x = pixel / 255 is (x - mean) / std; the digits that 1 / 127.5 lost are given back.
+    std, mean = round(1 / (255 * a), 12), round(-b / (255 * a), 12)
+    return replace(spec, mean=(mean,) * 3, std=(std,) * 3)
+
+
+def _layers(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The layers of a model and of the models in it, in order."""
+    inner = config["config"]
+    for layer in inner if isinstance(inner, list) else inner["layers"]:  # early Sequentials are a list
+        if layer["class_name"] in _CONTAINERS:
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _scaling(kind: str, layer: Mapping[str, Any]) -> tuple[float, float]:
+    if kind == "Rescaling":
+        scale, offset = layer["config"]["scale"], layer["config"]["offset"]
+        if isinstance(scale, int | float) and isinstance(offset, int | float):
+            return float(scale), float(offset)
+    name = layer["config"].get("function") if kind == "TFOpLambda" else kind
+    if name in _SCALINGS:
+        call = layer["inbound_nodes"][0]
+        constant = call[3]["y"] if kind == "TFOpLambda" else call["args"][1]
+        if isinstance(constant, int | float) and constant:
+            return _SCALINGS[name](float(constant))
+    raise ValueError(f"{kind} {layer['config'].get('name', '')} before its first convolution is not understood")
