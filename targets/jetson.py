@@ -23,8 +23,8 @@ _RATES = f"fp16_gflops, int8_gops, bandwidth_gb_s, compute_units: {_MODULES}"
 _LAUNCH = "launch_us, an assumption for a graph's kernels: https://developer.nvidia.com/blog/cuda-graphs/"
 _COMMON = (_ARCHITECTURE, _RATES, _LIMITS, _LAUNCH)
 _NANO = "compute_units, clock: https://github.com/Technica-Corporation/Tegra-Docker/issues/12"
-# Seen in ptxas 12.9: a dp4a is one instruction for sm_61 and many for sm_62. The rates of sm_53 and sm_62 are those of one
-# multiplication a product, of int16 or of float32. Pairs of float16 would go twice as fast, but sum in float16.
+# Seen in ptxas 12.9: a dp4a is one instruction for sm_61 and many for sm_62. The rates of sm_53 and sm_62 are those of
+# one multiplication a product, of int16 or of float32. Pairs of float16 would go twice as fast, but sum in float16.
 _TX2_INT8 = "int8_gops, no dp4a in its GPU (GP10B): https://github.com/GPU-correlators/xGPU/pull/14"
 _THOR_ARCH = "arch, sm_101 until CUDA 12.9, sm_110 from 13.0: https://developer.nvidia.com/blog/whats-new-and-important-in-cuda-toolkit-13-0/"
 _THOR_UNITS = "compute_units, clock: https://forums.developer.nvidia.com/t/clarification-on-cuda-core-and-tensor-core-counts-for-jetson-agx-thor/356355"
