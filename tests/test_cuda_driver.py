@@ -132,8 +132,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
 
 
 OPENING = [
-    "cuDriverGetVersion",
     "cuInit 0",
+    "cuDriverGetVersion",
     "cuDeviceGetCount",
     "cuDeviceGet 0",
     "cuDeviceGetName 7",

@@ -257,9 +257,10 @@ static int choose_device(struct cuda *cuda, struct xct_error *error)
 {
     const struct api *api = &cuda->api;
     int count = 0;
-    int result = api->driver_version(&cuda->version); /* first, as it answers without a GPU too */
+    int result = api->init(0);
+    int known = api->driver_version(&cuda->version); /* also where there is no GPU: the message tells it */
     if (result == SUCCESS)
-        result = api->init(0);
+        result = known;
     if (result == SUCCESS)
         result = api->device_count(&count);
     if (result == SYSTEM_DRIVER_MISMATCH) /* after an update of the driver, until the machine is restarted */
