@@ -143,7 +143,8 @@ def _onnx(path: Path) -> Model:
     """Likewise of a float ONNX network."""
     from .onnx_io import load_onnx
 
-    return _bare_model(load_onnx(path), path, "ONNX")
+    # Exporters call every graph main_graph.
+    return _bare_model(replace(load_onnx(path), name=path.stem), path, "ONNX")
 
 
 def _bare_model(graph: Graph, path: Path, kind: str) -> Model:

@@ -245,6 +245,7 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     onnx.save(to_onnx(small_network()), path)
     zoo_model = zoo.load(path)
+    assert zoo_model.graph.name == path.stem
     assert zoo_model.graph.type_of(zoo_model.graph.outputs[0]).shape == (1, 5)
     assert zoo_model.input_spec.height == 8
     assert zoo_model.labels == ("0", "1", "2", "3", "4")
