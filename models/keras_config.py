@@ -10,7 +10,7 @@ from .preprocess import InputSpec, keras_input_spec
 
 _CONTAINERS = ("Functional", "Model", "Sequential")
 _FIRST = ("Conv2D", "Convolution2D")  # the network itself
-_TRAINING_ONLY = ("Dropout", "GaussianNoise")  # and all layers called Random*, which augment data
+_TRAINING_ONLY = ("Dropout", "GaussianNoise")  # and layers called Random*, which augment data; RandomCrop always cuts
 
 # Operators on layers in Keras 3 and in TensorFlow's Keras 2: (a, b) of x -> a x + b, from their constant.
 _SCALINGS: Mapping[str, Callable[[float], tuple[float, float]]] = {
@@ -29,8 +29,8 @@ def input_spec_of(config: Mapping[str, Any]) -> InputSpec:
     """Of a model's ``config.json`` or ``model_config``. Where nothing scales the pixels, they are taken in [-1, 1], as
     ``preprocess_input`` makes them outside of the model; where no size is fixed, it is 299.
 
-    Raises ValueError for a layer before the first convolution that is none of these, KeyError, TypeError, IndexError or
-    AttributeError for what is no such config.
+    Raises ValueError for a layer before the first convolution that is none of these, KeyError, TypeError, IndexError,
+    AttributeError or OverflowError for what is no such config.
     """
     spec = keras_input_spec()
     a, b, scaled = 1.0, 0.0, False
@@ -42,11 +42,13 @@ def input_spec_of(config: Mapping[str, Any]) -> InputSpec:
             shape = layer["config"].get("batch_shape") or layer["config"]["batch_input_shape"]
             if shape[1] and shape[2]:
                 spec = replace(spec, height=int(shape[1]), width=int(shape[2]))
-        elif kind not in _TRAINING_ONLY and not kind.startswith("Random"):
+        elif kind not in _TRAINING_ONLY and (kind == "RandomCrop" or not kind.startswith("Random")):
             factor, offset = _scaling(kind, layer)
             a, b, scaled = a * factor, b * factor + offset, True
     if not scaled:
         return spec
+    if a == 0:
+        raise ValueError("it scales every pixel to the same value before its first convolution")
     # a * 255 * x + b over x = pixel / 255 is (x - mean) / std; the digits that 1 / 127.5 lost are given back.
     std, mean = round(1 / (255 * a), 12), round(-b / (255 * a), 12)
     return replace(spec, mean=(mean,) * 3, std=(std,) * 3)

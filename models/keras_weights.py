@@ -62,9 +62,10 @@ def load_keras(path: str | Path) -> Checkpoint:
 def _input_spec(config: str | bytes | None, path: Path) -> InputSpec:
     if config is None:
         return keras_input_spec()
+    unreadable = (json.JSONDecodeError, UnicodeDecodeError, OverflowError, RecursionError)
     try:
         return input_spec_of(json.loads(config))
-    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, *unreadable) as error:
         raise CheckpointError(f"has a model's config that cannot be read ({error!r}); save it again", path) from error
     except ValueError as error:
         raise CheckpointError(

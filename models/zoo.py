@@ -64,7 +64,7 @@ def with_labels(model: Model, path: Path) -> Model:
     Raises ModelError where they are not as many as the model's, not distinct, or no text; OSError.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: is no text in UTF-8 ({error}); give one class a line") from error
     if len(names) != len(model.labels):
@@ -86,7 +86,7 @@ def with_preprocessing(model: Model, path: Path) -> Model:
         if unknown := sorted(set(given) - PREPROCESSING):
             raise ValueError(f"it gives {unknown[0]}; {', '.join(sorted(PREPROCESSING))} can be given")
         return replace(model, input_spec=InputSpec.from_json(own | given))
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: is no preprocessing: {error}") from error
 
 

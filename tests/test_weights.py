@@ -178,16 +178,19 @@ def test_what_a_keras_model_does_before_its_network_is_understood_or_refused(tmp
             "Resizing resizing before its first convolution is not understood; save its",
         ),
         (keras.layers.Rescaling([1.0, 2.0, 3.0]), "Rescaling rescaling"),
+        (keras.layers.Rescaling(0.0), "it scales every pixel to the same value"),
+        (keras.layers.RandomCrop(SIZE, SIZE), "RandomCrop random_crop"),
     ):
         path = tmp_path / "before.keras"
         inputs = keras.Input((SIZE, SIZE, 3))
         keras.Model(inputs, model(layer(inputs))).save(path)
         with pytest.raises(CheckpointError, match=message):
             load_keras(path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("config.json", '{"config": 1}')
-    with pytest.raises(CheckpointError, match="config that cannot be read"):
-        load_keras(path)
+    for config in ('{"config": 1}', "{"):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("config.json", config)
+        with pytest.raises(CheckpointError, match="config that cannot be read"):
+            load_keras(path)
 
 
 @needs_keras
@@ -494,6 +497,8 @@ def test_classes_are_named_by_a_file(own: Path, tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(len(model.labels))]
     file.write_text("\n".join(names) + "\n\n")
     assert zoo.with_labels(model, file).labels == tuple(names)
+    file.write_text("\n".join(names), encoding="utf-8-sig")  # as some editors begin a file
+    assert zoo.with_labels(model, file).labels == tuple(names)
     for lines, message in (
         (names[1:], "names 2 classes, the model has 3"),
         ([*names[1:], names[1]], "names 'class 1' twice"),
@@ -518,6 +523,7 @@ def test_preprocessing_is_given_by_a_file(own: Path, tmp_path: Path) -> None:
         ('{"mean": [0.5]}', "not enough values"),
         ("[]", "no object"),
         ("{", "own.json: is no preprocessing: Expecting"),
+        ('{"resize": 1e999}', "own.json: is no preprocessing: cannot convert"),
     ):
         file.write_text(text)
         with pytest.raises(zoo.ModelError, match=message):
