@@ -97,11 +97,25 @@ def test_a_fault_of_a_gpu_s_kernels_is_found_in_rehearsal(
     assert "Conv2d conv1 (conv1) is the first that differs" in text
 
 
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        (EngineError("no room for a shorter network"), "no room for a shorter network"),
+        (OSError("no space left"), "no space left"),
+        (ModuleNotFoundError(name="tvm"), "that needs the package tvm: pip install 'xceptile[compile]'"),
+    ],
+    ids=["engine", "system", "package"],
+)
 def test_figures_are_shown_where_the_layer_cannot_be_found(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    why: Exception,
+    said: str,
 ) -> None:
     def refuse(graph: ir.Graph) -> bytes:
-        raise EngineError("no room for a shorter network")
+        raise why
 
     faulty = faulty_bundle(bundle, tmp_path / "faulty", "stem.conv1", "litert")
     files = {name: faulty.file(name).read_bytes() for name in faulty.manifest.files}
@@ -111,4 +125,4 @@ def test_figures_are_shown_where_the_layer_cannot_be_found(
     arguments = ["verify", str(faulty.path), "--data", "drawn:val:2", "--first-difference", "--json"]
     assert cli._invoke(cli.app, arguments) == 1
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["first_difference"] == "the first layer that differs was not found: no room for a shorter network"
+    assert row["first_difference"] == f"the first layer that differs was not found: {said}"

@@ -167,14 +167,19 @@ def _first_differences(
     bundle: Any, accuracies: Any, data: str, images: int | None, device: str | None
 ) -> dict[str, str]:
     """For each engine that does not keep the contract, the layer where its outputs part from the reference's."""
-    from ..divergence import first_difference
-
     found = {}
     for accuracy in accuracies:
         if not accuracy.keeps_contract:
             items, _ = labelled(bundle, data, images)
-            try:
+            try:  # the figures are there all the same
+                from ..divergence import first_difference
+
                 found[accuracy.engine] = first_difference(bundle, accuracy.engine, items, device=device)
-            except (RuntimeError, ValueError) as error:  # the figures are there all the same
+            except ModuleNotFoundError as error:
+                found[accuracy.engine] = (
+                    f"the first layer that differs was not found: that needs the package {error.name}: "
+                    "pip install 'xceptile[compile]'"
+                )
+            except (RuntimeError, ValueError, OSError) as error:
                 found[accuracy.engine] = f"the first layer that differs was not found: {error}"
     return found
