@@ -61,7 +61,9 @@ struct api {
     int (*event_record)(void *event, void *stream);
     int (*event_elapsed)(float *ms, void *start, void *end);
     int (*event_destroy)(void *event);
-    /* What follows may be NULL: only CUDA 12.4 knows a kernel's parameters, and older drivers launch kernel by kernel. */
+    /* What follows may be NULL: CUDA 12.4 is the first to tell a kernel's parameters and to load one on demand, and older
+     * drivers launch kernel by kernel. */
+    int (*function_load)(void *function);
     int (*parameter_info)(void *function, size_t index, size_t *offset, size_t *size);
     int (*event_record_with_flags)(void *event, void *stream, unsigned flags); /* since CUDA 11.1 */
     int (*capture_begin)(void *stream, int mode);
@@ -122,6 +124,7 @@ static const struct symbol driver_symbols[] = {
     SYMBOL("cuEventRecord", event_record),
     SYMBOL("cuEventElapsedTime", event_elapsed),
     SYMBOL("cuEventDestroy_v2", event_destroy),
+    {"cuFuncLoad", NULL, offsetof(struct api, function_load), true},
     {"cuFuncGetParamInfo", NULL, offsetof(struct api, parameter_info), true},
     {"cuEventRecordWithFlags", NULL, offsetof(struct api, event_record_with_flags), true},
     {"cuStreamBeginCapture_v2", NULL, offsetof(struct api, capture_begin), true},
@@ -491,6 +494,10 @@ static int find_functions(struct cuda *cuda, struct xct_error *error)
         int code = check_parameters(cuda, i, error);
         if (code != XCT_OK)
             return code;
+        /* A driver may load a kernel as late as its first launch, which would be in the capture. */
+        result = cuda->api.function_load != NULL ? cuda->api.function_load(cuda->functions[i]) : SUCCESS;
+        if (result != SUCCESS)
+            return fail(cuda, error, result, "%s cannot load %s", cuda->gpu, name);
         uint32_t shared_bytes = shared_bytes_of(plan, plan->steps[i].kernel);
         if (shared_bytes <= 48 << 10) /* what every kernel may have without asking */
             continue;

@@ -511,6 +511,10 @@ API int cuFuncSetAttribute(void *function, int attribute, int value)
 }
 #endif
 #ifndef OLD
+API int cuFuncLoad(void *function)
+{
+    return record("cuFuncLoad %s", ((struct function *)function)->name);
+}
 API int cuFuncGetParamInfo(void *function, size_t index, size_t *offset, size_t *size)
 {
     struct function *of = function;
