@@ -58,7 +58,7 @@ def compile_command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Images that an inference takes at once.")] = 1,
     tuning: Annotated[
-        Path | None, typer.Option(exists=True, help="What `xceptile tune` measured for the target.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="What `xceptile tune` measured for the target.")
     ] = None,
     sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this Ed25519 key (PEM).")] = None,
     max_drop: Annotated[
