@@ -14,6 +14,7 @@ import pytest
 from faulty_bundle import faulty_bundle, plant_fault
 from small_bundle import COMPILED_SIZE, labelled
 
+from xceptile.compile import cli
 from xceptile.compile.divergence import first_difference
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import adb, remote
@@ -78,6 +79,19 @@ def test_a_push_that_breaks_off_fails_clean(
 def test_a_device_that_is_not_there(link: adb.AdbLink, small_bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"adb:OTHER: cannot be reached: .*device 'OTHER' not found"):
         open_session(small_bundle, device="adb:OTHER")
+
+
+def test_a_serial_number_is_printed_as_it_is(
+    link: adb.AdbLink, small_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._invoke(cli.app, ["bench", str(small_bundle.path), "--device", "adb:X"]) == 2
+    assert "error: adb:X: cannot be reached: " in capsys.readouterr().err
+
+
+def test_a_device_that_hangs_does_not_hold_for_ever(link: adb.AdbLink) -> None:
+    with pytest.raises(EngineError, match="adb:FAKE: no answer after 1 s; the device hangs"):
+        link.shell("sleep 5", 1.0)
+    assert link.shell("echo here").stdout == b"here\n"
 
 
 @pytest.mark.parametrize(

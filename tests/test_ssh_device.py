@@ -335,6 +335,30 @@ def test_a_program_that_a_signal_ends_is_not_a_device_that_is_gone(kept: ssh.Ssh
     assert b"Illegal instruction" in done.stderr
 
 
+def test_a_device_that_hangs_does_not_hold_for_ever(kept: ssh.SshLink) -> None:
+    with pytest.raises(EngineError, match="no answer after 1 s; the device hangs"):
+        kept.shell("sleep 5", 1.0)
+    assert kept.shell("echo here").stdout == b"here\n"
+
+
+def test_the_limit_grows_with_what_is_asked(kept: ssh.SshLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    clock = iter((0.0, 20.0, 100.0, 101.0))
+
+    def spy(self: ssh.SshLink, script: str, limit_s: float = 0.0) -> subprocess.CompletedProcess[bytes]:
+        limits.append(limit_s)
+        return subprocess.CompletedProcess([], 0, b"", b"")
+
+    scratch = remote.Scratch(kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(ssh.SshLink, "shell", spy)
+        patch.setattr(remote.time, "monotonic", lambda: next(clock))
+        scratch.execute(["x"], None, False, 32)  # 20 s: 0.625 s an image
+        scratch.execute(["x"], None, False, 10_000)
+    scratch.close()
+    assert limits == [600 + 32 * 60, 600 + 10_000 * 6.25]
+
+
 def test_a_temporary_folder_of_any_name(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a b%h'c"
     folder.mkdir()
@@ -376,14 +400,14 @@ def test_a_failing_program_says_why(kept: ssh.SshLink, small_bundle: Bundle) -> 
 def test_a_program_that_answers_anything_is_an_error(answer: str) -> None:
     done = subprocess.CompletedProcess([], 0, answer, "")
     with pytest.raises(EngineError, match="native: "):
-        NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda words, images, result: (done, b""))
+        NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda *_: (done, b""))
 
 
 def test_what_a_program_says_is_measured_before_it_is_used() -> None:
     tensor = {"shape": [1, 2], "dtype": "int8"}
     text = json.dumps({"inputs": [tensor], "outputs": [tensor], "device": "cpu\x1b[2J", "samples_ms": ["x"]})
     done = subprocess.CompletedProcess([], 0, text, "")
-    engine = NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda words, images, result: (done, b"abc"))
+    engine = NativeProgramEngine(("x",), PurePosixPath("y"), 1, execute=lambda *_: (done, b"abc"))
     assert engine.device == "cpu?[2J"
     with pytest.raises(EngineError, match="3 bytes"):
         engine.run(np.zeros((1, 2), np.int8))

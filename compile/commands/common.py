@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-# No markup: names of files, classes and devices hold brackets.
-out = Console(markup=False)
-err = Console(stderr=True, markup=False)
+# No markup, no emoji: names of files, classes and devices hold brackets, and adb:X: is no cross.
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", metavar="BUNDLE")]
 DeviceOption = Annotated[

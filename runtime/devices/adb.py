@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..engines.engine import EngineError, last_line
+from . import time_limit
 
 SCHEME = "adb:"
 # The folder from which Android lets the shell's user start programs.
@@ -28,31 +29,30 @@ class AdbLink:
     serial: str
     root: PurePosixPath = _ROOT
 
-    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
-        """Runs the device's shell. Raises EngineError where the device cannot be reached."""
+    def shell(self, script: str, limit_s: float = time_limit.COMMAND_S) -> subprocess.CompletedProcess[bytes]:
+        """Runs the device's shell. Raises EngineError where the device cannot be reached or does not answer."""
         # adb joins its words with spaces for the device's shell: one quoted word leaves it nothing to take apart.
-        done = self._run("shell", "-T", "-n", f"sh -c {shlex.quote(script)}")
+        done = self._run(limit_s, "shell", "-T", "-n", f"sh -c {shlex.quote(script)}")
         if done.returncode and _UNREACHABLE.search(done.stderr):
             raise EngineError(f"{self.name}: cannot be reached: {last_line(done)}")
         return done
 
     def send(self, source: Path, target: PurePosixPath) -> None:
         """Writes the whole file again: adb cannot go on where it was cut off. Raises EngineError."""
-        done = self._run("push", str(source.absolute()), str(target))
+        limit_s = time_limit.transfer_s(source.stat().st_size)
+        done = self._run(limit_s, "push", str(source.absolute()), str(target))
         if done.returncode:
             raise EngineError(f"{self.name}: cannot write {target}: {last_line(done)}")
 
     def fetch(self, source: PurePosixPath, target: Path) -> None:
         """Raises EngineError where the file cannot be read there."""
-        done = self._run("pull", str(source), str(target.absolute()))
+        done = self._run(time_limit.COMMAND_S, "pull", str(source), str(target.absolute()))
         if done.returncode:
             raise EngineError(f"{self.name}: cannot read {source}: {last_line(done)}")
 
-    def _run(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, limit_s: float, *words: str) -> subprocess.CompletedProcess[bytes]:
         try:
-            return subprocess.run(
-                ["adb", "-s", self.serial, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
-            )
+            return time_limit.run(self.name, ["adb", "-s", self.serial, *words], limit_s)
         except OSError as error:
             raise EngineError(
                 f"{self.name}: needs adb of Android's platform tools (apt install adb): {error.strerror}"

@@ -21,7 +21,8 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,7 +35,7 @@ from ...targets.spec import TargetSpec
 from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE, NATIVE, REHEARSAL, Artefact, Bundle
 from ..engines.engine import Array, EngineError, fill_batches, last_line
 from ..engines.native_program import PROGRAM, NativeProgramEngine
-from . import adb, ssh
+from . import adb, ssh, time_limit
 from .board import MachineState, machine_state
 from .qemu_root import cache_directory
 
@@ -65,8 +66,10 @@ class Link(Protocol):
     @property
     def root(self) -> PurePosixPath: ...
 
-    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
-        """Runs a POSIX shell's script there. Raises EngineError where the device cannot be reached."""
+    def shell(self, script: str, limit_s: float = time_limit.COMMAND_S) -> subprocess.CompletedProcess[bytes]:
+        """Runs a POSIX shell's script there. Raises EngineError where the device cannot be reached or does not answer
+        in time.
+        """
 
     def send(self, source: Path, target: PurePosixPath) -> None:
         """Makes ``target`` a copy of ``source``; one that was cut off may be completed. Raises EngineError."""
@@ -266,11 +269,12 @@ class Scratch:
         self._link = link
         self._sent = b""
         self._closed = False
+        self._inference_s = time_limit.SLOWEST_INFERENCE_S
 
     def execute(
-        self, words: Sequence[str], images: bytes | None, result: bool
+        self, words: Sequence[str], images: bytes | None, result: bool, inferences: int
     ) -> tuple[subprocess.CompletedProcess[str], bytes]:
-        """``Execute`` on the device. Raises EngineError where it cannot be reached."""
+        """``Execute`` on the device. Raises EngineError where it cannot be reached or does not answer in time."""
         if self._closed:
             raise EngineError(f"{self._link.name}: the engine is closed")
         source, target = self.folder / "input.bin", self.folder / "output.bin"
@@ -278,7 +282,10 @@ class Scratch:
             if images is not None:
                 self._send(images, source, Path(name) / "input.bin")
             command = [*words, *([source] if images is not None else []), *([target] if result else [])]
-            done = self._link.shell(quoted(command))
+            began = time.monotonic()
+            done = self._link.shell(quoted(command), time_limit.COMMAND_S + inferences * self._inference_s)
+            if inferences and done.returncode == 0:
+                self._inference_s = time_limit.SLOWDOWN * (time.monotonic() - began) / inferences
             text = [stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr)]
             data = b""
             if result and done.returncode == 0:
@@ -302,7 +309,17 @@ class Scratch:
         if not self._closed:
             self._closed = True
             with suppress(EngineError):
-                self._link.shell(quoted(["rm", "-rf", self.folder]))
+                self._link.shell(quoted(["rm", "-rf", self.folder]), time_limit.LAST_COMMAND_S)
+
+
+# In one command: a device that hangs is noticed after a few, and little lies there.
+IMAGES_AT_ONCE = 32
+
+
+def _in_pieces(run: Callable[[Array], Array], x: Array, batch: int) -> Array:
+    """What ``run`` makes of (B, H, W, C) images, some whole batches at a time."""
+    size = max(1, IMAGES_AT_ONCE // batch) * batch
+    return np.concatenate([run(x[start : start + size]) for start in range(0, len(x), size)])
 
 
 class RemoteNativeEngine(NativeProgramEngine):
@@ -330,6 +347,10 @@ class RemoteNativeEngine(NativeProgramEngine):
         except BaseException:
             self.close()
             raise
+
+    def run(self, x: Array) -> Array:
+        """(B, H, W, C) images, batch after batch -> (B, classes)."""
+        return _in_pieces(super().run, x, self._input.shape[0])
 
     def close(self) -> None:
         """Removes this session's files from the device."""
@@ -404,6 +425,9 @@ class RemoteLiteRtEngine:
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
+        return _in_pieces(self._run_piece, x, self._batch)
+
+    def _run_piece(self, x: Array) -> Array:
         filled = fill_batches(x, self._batch)
         _, data = self._run(filled, 0, 0)
         shape = (len(filled), *self._output[1:])
@@ -429,7 +453,8 @@ class RemoteLiteRtEngine:
     def _run(self, x: Array, repeats: int, warmup: int) -> tuple[str, bytes]:
         numbers = (str(self._threads), str(repeats), str(warmup))
         words = (*self._start, "-c", _LITERT, str(self._model), *numbers)
-        done, data = self._scratch.execute(words, x.tobytes(), repeats == 0)
+        inferences = (repeats + warmup) * self._batch if repeats else len(x)
+        done, data = self._scratch.execute(words, x.tobytes(), repeats == 0, inferences)
         if done.returncode:
             raise EngineError(f"{self._link.name}: LiteRT: {last_line(done)}")
         return done.stdout, data

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..engines.engine import EngineError, last_line
+from . import time_limit
 
 SCHEME = "ssh://"
 # Below the home folder, where a command starts.
@@ -43,24 +44,26 @@ class SshLink:
     command: tuple[str, ...]
     root: PurePosixPath = _ROOT
 
-    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
+    def shell(self, script: str, limit_s: float = time_limit.COMMAND_S) -> subprocess.CompletedProcess[bytes]:
         """Runs a POSIX shell's script there, behind any login shell that knows single quotes.
 
-        Raises EngineError where the device cannot be reached.
+        Raises EngineError where the device cannot be reached or does not answer.
         """
-        return self._run(script)
+        return self._run(script, limit_s)
 
     def send(self, source: Path, target: PurePosixPath) -> None:
         """Appends what ``target`` lacks of ``source``; the caller compares the whole. Raises EngineError."""
         place = shlex.quote(str(target))
         found = self._run(f"wc -c < {place} 2>/dev/null || echo 0").stdout.strip()
         have = int(found) if found.isdigit() else 0
-        if have > source.stat().st_size:
+        size = source.stat().st_size
+        if have > size:
             have = 0
         with source.open("rb") as stream:
             stream.seek(have)
             # ssh reads from the descriptor, which stands where the stream was moved to.
-            done = self._run(f"cat {'>>' if have else '>'} {place}", stdin=stream.fileno())
+            limit_s = time_limit.transfer_s(size - have)
+            done = self._run(f"cat {'>>' if have else '>'} {place}", limit_s, stdin=stream.fileno())
         if done.returncode:
             raise EngineError(f"{self.name}: cannot write {target}: {last_line(done)}")
 
@@ -72,21 +75,28 @@ class SshLink:
             raise EngineError(f"{self.name}: cannot read {source}: {last_line(done)}")
 
     def _run(
-        self, script: str, *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
+        self,
+        script: str,
+        limit_s: float = time_limit.COMMAND_S,
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[bytes]:
         # Errors go to a file: the shared connection's process may keep a pipe open long after the command has ended.
         with tempfile.TemporaryFile() as errors:
             # The shell outlives a program that a signal ended: of one in its place, ssh would only say 255.
             command = [*self.command, "sh -c " + shlex.quote(script + "\nexit $?")]
             try:
-                done = subprocess.run(command, stdin=stdin, stdout=stdout, stderr=errors, check=False)
+                done = time_limit.run(self.name, command, limit_s, stdin=stdin, stdout=stdout, stderr=errors.fileno())
             except OSError as error:
                 raise EngineError(f"{self.name}: needs ssh (apt install openssh-client): {error.strerror}") from error
             errors.seek(0)
             text = errors.read()
         result = subprocess.CompletedProcess(command, done.returncode, done.stdout or b"", text)
         if done.returncode == _UNREACHABLE:
-            raise EngineError(f"{self.name}: cannot be reached: {last_line(result)}")
+            # What the shared connection's process says of a timeout, it says elsewhere.
+            reason = last_line(result) if text else "the connection broke off, or timed out"
+            raise EngineError(f"{self.name}: cannot be reached: {reason}")
         return result
 
 

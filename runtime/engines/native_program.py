@@ -20,12 +20,12 @@ from .engine import Array, EngineError, fill_batches
 PROGRAM = "xceptile-run"
 
 # Runs the words, with a file of ``images`` as one more word where there are any and, where ``result`` is asked for,
-# one for the file to write; returns how it ended and what that file holds.
-Execute = Callable[[Sequence[str], bytes | None, bool], tuple[subprocess.CompletedProcess[str], bytes]]
+# one for the file to write; returns how it ended and what that file holds. The last is how many images are computed.
+Execute = Callable[[Sequence[str], bytes | None, bool, int], tuple[subprocess.CompletedProcess[str], bytes]]
 
 
 def execute_here(
-    words: Sequence[str], images: bytes | None, result: bool
+    words: Sequence[str], images: bytes | None, result: bool, inferences: int
 ) -> tuple[subprocess.CompletedProcess[str], bytes]:
     """``Execute`` on this machine. Raises EngineError where the program cannot be started."""
     with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
@@ -79,7 +79,7 @@ class NativeProgramEngine:
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
         filled = fill_batches(x, self._input.shape[0])
-        _, data = self._run(images=self._image_bytes(filled), result=True)
+        _, data = self._run(images=self._image_bytes(filled), result=True, inferences=len(filled))
         dtype, shape = self._output.dtype, (len(filled), *self._output.shape[1:])
         if len(data) != dtype.itemsize * math.prod(shape):
             raise EngineError(f"native: {PROGRAM} gave {len(data)} bytes, not those of {shape} {dtype}")
@@ -92,7 +92,8 @@ class NativeProgramEngine:
         Under an emulator these are the emulator's times: to be called rehearsed.
         """
         timing = (f"--repeat={repeats}", f"--warmup={warmup}")
-        report = self._json(self._run(*timing, images=self._image_bytes(x))[0])
+        count = (repeats + warmup) * self._input.shape[0]
+        report = self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
         try:
             return [float(sample) for sample in report["samples_ms"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -101,7 +102,8 @@ class NativeProgramEngine:
     def profile(self, x: Array, repeats: int, warmup: int) -> dict[str, Any]:
         """What ``--layers`` prints of the batch ``x``: samples of the whole and of every step, and the roof."""
         timing = (f"--repeat={repeats}", f"--warmup={warmup}", "--layers")
-        return self._json(self._run(*timing, images=self._image_bytes(x))[0])
+        count = (repeats + warmup) * self._input.shape[0]
+        return self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
 
     def peak_rss_bytes(self) -> int | None:
         """The most memory the program held for one inference; None where it cannot say."""
@@ -132,16 +134,18 @@ class NativeProgramEngine:
             raise EngineError(f"native: the network takes {dtype} {shape}, not {x.dtype} {x.shape}")
         return x.tobytes()
 
-    def _run(self, *options: str, images: bytes | None = None, result: bool = False) -> tuple[str, bytes]:
-        done, data = self._start(*options, images=images, result=result)
+    def _run(
+        self, *options: str, images: bytes | None = None, result: bool = False, inferences: int = 0
+    ) -> tuple[str, bytes]:
+        done, data = self._start(*options, images=images, result=result, inferences=inferences)
         if done.returncode:
             raise EngineError(_reason(done))
         return done.stdout, data
 
     def _start(
-        self, *options: str, images: bytes | None = None, result: bool = False
+        self, *options: str, images: bytes | None = None, result: bool = False, inferences: int = 0
     ) -> tuple[subprocess.CompletedProcess[str], bytes]:
-        return self._execute((*self._command, *options, str(self._directory)), images, result)
+        return self._execute((*self._command, *options, str(self._directory)), images, result, inferences)
 
     def _json(self, text: str) -> dict[str, Any]:
         try:
