@@ -65,7 +65,10 @@ def expected(bundle: Bundle, x: Array) -> Array:
     [
         ({}, "capability 8.7, driver for CUDA 12.6, kernels.cubin, one graph"),
         ({"FAKE_INTEGRATED": "1", "FAKE_SEED": "5"}, "kernels.cubin, one graph"),
-        ({"FAKE_INTEGRATED": "1", "FAKE_NO_CAPTURE": "1", "FAKE_SEED": "2"}, "kernels.cubin, kernel by kernel"),
+        (
+            {"FAKE_INTEGRATED": "1", "FAKE_NO_CAPTURE": "1", "FAKE_SEED": "2"},
+            "kernels.cubin, kernel by kernel (no capture begins: CUDA_ERROR_FAKE (801): says the fake)",
+        ),
         ({"FAKE_CAPABILITY": "90"}, "capability 9.0, driver for CUDA 12.6, kernels.ptx, one graph"),
     ],
     ids=["card", "shared memory", "no graphs", "newer"],

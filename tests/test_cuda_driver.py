@@ -5,6 +5,7 @@ and what is said when any of them fails. What a GPU would compute is not checked
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -67,6 +68,7 @@ class Done:
     calls: list[str]
     error: str
     output: bytes
+    said: str  # on standard output
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Fake:
             capture_output=True, text=True, check=False, env={**os.environ, **settings},
         )  # fmt: skip
         calls = log.read_text().splitlines() if log.exists() else []
-        return Done(done.returncode, calls, done.stderr, target.read_bytes() if target.exists() else b"")
+        output = target.read_bytes() if target.exists() else b""
+        return Done(done.returncode, calls, done.stderr, output, done.stdout)
 
 
 FAKES = {
@@ -227,8 +230,7 @@ def test_timed_steps_lie_between_events(fake: Fake, tmp_path: Path) -> None:
     """In the graph too, as external ones: no others there can be asked for their time."""
     bundle = write_bundle(tmp_path / "b")
     for driver, event in (("driver", "cuEventRecordWithFlags 1"), ("old", "cuEventRecord")):
-        timed = ("--repeat=1", "--warmup=0", "--layers")
-        done = fake.run(bundle, *timed, XCEPTILE_CUDA=str(fake.folder / f"{driver}.so"))
+        done = fake.run(bundle, *TIMED, XCEPTILE_CUDA=str(fake.folder / f"{driver}.so"))
         assert (done.status, done.error) == (0, "")
         first = next(i for i, call in enumerate(done.calls) if call.startswith("cuMemcpyHtoDAsync 600"))
         assert done.calls[first + 1 : first + 6] == [event, LAUNCHES[0], event, LAUNCHES[1], event]
@@ -236,6 +238,37 @@ def test_timed_steps_lie_between_events(fake: Fake, tmp_path: Path) -> None:
         assert len(graphs) == (2 if driver == "driver" else 0)
         assert done.calls.count("cuEventElapsedTime") == 4  # of two runs
         assert done.calls.count("cuEventCreate 0") == done.calls.count("cuEventDestroy") == 3
+
+
+TIMED = ("--repeat=1", "--warmup=0", "--layers")
+CAPTURED = ["cuMemcpyHtoDAsync 600 captured", *LAUNCHES, "cuMemcpyDtoHAsync 10 captured"]
+
+
+@pytest.mark.parametrize(
+    "call", ["cuStreamBeginCapture 1", *CAPTURED, "cuStreamEndCapture", "cuGraphInstantiate 0"], ids=lambda c: c[:21]
+)
+def test_what_the_graph_lacks_is_launched_all_the_same(fake: Fake, tmp_path: Path, call: str) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    failing = {"FAKE_FAIL_AT": str(fake.run(bundle).calls.index(call))}
+    done = fake.run(bundle, **failing)
+    assert (done.status, done.error, done.output) == (0, "", bytes(10))
+    copies = ["cuMemcpyHtoDAsync 600", *LAUNCHES, "cuMemcpyDtoHAsync 10", "cuStreamSynchronize"]
+    assert done.calls[-len(CLOSING) - len(copies) - 3 : -len(CLOSING) - 3] == copies
+    said = json.loads(fake.run(bundle, "--describe", **failing).said)["device"]
+    assert re.search(r"kernel by kernel \(.*: CUDA_ERROR_FAKE \(999\): says the fake\)$", said), said
+
+
+def test_a_driver_that_takes_no_events_into_a_graph_times_steps_outside(fake: Fake, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    calls = fake.run(bundle, *TIMED).calls
+    for index in [i for i, call in enumerate(calls) if call == "cuEventRecordWithFlags 1"]:
+        done = fake.run(bundle, *TIMED, FAKE_FAIL_AT=str(index))
+        assert (done.status, done.error) == (0, "")
+        assert "cuGraphDestroy" in done.calls, "what was captured until then is not kept"
+        event = "cuEventRecord"
+        first = done.calls.index("cuMemcpyHtoDAsync 600")
+        assert done.calls[first + 1 : first + 6] == [event, LAUNCHES[0], event, LAUNCHES[1], event]
+        assert done.calls.count("cuEventElapsedTime") == 4  # of two runs
 
 
 @pytest.mark.parametrize(
@@ -362,30 +395,38 @@ def test_a_compiled_network(fake: Fake, tmp_path: Path, compiled: dict[str, byte
     ]
 
 
-# What may fail without harm.
+# What may fail without harm: what is released; and the graph, without which kernels are launched one by one.
 RELEASES = ("Destroy", "Free", "Unload", "Release", "PopCurrent", "nvrtcVersion", "ParamInfo")
+GRAPH = ("Capture", "captured", "cuLaunchKernel", "RecordWithFlags", "GraphInstantiate")
 
 
 @pytest.mark.parametrize(
     ("options", "environment"),
-    [((), {}), (("--repeat=1", "--warmup=0", "--layers"), {}), ((), {"FAKE_CAPABILITY": "90", "FAKE_INTEGRATED": "1"})],
-    ids=["graph", "timed", "from source, in place"],
+    [
+        ((), {}),
+        (TIMED, {}),
+        (TIMED, {"FAKE_NO_CAPTURE": "1"}),
+        ((), {"FAKE_CAPABILITY": "90", "FAKE_INTEGRATED": "1"}),
+    ],
+    ids=["graph", "timed", "timed, no graph", "from source, in place"],
 )
 def test_any_call_may_fail(fake: Fake, tmp_path: Path, options: tuple[str, ...], environment: dict[str, str]) -> None:
     """Each call in turn: nothing leaks or is freed twice, the exit status and the message say that it failed."""
-    form = "kernels.cu" if environment else "kernels.cubin"  # just one, or the next would be tried
+    is_source, has_graph = "FAKE_CAPABILITY" in environment, "FAKE_NO_CAPTURE" not in environment
+    form = "kernels.cu" if is_source else "kernels.cubin"  # just one, or the next would be tried
     bundle = write_bundle(tmp_path / "b", kernels={form: KERNELS[form]})
     calls = fake.run(bundle, *options, **environment).calls
     assert len(calls) > 35
     pushes, pushed = calls.count("cuCtxPushCurrent"), 0  # the last one is for closing
     numbers = {"FAKE_FAIL_AT": 0, "FAKE_NVRTC_FAIL_AT": 0}
+    harmless = (*RELEASES, *(GRAPH if has_graph else GRAPH[:1]))
     for call in calls:
         which = "FAKE_NVRTC_FAIL_AT" if call.startswith("nvrtc") else "FAKE_FAIL_AT"
         done = fake.run(bundle, *options, **environment, **{which: str(numbers[which])})
         numbers[which] += 1
         assert "Sanitizer" not in done.error, f"{call}: {done.error}"
         pushed += call == "cuCtxPushCurrent"
-        may_fail = any(word in call for word in RELEASES) or (pushed == pushes and "Push" in call)
+        may_fail = any(word in call for word in harmless) or (pushed == pushes and "Push" in call)
         assert (done.status, bool(done.error)) == ((0, False) if may_fail else (2, True)), f"{call}: {done.error}"
         if not may_fail:
             assert re.search(r"CUDA_ERROR_FAKE \(999\)|NVRTC_ERROR_FAKE", done.error), f"{call}: {done.error}"

@@ -17,7 +17,7 @@
 
 enum {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_BINARY_FOR_GPU = 209, UNSUPPORTED_PTX_VERSION = 222,
-    NOT_SUPPORTED = 801, SYSTEM_DRIVER_MISMATCH = 803
+    SYSTEM_DRIVER_MISMATCH = 803
 };
 enum { INTEGRATED = 18, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 enum { MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };                             /* CUfunction_attribute */
@@ -182,12 +182,13 @@ struct cuda {
     int capability; /* 87: compute capability 8.7 */
     int version;    /* of CUDA that the driver supports: 12060 is 12.6 */
     char gpu[128];
-    char description[224];
+    char description[480];
     void *context;
     void *module;
     void *stream;
     bool is_capturing;
-    void *graph; /* CUgraphExec; NULL: kernel by kernel */
+    void *graph;        /* CUgraphExec; NULL: kernel by kernel */
+    char no_graph[200]; /* why, where a call for it failed */
     address arena;
     address weights;
     uint8_t *staging; /* pinned, all inputs and outputs */
@@ -256,6 +257,13 @@ static int open_driver(struct cuda *cuda, struct xct_error *error)
                     "oldest that serves", name, missing);
 }
 
+static void make_printable(char *text)
+{
+    for (; *text != 0; text++)
+        if (*text < 0x20 || *text > 0x7e)
+            *text = '?';
+}
+
 static int choose_device(struct cuda *cuda, struct xct_error *error)
 {
     const struct api *api = &cuda->api;
@@ -282,16 +290,15 @@ static int choose_device(struct cuda *cuda, struct xct_error *error)
         result = api->device_attribute(&major, CAPABILITY_MAJOR, cuda->device);
     if (result == SUCCESS)
         result = api->device_attribute(&minor, CAPABILITY_MINOR, cuda->device);
-    if (result == SUCCESS)
-        result = api->context_retain(&cuda->context, cuda->device);
+    if (result != SUCCESS)
+        return fail(cuda, error, result, "the GPU does not say what it is");
+    result = api->context_retain(&cuda->context, cuda->device);
     if (result != SUCCESS) {
         cuda->context = NULL;
         return fail(cuda, error, result, "the GPU cannot be used");
     }
     cuda->capability = 10 * major + minor;
-    for (char *c = cuda->gpu; *c != 0; c++)
-        if (*c < 0x20 || *c > 0x7e)
-            *c = '?';
+    make_printable(cuda->gpu);
     return XCT_OK;
 }
 
@@ -664,13 +671,16 @@ static int enqueue_step(const struct cuda *cuda, uint32_t index, struct xct_erro
     const struct xct_plan_launch *launch = &cuda->plan->launches[index];
     const uint32_t *grid = launch->groups, *block = launch->group_size;
     int result = record(cuda, index);
-    if (result == SUCCESS)
-        result = cuda->api.launch(cuda->functions[index], grid[0], grid[1], grid[2], block[0], block[1], block[2],
-                                  launch->shared_bytes, cuda->stream, cuda->parameters + step->first_argument, NULL);
     if (result != SUCCESS)
-        return fail(cuda, error, result, "step %u (%s) cannot be launched: %ux%ux%u blocks of %ux%ux%u threads", index,
-                    cuda->plan->strings + step->name, grid[0], grid[1], grid[2], block[0], block[1], block[2]);
-    return XCT_OK;
+        return fail(cuda, error, result, "the steps cannot be timed");
+    result = cuda->api.launch(cuda->functions[index], grid[0], grid[1], grid[2], block[0], block[1], block[2],
+                              launch->shared_bytes, cuda->stream, cuda->parameters + step->first_argument, NULL);
+    if (result == SUCCESS)
+        return XCT_OK;
+    return fail(cuda, error, result, "step %u (%s) cannot be launched: %s, %ux%ux%u blocks of %ux%ux%u threads, %u bytes "
+                "of shared memory", index, cuda->plan->strings + step->name,
+                cuda->plan->strings + cuda->plan->kernels[step->kernel], grid[0], grid[1], grid[2], block[0], block[1],
+                block[2], launch->shared_bytes);
 }
 
 static int enqueue(const struct cuda *cuda, struct xct_error *error)
@@ -695,35 +705,41 @@ static bool has_graphs(const struct cuda *cuda)
            && (api->instantiate_with_flags != NULL || api->instantiate != NULL);
 }
 
-/* Makes the plan one graph. A driver that cannot leaves the graph NULL. */
+/* Makes the plan one graph. */
 static int capture(struct cuda *cuda, struct xct_error *error)
 {
     const struct api *api = &cuda->api;
-    if (!has_graphs(cuda))
-        return XCT_OK;
     int result = api->capture_begin(cuda->stream, CAPTURE_THREAD_LOCAL);
-    if (result == NOT_SUPPORTED)
-        return XCT_OK;
     if (result != SUCCESS)
-        return fail(cuda, error, result, "the plan cannot be captured as a CUDA graph");
+        return fail(cuda, error, result, "no capture begins");
     void *graph = NULL;
     cuda->is_capturing = true;
     int code = enqueue(cuda, error);
     cuda->is_capturing = false;
     result = api->capture_end(cuda->stream, &graph); /* also after a failure: it ends the capture */
     if (code == XCT_OK && result != SUCCESS)
-        code = fail(cuda, error, result, "the plan cannot be captured as a CUDA graph");
+        code = fail(cuda, error, result, "the capture does not end");
     if (code == XCT_OK) {
         result = api->instantiate_with_flags != NULL ? api->instantiate_with_flags(&cuda->graph, graph, 0)
                                                      : api->instantiate(&cuda->graph, graph, NULL, NULL, 0);
         if (result != SUCCESS) {
             cuda->graph = NULL;
-            code = fail(cuda, error, result, "the CUDA graph of the plan cannot be made");
+            code = fail(cuda, error, result, "the graph is not made");
         }
     }
     if (graph != NULL)
         (void)api->graph_destroy(graph);
     return code;
+}
+
+/* A graph costs less to launch and computes nothing else: without one kernels are launched one by one, and what is
+ * wrong with them the first run says. */
+static void try_graph(struct cuda *cuda)
+{
+    struct xct_error error;
+    if (has_graphs(cuda) && capture(cuda, &error) != XCT_OK)
+        snprintf(cuda->no_graph, sizeof cuda->no_graph, " (%.190s)", error.message);
+    make_printable(cuda->no_graph);
 }
 
 static void stage_inputs(const struct cuda *cuda, const uint8_t *input)
@@ -786,7 +802,7 @@ static int run(struct cuda *cuda, const void *input, void *output, struct xct_er
 static int enter(const struct cuda *cuda, struct xct_error *error)
 {
     int result = cuda->api.context_push(cuda->context);
-    return result == SUCCESS ? XCT_OK : fail(cuda, error, result, "the GPU cannot be used");
+    return result == SUCCESS ? XCT_OK : fail(cuda, error, result, "the GPU's context cannot be entered");
 }
 
 static void leave(const struct cuda *cuda)
@@ -819,11 +835,11 @@ static int prepare(struct cuda *cuda, const struct xct_driver_config *config, st
             return fail(cuda, error, result, "the steps cannot be timed");
         }
     }
-    code = capture(cuda, error);
-    snprintf(cuda->description, sizeof cuda->description, "%s, compute capability %d.%d, driver for CUDA %d.%d, %s, %s",
+    try_graph(cuda);
+    snprintf(cuda->description, sizeof cuda->description, "%s, compute capability %d.%d, driver for CUDA %d.%d, %s, %s%s",
              cuda->gpu, cuda->capability / 10, cuda->capability % 10, cuda->version / 1000, cuda->version % 1000 / 10,
-             from, cuda->graph != NULL ? "one graph" : "kernel by kernel");
-    return code;
+             from, cuda->graph != NULL ? "one graph" : "kernel by kernel", cuda->no_graph);
+    return XCT_OK;
 }
 
 static void release(struct cuda *cuda)
