@@ -68,9 +68,7 @@ def _input_spec(config: str | bytes | None, path: Path) -> InputSpec:
     except (KeyError, TypeError, IndexError, AttributeError, *unreadable) as error:
         raise CheckpointError(f"has a model's config that cannot be read ({error!r}); save it again", path) from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{error}; save its weights alone (.weights.h5) and give --preprocessing", path
-        ) from error
+        raise CheckpointError(str(error), path) from error
 
 
 def _torch_tensors(

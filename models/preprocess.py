@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +79,29 @@ class InputSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
         """Raises ValueError for a missing or unknown key or a value of another type."""
-        try:
-            spec = cls(
-                height=int(values["height"]),
-                width=int(values["width"]),
-                mean=_rgb(values["mean"]),
-                std=_rgb(values["std"]),
-                resize=None if values["resize"] is None else int(values["resize"]),
-                interpolation=str(values["interpolation"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not an input spec: {error!r} in {dict(values)!r}") from error
-        if unknown := set(values) - set(spec.to_json()):
-            raise ValueError(f"not an input spec: unknown {', '.join(sorted(unknown))}")
-        return spec
+        known = [f.name for f in fields(cls)]
+        if wrong := sorted(set(values) ^ set(known)):
+            raise ValueError(f"not an input spec: {', '.join(wrong)} missing or unknown; it has {', '.join(known)}")
+        return cls(
+            height=_whole("height", values["height"]),
+            width=_whole("width", values["width"]),
+            mean=_rgb("mean", values["mean"]),
+            std=_rgb("std", values["std"]),
+            resize=None if values["resize"] is None else _whole("resize", values["resize"]),
+            interpolation=values["interpolation"],
+        )
 
 
-def _rgb(values: Any) -> RGB:
-    red, green, blue = (float(v) for v in values)
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int:  # a bool is none
+        raise ValueError(f"{name} is a whole number of pixels, got {value!r}")
+    return value
+
+
+def _rgb(name: str, values: Any) -> RGB:
+    if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f"{name} is a list of three numbers, got {values!r}")
+    red, green, blue = map(float, values)
     return red, green, blue
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -225,14 +227,17 @@ def _infer_width(channels: Mapping[int, int]) -> float:
 def assemble(found: Found, path: str | Path, source: str, same_padding: bool, epsilon: float) -> Xception:
     """The network with these tensors, in evaluation mode. Raises CheckpointError where they are not an Xception's."""
     wanted = [f"{layer.ours}.{suffix}" for layer in xception_layers() for suffix in SUFFIXES[layer.kind]]
+    unknown = sorted(found[name][0] for name in set(found) - set(wanted))
     if missing := [name for name in wanted if name not in found]:
+        besides = f", and {unknown[0]} is none of its own" if unknown else ""
         raise CheckpointError(
             f"is no Xception of {source}: {len(missing)} of {len(wanted)} tensors are missing, the first is "
-            f"{missing[0]}; give a checkpoint of this network with its classifier",
+            f"{missing[0]}{besides}; give a checkpoint of this network with its classifier, which is one linear layer, "
+            "or the network exported (.pt2, .onnx)",
             path,
             missing[0],
         )
-    if unknown := sorted(found[name][0] for name in set(found) - set(wanted)):
+    if unknown:
         raise CheckpointError(
             f"is no Xception of {source}: it also holds {unknown[0]} ({len(unknown)} unknown tensors)", path, unknown[0]
         )
@@ -274,14 +279,16 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
 
 
 def load_timm(path: str | Path) -> Checkpoint:
-    """timm's ``legacy_xception`` or Cadene's ``xception``: a state dict in a ``.pth`` or ``.safetensors`` file.
+    """timm's ``legacy_xception`` or Cadene's ``xception``: a state dict in a file of safetensors or of torch.save.
 
     Both pad the strided pooling by one pixel on each side and normalize with epsilon 1e-5 (torch's default). Older
-    files hold pointwise weights without their two 1x1 dimensions and call the classifier ``last_linear``.
-    Raises CheckpointError.
+    files hold pointwise weights without their two 1x1 dimensions and call the classifier ``last_linear``. The network
+    may lie within another module (DataParallel's ``module.``, a compiled one, Lightning's). Raises CheckpointError.
     """
     path = Path(path)
-    state = _open_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pth(path)
+    state, told = (_open_safetensors(path)[0], {}) if path.suffix == ".safetensors" else _read_pth(path)
+    stem = (name for name, tensor in state.items() if name.endswith("conv1.weight") and tensor.shape[1:2] == (3,))
+    prefix = min(stem, key=len, default="").removesuffix("conv1.weight")
     ours = {
         f"{layer.timm}.{TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
         for layer in xception_layers()
@@ -289,14 +296,15 @@ def load_timm(path: str | Path) -> Checkpoint:
     }
     found: dict[str, tuple[str, Tensor]] = {}
     for theirs, tensor in state.items():
-        if theirs.endswith("num_batches_tracked"):
+        if theirs.endswith(("num_batches_tracked", "n_averaged")):  # counters of torch's norms and averaged models
             continue
-        name = theirs.removeprefix("module.").replace("last_linear.", "fc.")  # DataParallel's prefix; Cadene's name
+        name = theirs.removeprefix(prefix).replace("last_linear.", "fc.")  # Cadene's name
         if name.endswith("pointwise.weight") and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
         found[ours.get(name, name)] = (theirs, tensor)
     module = assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
-    return with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
+    checkpoint = with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
+    return replace(checkpoint, provenance=checkpoint.provenance | told)
 
 
 TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
@@ -309,10 +317,18 @@ def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind:
     return Checkpoint(module, input_spec, labels, provenance)
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.pth`` file, possibly under ``state_dict``. Pickled code never runs."""
+# Where training scripts put the state dict, first found first: averaged weights before the last ones, as
+# timm.models.load_checkpoint prefers them.
+_STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict of a file of torch.save, and under which name it lay there. Pickled code never runs."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # timm's training script keeps its arguments, a class of plain values.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError("no such file", path) from error
     except UnpicklingError as error:
@@ -322,12 +338,20 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             path,
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, KeyError ... on damaged files
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                "is a TorchScript program, which is code and is not executed; save module.state_dict()", path
+            ) from error
         raise CheckpointError(f"is truncated or damaged ({first_line(error)}); copy it again", path) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    told = {}
+    if isinstance(loaded, dict):
+        for name in _STATE_DICTS:
+            if isinstance(loaded.get(name), dict):
+                loaded, told = loaded[name], {"weights": name}
+                break
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise CheckpointError("holds no state dict; save module.state_dict() alone", path)
-    return {str(name): tensor for name, tensor in loaded.items()}
+    return {str(name): tensor for name, tensor in loaded.items()}, told
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo" / "xception_demo.safetensors"
 PREPROCESSING = {"mean", "std", "resize", "interpolation"}  # of an InputSpec: what a file may give
-SUFFIXES = (".safetensors", ".pth", ".pt", ".h5", ".keras", ".pt2", ".onnx")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".h5", ".keras", ".pt2", ".onnx")
 
 
 class ModelError(ValueError):
@@ -39,16 +39,17 @@ class Model:
 def load(source: str | Path, *, size: int | None = None) -> Model:
     """``xception`` (the paper's network, random weights), ``demo`` (the trained one in this package) or a file.
 
-    Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth), of Keras (.h5, .weights.h5, .keras),
-    exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height and width, in pixels, of an
-    Xception; the last two kinds carry their own. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError,
+    Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), of Keras
+    (.h5, .weights.h5, .keras), exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height
+    and width, in pixels, of an Xception; the last two kinds carry their own. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError,
     each with what is wrong, where, and what to do.
     """
     if str(source) == "xception":
         return _random_xception(size)
     path = DEMO if str(source) == "demo" else Path(source)
     if path.suffix not in SUFFIXES:
-        raise ModelError(f"{source}: no such model; give xception, demo or a file ({', '.join(SUFFIXES)})")
+        what = "its ending names no kind of model" if path.exists() else "no such model"
+        raise ModelError(f"{source}: {what}; give xception, demo or a file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     if path.suffix in (".pt2", ".onnx"):
@@ -85,7 +86,10 @@ def with_preprocessing(model: Model, path: Path) -> Model:
             raise ValueError("it is no object")
         if unknown := sorted(set(given) - PREPROCESSING):
             raise ValueError(f"it gives {unknown[0]}; {', '.join(sorted(PREPROCESSING))} can be given")
-        return replace(model, input_spec=InputSpec.from_json(own | given))
+        spec = InputSpec.from_json(own | given)
+        if max(spec.mean) > 1:
+            raise ValueError(f"mean and std are in units of pixel / 255 (0.485, not 123.7), the mean is {spec.mean}")
+        return replace(model, input_spec=spec)
     except (ValueError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path}: is no preprocessing: {error}") from error
 

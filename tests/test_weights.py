@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,34 @@ def test_tensorflow_says_it_in_words_of_its_own() -> None:
     assert input_spec_of({"class_name": "Functional", "config": {"layers": layers}}) == keras_input_spec()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: {"batch_shape": [None, 224, None, 3]}}, "its input is .* an image is needed"),
+        ({0: {"batch_shape": [None, 3, 71, 71]}}, "its input is .* an image is needed"),
+        ({0: {"batch_shape": [None, 10]}}, "its input is .* an image is needed"),
+        ({1: {"class_name": "InputLayer", "name": "age"}}, r"takes 2 inputs \(image, age\)"),
+        ({2: {"class_name": "GlobalMaxPooling2D", "name": "pool"}}, "it holds GlobalMaxPooling2D pool, which is no"),
+        ({2: {"class_name": "Activation", "activation": "gelu"}}, "it holds Activation"),
+    ],
+)
+def test_a_keras_model_that_is_no_xception_of_one_image_is_refused(changes: dict[int, Any], message: str) -> None:
+    """The weights alone would fit: a pooling has none."""
+    rows: list[dict[str, Any]] = [
+        {"class_name": "InputLayer", "name": "image", "batch_shape": [None, 96, 72, 3]},
+        {"class_name": "Conv2D"},
+        {"class_name": "GlobalAveragePooling2D"},
+    ]
+
+    def config(changes: dict[int, Any]) -> dict[str, Any]:
+        layers = [row | changes.get(i, {}) for i, row in enumerate(rows)]
+        return {"config": {"layers": [{"class_name": row["class_name"], "config": row} for row in layers]}}
+
+    assert (input_spec_of(config({})).height, input_spec_of(config({})).width) == (96, 72)
+    with pytest.raises(ValueError, match=message):
+        input_spec_of(config(changes))
+
+
 @needs_keras
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_keras_model_does_before_its_network_is_understood_or_refused(tmp_path: Path) -> None:
@@ -255,6 +284,29 @@ def test_timm_legacy_xception(timm_model: torch.nn.Module, tmp_path: Path) -> No
     wrong = Xception(1000, same_padding=True, epsilon=1e-5).eval()
     wrong.load_state_dict(load_timm(pth).module.state_dict())
     assert difference(outputs(wrong), truth) > TOLERANCE
+
+
+def test_a_state_dict_may_lie_where_training_scripts_put_it(tmp_path: Path) -> None:
+    """Wrapped, prefixed, counted, beside an optimizer; averaged weights come first, as timm's own loader has them."""
+    state = small_timm_state()
+    counted = {f"module.{name}": tensor for name, tensor in state.items()} | {"n_averaged": torch.tensor(3)}
+    averaged = {name: tensor * 2 for name, tensor in state.items()}
+    kinds: dict[str, tuple[dict[str, Any], float]] = {
+        "swa.pth": (counted, 1),
+        "compiled.pt": ({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, 1),
+        "lightning.ckpt": ({"epoch": 3, "state_dict": {f"net.{name}": tensor for name, tensor in state.items()}}, 1),
+        "model.bin": ({"model": state}, 1),
+        "best.pth.tar": ({"args": Namespace(lr=0.1), "state_dict": state, "state_dict_ema": averaged}, 2),
+    }
+    for name, (saved, factor) in kinds.items():
+        torch.save(saved, tmp_path / name)
+        checkpoint = zoo._read_checkpoint(tmp_path / name)
+        assert torch.equal(checkpoint.module.conv1.weight, state["conv1.weight"] * factor), name
+        assert checkpoint.provenance.get("weights") == {
+            "lightning.ckpt": "state_dict",
+            "model.bin": "model",
+            "best.pth.tar": "state_dict_ema",
+        }.get(name)
 
 
 # --- Ours. ---
@@ -468,10 +520,17 @@ def test_truncated_pth(tmp_path: Path) -> None:
             load_timm(path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript
 def test_other_networks_state_dicts(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"is no Xception of timm: .* tensors are missing"):
+        load_timm(path)
+    torch.save({name.replace("fc.", "fc.1."): tensor for name, tensor in small_timm_state().items()}, path)
+    with pytest.raises(CheckpointError, match=r"fc\.1\.bias is none of its own; .* classifier, which is one linear"):
+        load_timm(path)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(path))
+    with pytest.raises(CheckpointError, match="is a TorchScript program, which is code"):
         load_timm(path)
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match="holds no state dict"):
@@ -488,6 +547,8 @@ def test_the_zoo(own: Path, tmp_path: Path) -> None:
         zoo.load(own, size=70)
     with pytest.raises(zoo.ModelError, match="no such model; give xception, demo or a file"):
         zoo.load("resnet")
+    with pytest.raises(zoo.ModelError, match="its ending names no kind of model"):
+        zoo.load(tmp_path)
     with pytest.raises(zoo.ModelError, match="no such file"):
         zoo.load(tmp_path / "none.pth")
 
@@ -519,11 +580,18 @@ def test_preprocessing_is_given_by_a_file(own: Path, tmp_path: Path) -> None:
     for text, message in (
         ('{"height": 299}', "it gives height"),
         ('{"std": [0, 1, 1]}', "std must be positive"),
-        ('{"mean": 0.5}', "not an input spec"),
-        ('{"mean": [0.5]}', "not enough values"),
+        ('{"mean": 0.5}', "mean is a list of three numbers, got 0.5"),
+        ('{"mean": [0.5, 0.5]}', "mean is a list of three numbers"),
+        ('{"mean": "123"}', "mean is a list of three numbers"),
+        ('{"mean": [123.7, 116.3, 103.5]}', "in units of pixel / 255"),
+        ('{"std": [0.5, -0.5, 0.5]}', "std must be positive"),
+        ('{"resize": 342.7}', "resize is a whole number of pixels, got 342.7"),
+        ('{"resize": true}', "resize is a whole number"),
+        ('{"interpolation": "area"}', "interpolation is one of nearest"),
+        ('{"interpolation": 3}', "interpolation is one of nearest"),
         ("[]", "no object"),
         ("{", "own.json: is no preprocessing: Expecting"),
-        ('{"resize": 1e999}', "own.json: is no preprocessing: cannot convert"),
+        ('{"resize": 1e999}', "resize is a whole number of pixels, got inf"),
     ):
         file.write_text(text)
         with pytest.raises(zoo.ModelError, match=message):
