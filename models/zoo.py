@@ -41,8 +41,8 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
 
     Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), of Keras
     (.h5, .weights.h5, .keras), exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height
-    and width, in pixels, of an Xception; the last two kinds carry their own. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError,
-    each with what is wrong, where, and what to do.
+    and width, in pixels, of an Xception; the last two kinds carry their own. Raises ModelError, CheckpointError,
+    UnsupportedLayer or ValueError, each with what is wrong, where, and what to do.
     """
     if str(source) == "xception":
         return _random_xception(size)
