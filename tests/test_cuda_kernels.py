@@ -34,6 +34,8 @@ from xceptile.compile.cuda_devices import cuda_devices
 from xceptile.compile.kernels.cuda import cost as cuda_cost
 from xceptile.compile.kernels.cuda import gemm as cuda_gemm
 from xceptile.compile.kernels.cuda import lower as family
+from xceptile.compile.kernels.cuda import slice_layout
+from xceptile.compile.kernels.cuda.window import Window
 from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
@@ -176,7 +178,7 @@ class TestEmulated:
                 assert "^" in kernels
                 network.compile(preamble + "extern" + kernels.replace("^", "+ 0 *"), tmp_path / board)
             else:  # rows as they come
-                monkeypatch.setattr(cuda_gemm, "_row_in_turn", lambda gemm, n: n)
+                monkeypatch.setattr(slice_layout, "_row_in_turn", lambda gemm, n: n)
                 network = EmulatedNetwork(graph, TARGETS[board], tmp_path / board, counted=True)
             network.run(*random_input(graph, 0))
             for kernel, counted in products(network).items():
@@ -339,9 +341,9 @@ def test_packed_weights_are_all_there() -> None:
     weights = np.arange(1, 97, dtype=np.int8).reshape(2, 48)
     for board in TARGETS.values():
         mode = family.mode_of(gpu_arch(board))
-        window = cuda_gemm.Window(1, 4, 4, 4, 4, (1, 1), (1, 1), (0, 0), 64)
+        window = Window(1, 4, 4, 4, 4, (1, 1), (1, 1), (0, 0), 64)
         gemm = cuda_gemm.Gemm(mode, "int8", window, 32, cuda_cost.tiles(mode)[0])
-        packed = cuda_gemm.pack_weights(gemm, weights).view(np.int8)
+        packed = slice_layout.pack_weights(gemm, weights).view(np.int8)
         assert sorted(packed[packed != 0]) == sorted(weights.reshape(-1))
 
 

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from . import tir as c
-from .gemm import add_halves, add_words
+from .epilogue import add_halves, add_words
 from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
 from .window import Window, split
 

@@ -24,7 +24,10 @@ from ..gpu_call import GpuCall, only_depthwise_reads
 from . import cost
 from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
 from .elementwise import Add, Export, Map, MatVec, MaxPool, Mean, Patches
-from .gemm import CONSTANTS, Gemm, pack_weights
+from .epilogue import CONSTANTS
+from .gemm import Gemm
+from .gemm_kernel import GemmKernel
+from .slice_layout import pack_weights
 from .tir import ITEM_BYTES, WORD_LANES, Kernel
 from .window import Window
 
@@ -286,7 +289,7 @@ class _Lowering:
             *(_padded_constants(constants) if self.dtype == "int8" else ()),
             *residual,
         )
-        self._finish(add or node, gemm, operands, macs)
+        self._finish(add or node, GemmKernel(gemm), operands, macs)
 
     def _gather(self, node: ir.Node, window: Window) -> Window:
         """Launches what puts a convolution's patches side by side; the window over these."""
@@ -332,7 +335,7 @@ class _Lowering:
             *self._scaling(node, gemm.columns),
             *(_padded_constants(self._clamp(node)) if self.dtype == "int8" else ()),
         )
-        self._finish(node, gemm, operands, batch * weights.size)
+        self._finish(node, GemmKernel(gemm), operands, batch * weights.size)
 
     def _without_relu(self, depthwise: ir.Node) -> str:
         source = depthwise.inputs[0]
