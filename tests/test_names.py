@@ -11,7 +11,7 @@ import pytest
 from tree import ROOT, committed
 
 FOLDERS = {"calibration", "compile", "docs", "models", "runtime", "targets", "tests"}
-FILES = {"LICENSE", "Makefile", "README.md", "__init__.py", "pyproject.toml"}
+FILES = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "__init__.py", "pyproject.toml"}
 
 
 def test_the_top_level_is_what_it_was_laid_out_to_be() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -109,6 +110,21 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     allowed = re.compile(r"xceptile/(__init__\.py|(" + "|".join(FOLDERS) + r")/)|xceptile-[^/]+\.dist-info/")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if not allowed.match(name)]
+
+
+def test_the_source_distribution_holds_what_the_wheel_holds(wheel: Path, tmp_path: Path) -> None:
+    source = wheel.parent / "source"
+    (source / "tests").mkdir()
+    (source / "tests" / "test_a.py").touch()  # which setuptools would take along, without what it needs
+    program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", program, tmp_path, cwd=source).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        held = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()}
+    of_wheel = {n.removeprefix("xceptile/") for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    made = {"PKG-INFO", "setup.cfg"}
+    extra = {n for n in held - of_wheel - made if not n.startswith("xceptile.egg-info/")}
+    assert of_wheel <= held
+    assert extra == {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
 
 
 def test_a_device_needs_numpy_alone(device: Path, tmp_path: Path) -> None:
