@@ -39,17 +39,5 @@ def plan_offsets(lifetimes: Sequence[Lifetime], alignment_bytes: int) -> tuple[M
     return {item.name: offset for offset, item in placed}, total
 
 
-def lower_bound_bytes(lifetimes: Sequence[Lifetime], alignment_bytes: int) -> int:
-    """The most bytes alive at one step: no arena can be smaller."""
-    steps = {item.first for item in lifetimes}
-    return max(
-        (
-            sum(_aligned(item.size_bytes, alignment_bytes) for item in lifetimes if item.first <= step <= item.last)
-            for step in steps
-        ),
-        default=0,
-    )
-
-
 def _aligned(size_bytes: int, alignment_bytes: int) -> int:
     return -(-size_bytes // alignment_bytes) * alignment_bytes

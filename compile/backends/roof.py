@@ -66,7 +66,7 @@ def _vpmaddwd(acc: Expr, x: Expr) -> Expr:
 
 def _sdot(acc: Expr, x: Expr) -> Expr:
     w = T.reinterpret("int8x16", x)
-    return arm_neon.sdot_vector(acc, w, w)
+    return arm_neon.sdot(acc, w, w)
 
 
 def _smmla(acc: Expr, x: Expr) -> Expr:

@@ -36,11 +36,6 @@ class Split:
     entries: NDArray[np.int32]
 
 
-def lane_sums(weights: NDArray[np.int8]) -> NDArray[np.int64]:
-    """(O, K) -> (O, steps, 8): the magnitudes that meet in each int16 lane of each chain, added."""
-    return _by_lane(np.abs(weights.astype(np.int64))).sum(axis=2)
-
-
 def _by_lane(weights: NDArray[np.int64]) -> NDArray[np.int64]:
     """(O, K) as (O, steps, links of the chain, lanes), zero beyond K."""
     outputs, k = weights.shape

@@ -115,9 +115,7 @@ class DotDepthwise:
                     scaled = []
                     for pixel, acc in enumerate(self.bias.load(_QUAD, _QUAD)):
                         for x in range(3):
-                            acc = neon.bind(
-                                neon.sdot_vector(acc, columns[_QUAD * u + pixel + x], weights[2 * x + line])
-                            )
+                            acc = neon.bind(neon.sdot(acc, columns[_QUAD * u + pixel + x], weights[2 * x + line]))
                         scaled.append(neon.bind(epilogue.scale(acc, multiplier, self.staged.output)))
                     value = epilogue.narrow16(scaled, self.staged.output)
                     offset = (first + (_QUAD * u + line * width)) * _QUAD

@@ -96,14 +96,8 @@ def _call(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, f"llvm.aarch64.neon.{name}", *args)
 
 
-def sdot(acc: Expr, w: Expr, x: Expr, lane: int) -> Expr:
-    """acc[i] += sum of w[4i + j] * x[4 lane + j]: int32x4 += int8x16 by element of int8x16."""
-    group = T.reinterpret("int8x16", T.Shuffle([T.reinterpret("int32x4", x)], [lane] * 4))
-    return _call("int32x4", "sdot.v4i32.v16i8", acc, w, group)
-
-
-def sdot_vector(acc: Expr, a: Expr, b: Expr) -> Expr:
-    """acc[i] += sum of a[4i + j] * b[4i + j]."""
+def sdot(acc: Expr, a: Expr, b: Expr) -> Expr:
+    """acc[i] += sum of a[4i + j] * b[4i + j]: int32x4 += int8x16 times int8x16."""
     return _call("int32x4", "sdot.v4i32.v16i8", acc, a, b)
 
 
