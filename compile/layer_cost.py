@@ -51,19 +51,18 @@ def lost_ms(graph: ir.Graph, node: ir.Node, target: TargetSpec) -> float:
 
     Its inputs and output count as converted: a neighbour in float as well would save that.
     """
-    core, macs = rates(target), _macs(graph, node)
+    core = rates(target)
     elements = int(np.prod(node.type.shape)) + sum(
         int(np.prod(graph.type_of(name).shape)) for name in node.inputs if name not in graph.constants
     )
     # A depthwise layer and what has no weights is bound by its elements, 1 byte against 4; conversions move 5.
-    dense = macs / core.float32 - macs / core.int8 if isinstance(node.op, ir.Conv2d | ir.FullyConnected) else 0.0
-    cycles = dense + elements * (4 - 1 + 5) / core.bytes
+    macs = _dense_macs(graph, node)
+    cycles = macs / core.float32 - macs / core.int8 + elements * (4 - 1 + 5) / core.bytes
     return cycles / (CLOCK_GHZ * 1e6)
 
 
-def _macs(graph: ir.Graph, node: ir.Node) -> int:
-    if not isinstance(node.op, ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected):
+def _dense_macs(graph: ir.Graph, node: ir.Node) -> int:
+    """Multiply-accumulates of a convolution or a fully connected layer; 0 of any other."""
+    if not isinstance(node.op, ir.Conv2d | ir.FullyConnected):
         return 0
-    weights = graph.type_of(node.inputs[1]).shape
-    window = int(np.prod(weights[:2] if isinstance(node.op, ir.DepthwiseConv2d) else weights[1:]))
-    return int(np.prod(node.type.shape)) * window
+    return int(np.prod(node.type.shape)) * int(np.prod(graph.type_of(node.inputs[1]).shape[1:]))

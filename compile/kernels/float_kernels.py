@@ -310,7 +310,7 @@ class FloatMaxPool:
 
 @dataclass(frozen=True)
 class FloatAverage:
-    """The mean over all pixels. A task is a vector of channels."""
+    """The mean over all pixels, in one task."""
 
     pixels: int
     channels: int

@@ -1,7 +1,8 @@
 """Lowers a graph to OpenCL kernels: which operators share one, how tensors are stored, how weights are packed.
 
 An int8 graph becomes int8 kernels, bit for bit the integer contract. A float graph whose input is int8 pixels behind a
-``Dequantize`` becomes float16 kernels: activations and weights in half, sums in float, outputs in float32.
+``Dequantize`` becomes float16 kernels: activations and weights in half, sums in float but for eight products at a time
+where the device computes in half, outputs in float32.
 
 A tensor between kernels is stored as ``element`` says. A convolution's bias holds the zero point's share, so
 that padding is pixels of the zero point and nothing is subtracted in a loop. A ReLU that only depthwise convolutions

@@ -69,8 +69,8 @@ class MaxPool:
         return v.kernel(self.symbol, operands, body)
 
 
-def tasks_of_vectors(vectors: int) -> int:
-    """Vectors a task: enough to outweigh a task's cost, few enough to balance."""
+def vectors_per_task(vectors: int) -> int:
+    """Of ``vectors`` in all: enough to outweigh a task's cost, few enough to balance."""
     return max(1, min(256, vectors // 16))
 
 
@@ -92,11 +92,11 @@ class Elementwise:
 
     @property
     def tasks(self) -> int:
-        return -(-self.vectors // tasks_of_vectors(self.vectors))
+        return -(-self.vectors // vectors_per_task(self.vectors))
 
     def build(self) -> tirx.PrimFunc:
         """Operands: a, [b], parameters, y. Parameters: see ``lower.py``."""
-        isa, per_task = self.isa, tasks_of_vectors(self.vectors)
+        isa, per_task = self.isa, vectors_per_task(self.vectors)
         sources = ["a", "b"] if self.kind == "add" else ["a"]
 
         def body(*buffers: Buffer) -> Callable[[Expr], None]:
