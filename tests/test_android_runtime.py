@@ -40,6 +40,18 @@ def test_cmake_builds_the_runtime_for_this_machine(tmp_path: Path) -> None:
     assert all(line.split()[-1].startswith("xct_") for line in listing.splitlines())
 
 
+@requires("clang", package="clang")
+def test_this_systems_clang_compiles_it_for_arm() -> None:
+    """Debian 12's is as old as that of the NDK r25, which does not declare the intrinsics for SHA-256 by itself."""
+    zig = pytest.importorskip("ziglang", reason="needs ziglang (pip install ziglang)")  # for the C library's headers
+    headers = Path(zig.__file__).parent / "lib/libc/include"
+    folders = ("aarch64-linux-gnu", "generic-glibc", "aarch64-linux-any", "any-linux-any")
+    flags = ["--target=aarch64-linux-gnu", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    includes = [word for folder in folders for word in ("-isystem", headers / folder)]
+    sources = [SOURCES / name for name in (*native_runtime.LIBRARY_SOURCES, "main.c")]
+    subprocess.run(["clang", *flags, *includes, *sources], check=True)
+
+
 def android_files(folder: Path, version: str = __version__) -> Path:
     """What passes for the NDK's results, as far as they are looked at."""
     elf = b"\x7fELF\x02\x01" + bytes(12) + b"\xb7\0" + version.encode() + b"\0"

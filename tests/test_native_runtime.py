@@ -7,15 +7,18 @@ import hashlib
 import importlib
 import json
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_network
 import numpy as np
 import pytest
-from fake_network import CLASSES, SOURCES, TESTS, expected, images, write_bundle
+from fake_network import CLASSES, COUNT, SOURCES, TESTS, expected, images, write_bundle
 from needs import requires
 from test_plan import ATTACKS, PACKED, PACKED_GPU, resealed_changes
 
@@ -330,6 +333,12 @@ def test_the_example_of_the_documentation(checked: list[Path], bundle: Path, tmp
         assert error in refused.stderr
 
 
+@pytest.mark.parametrize("language", [("c", "c99"), ("c++", "c++98"), ("c++", "c++17")], ids="{0[1]}".format)
+def test_the_header_serves_c_and_cpp(language: tuple[str, str]) -> None:
+    flags = ["-x", language[0], f"-std={language[1]}", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run(["clang", *flags, "-fsyntax-only", "-include", SOURCES / "xceptile.h", "/dev/null"], check=True)
+
+
 def test_misuse_is_answered(checked: list[Path], bundle: Path, tmp_path: Path) -> None:
     program = compile_program(tmp_path / "misuse", TESTS / "native/misuse.c", *checked, flags=ADDRESS)
     subprocess.run([program, bundle], check=True)
@@ -492,6 +501,47 @@ def test_the_library_in_this_process(shipped: dict[str, Path], threads: int) -> 
         assert [step.name for step in engine.steps()] == ["first", "second", "third", "last"]
         assert all(step.last_ms > 0 for step in engine.steps())
         assert len(engine.time_ms(x[:1], repeats=4, warmup=2)) == 4
+
+
+def test_a_bundle_that_takes_the_place_of_an_open_one(shipped: dict[str, Path], tmp_path: Path) -> None:
+    """The dynamic loader would take the old one's kernels, which have the same path, for the new one's."""
+    source = Path(fake_network.KERNEL_SOURCES[0])
+    (tmp_path / "other.c").write_text(source.read_text().replace("% w->shape[0]]);", "% w->shape[0]] + 1);"))
+    compile_program(
+        tmp_path / "other.so", tmp_path / "other.c", fake_network.KERNEL_SOURCES[1], flags=["-fPIC", "-shared"]
+    )
+    library = here(shipped) / "libxceptile.so"
+    x = images(2)
+    write_bundle(tmp_path / "bundle", (here(shipped) / "kernels.so").read_bytes())
+    (tmp_path / "bundle/native/libxceptile.so").symlink_to(library)
+    with NativeEngine(tmp_path / "bundle/native") as old:
+        (tmp_path / "bundle").rename(tmp_path / "old")
+        write_bundle(tmp_path / "bundle", (tmp_path / "other.so").read_bytes())
+        (tmp_path / "bundle/native/libxceptile.so").symlink_to(library)
+        with NativeEngine(tmp_path / "bundle/native") as new, NativeEngine(tmp_path / "bundle/native") as again:
+            added = (expected(x) + 2 * COUNT // CLASSES).astype(np.int8)
+            np.testing.assert_array_equal(new.run(x), added)
+            np.testing.assert_array_equal(again.run(x), added)
+            np.testing.assert_array_equal(old.run(x), expected(x))
+
+
+def unblocked_signals(task: Path) -> set[int]:
+    (blocked,) = re.findall(r"SigBlk:\s*([0-9a-f]+)", (task / "status").read_text())
+    return {number for number in range(1, 32) if not int(blocked, 16) >> (number - 1) & 1}
+
+
+def test_threads_take_no_signals_but_those_of_their_own_faults(shipped: dict[str, Path]) -> None:
+    always = {signal.SIGKILL, signal.SIGSTOP}
+    before = {task.name for task in Path("/proc/self/task").iterdir()}
+    with NativeEngine(here(shipped), threads=2):
+        (worker,) = (task for task in Path("/proc/self/task").iterdir() if task.name not in before)
+        for _ in range(1000):
+            taken = unblocked_signals(worker)
+            if taken != always:  # as a thread is that the C library has not begun
+                break
+            time.sleep(0.01)
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
+    assert taken == faults | always
 
 
 def test_arrays_that_are_not_contiguous(shipped: dict[str, Path]) -> None:

@@ -5,10 +5,12 @@
 #endif
 #include <dlfcn.h>
 #include <elf.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -203,9 +205,36 @@ static void give_function(void *library, const char *variable, void *function)
         __atomic_store_n(slot, function, __ATOMIC_RELAXED);
 }
 
-static int load_kernels(struct cpu *cpu, const char *path, struct xct_error *error)
+/* The path of the kernels, spelled as no other file's can be: each bit of the file's device and number is a "./" or a "/"
+ * in it. glibc takes a library that it loaded from a path for the one that is there now, though another bundle was put
+ * in its place since, or the path is relative and the process has moved. */
+static int spell_path(char spelled[XCT_MAX_PATH_BYTES], const char *directory, const char *path, struct xct_error *error)
 {
-    cpu->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    char name[2 * 128 + sizeof KERNELS_FILE], *end = name;
+    struct stat status;
+    if (stat(path, &status) != 0)
+        return xct_fail(error, XCT_ERROR_FILE, "cannot examine %s: %s", path, strerror(errno));
+    const uint64_t numbers[2] = {status.st_dev, status.st_ino};
+    for (int i = 0; i < 128; i++) {
+        if ((numbers[i / 64] >> i % 64 & 1) != 0)
+            *end++ = '.';
+        *end++ = '/';
+    }
+    memcpy(end, KERNELS_FILE, sizeof KERNELS_FILE);
+    return xct_path_join(spelled, directory, name, error);
+}
+
+static int load_kernels(struct cpu *cpu, const char *directory, const char *path, struct xct_error *error)
+{
+    char spelled[XCT_MAX_PATH_BYTES];
+    void *loaded = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    if (loaded != NULL) {
+        dlclose(loaded);
+        int code = spell_path(spelled, directory, path, error);
+        if (code != XCT_OK)
+            return code;
+    }
+    cpu->library = dlopen(loaded != NULL ? spelled : path, RTLD_NOW | RTLD_LOCAL);
     if (cpu->library == NULL) {
         const char *why = dlerror();
         return xct_fail(error, XCT_ERROR_KERNEL, "cannot load the kernels: %s", why != NULL ? why : path);
@@ -329,7 +358,7 @@ static int cpu_open(const struct xct_driver_config *config, void **state, struct
     if (code == XCT_OK)
         code = allocate(cpu, config->weights, error);
     if (code == XCT_OK)
-        code = load_kernels(cpu, path, error);
+        code = load_kernels(cpu, config->directory, path, error);
     if (code == XCT_OK)
         code = xct_pool_open(&cpu->pool, config->threads, config->core_mask, cpu->plan->header->step_count, cpu->tasks,
                              run_tasks, cpu, config->step_ns, error);

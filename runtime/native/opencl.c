@@ -130,6 +130,11 @@ struct functions {
 #undef MEMBER
 };
 
+/* In the order of struct functions, each with its zero byte. */
+#define NAME_OF(RESULT, NAME, PARAMETERS) #NAME "\0"
+static const char function_names[] = FUNCTIONS(NAME_OF);
+#undef NAME_OF
+
 struct opencl {
     struct functions cl;
     const struct xct_plan *plan;
@@ -158,7 +163,7 @@ static const char *status_name(cl_int status)
 {
     static const struct {
         cl_int status;
-        const char *name;
+        char name[48];
     } names[] = {
         {CL_DEVICE_NOT_FOUND, "CL_DEVICE_NOT_FOUND"}, {-2, "CL_DEVICE_NOT_AVAILABLE"},
         {-3, "CL_COMPILER_NOT_AVAILABLE"}, {CL_MEM_OBJECT_ALLOCATION_FAILURE, "CL_MEM_OBJECT_ALLOCATION_FAILURE"},
@@ -214,17 +219,18 @@ static lookup_fn pixel_lookup(void *library)
     return lookup;
 }
 
+/* The first function that the library lacks, or NULL. */
 static const char *find_functions(struct functions *cl, void *library)
 {
     lookup_fn lookup = pixel_lookup(library);
-    void *symbol;
-#define FIND(RESULT, NAME, PARAMETERS) \
-    symbol = lookup != NULL ? lookup(#NAME) : dlsym(library, #NAME); \
-    if (symbol == NULL) \
-        return #NAME; \
-    memcpy(&cl->NAME, &symbol, sizeof symbol);
-    FUNCTIONS(FIND)
-#undef FIND
+    unsigned char *slot = (unsigned char *)cl;
+    for (const char *name = function_names; *name != 0; name += strlen(name) + 1) {
+        void *symbol = lookup != NULL ? lookup(name) : dlsym(library, name);
+        if (symbol == NULL)
+            return name;
+        memcpy(slot, &symbol, sizeof symbol);
+        slot += sizeof symbol;
+    }
     return NULL;
 }
 

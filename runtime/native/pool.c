@@ -184,10 +184,14 @@ uint32_t xct_pool_processors(uint64_t core_mask)
 
 static int start_workers(struct xct_pool *pool, struct xct_error *error)
 {
-    /* The application's signals are for its own threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    int failure = pthread_sigmask(SIG_SETMASK, &all, &before);
+    /* The application's signals are for its own threads; those that a thread raises itself by a fault are not to be
+     * blocked, or the application's crash handler would not be called. */
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS};
+    sigset_t others, before;
+    sigfillset(&others);
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        sigdelset(&others, faults[i]);
+    int failure = pthread_sigmask(SIG_SETMASK, &others, &before);
     if (failure != 0)
         return xct_fail(error, XCT_ERROR_THREAD, "cannot block signals: %s", strerror(failure));
     while (pool->started < pool->threads - 1 && failure == 0) {

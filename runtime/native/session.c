@@ -19,6 +19,7 @@ struct xct_session {
     const struct xct_driver *driver;
     void *driver_state;
     uint64_t *step_ns; /* NULL unless asked for */
+    pid_t process;     /* that opened it: threads and GPUs do not follow into a child of fork */
 };
 
 static const struct xct_driver *const drivers[] = {
@@ -185,13 +186,14 @@ int xct_open(const char *directory, const xct_options *options, xct_session **ou
         free(session);
         return XCT_ERROR_MEMORY;
     }
+    session->process = getpid();
     *out = session;
     return open_session(session, directory, options != NULL ? options : &defaults);
 }
 
 void xct_close(xct_session *session)
 {
-    if (session == NULL)
+    if (session == NULL || session->process != getpid()) /* nothing of another process can be ended here */
         return;
     if (session->driver != NULL)
         session->driver->close(session->driver_state);
@@ -213,8 +215,9 @@ void xct_last_error(xct_session *session, char *message, size_t message_bytes)
 {
     if (message == NULL || message_bytes == 0)
         return;
-    if (session == NULL) {
-        snprintf(message, message_bytes, "no session: out of memory");
+    if (session == NULL || session->process != getpid()) { /* the lock, too, is of the process that opened it */
+        snprintf(message, message_bytes, "%s", session == NULL ? "no session: out of memory"
+                 : "the session was opened before a fork: open one in this process");
         return;
     }
     pthread_mutex_lock(&session->lock);
@@ -222,10 +225,10 @@ void xct_last_error(xct_session *session, char *message, size_t message_bytes)
     pthread_mutex_unlock(&session->lock);
 }
 
-/* Nothing of a session that failed to open may be used but its error. */
+/* Nothing of a session that failed to open, or of another process, may be used but its error. */
 static bool is_open(const xct_session *session)
 {
-    return session != NULL && session->driver_state != NULL;
+    return session != NULL && session->driver_state != NULL && session->process == getpid();
 }
 
 uint32_t xct_tensor_count(const xct_session *session)

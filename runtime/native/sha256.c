@@ -101,7 +101,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) static void blocks_in_hardware(uint3
     memcpy(state, after, sizeof after);
 }
 
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
 
 static bool has_instructions(void)
 {
@@ -130,6 +130,11 @@ __attribute__((target("+crypto"))) static void blocks_in_hardware(uint32_t state
     vst1q_u32(state, abcd);
     vst1q_u32(state + 4, efgh);
 }
+
+#else /* an older clang, such as the NDK's r25, has the intrinsics only where every processor is to have the instructions */
+
+#define has_instructions() false
+#define blocks_in_hardware blocks_in_c
 
 #endif
 

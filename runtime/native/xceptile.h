@@ -10,7 +10,8 @@
  * An 8-bit image p (0..255) enters as the int8 value p - 128, which is p ^ 0x80 bit for bit.
  *
  * Every call may be made from any thread. Calls on one session wait for each other; two sessions do not share
- * anything, so open one per thread that shall run at the same time.
+ * anything, so open one per thread that shall run at the same time. After a fork the child opens sessions of its own.
+ * The bundle's files are mapped: while it is open they may be replaced (renamed over), not written to or cut.
  *
  * Needs libc, libdl and libpthread; docs/runtime.md says how to link. */
 #ifndef XCEPTILE_H

@@ -1,6 +1,10 @@
 /* misuse BUNDLE: every call of the library with arguments that are wrong; none may crash, each says so. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "xceptile.h"
 
@@ -11,6 +15,23 @@
             return 1;                                                                                                  \
         }                                                                                                              \
     } while (0)
+
+/* In a child of fork: its parent's session has no threads here, and a call that waited for them would never end. */
+static int check_child(xct_session *session, const char *bundle)
+{
+    static uint8_t buffer[4096];
+    char message[512];
+    xct_session *own;
+    (void)alarm(30);
+    EXPECT(xct_run(session, buffer, 1800, buffer, 10) == XCT_ERROR_ARGUMENT && xct_input_bytes(session) == 0);
+    xct_last_error(session, message, sizeof message);
+    EXPECT(strstr(message, "before a fork") != NULL);
+    xct_close(session);
+    EXPECT(xct_open(bundle, NULL, &own) == XCT_OK);
+    EXPECT(xct_run(own, buffer, xct_input_bytes(own), buffer + 2000, xct_output_bytes(own)) == XCT_OK);
+    xct_close(own);
+    return 0;
+}
 
 int main(int argc, char **argv)
 {
@@ -80,6 +101,14 @@ int main(int argc, char **argv)
     EXPECT(xct_step(session, 0, NULL) == XCT_ERROR_ARGUMENT);
     EXPECT(xct_step(session, 0, &step) == XCT_OK && step.last_ns == 0);
     EXPECT(xct_run(session, buffer + 1, in, buffer + 2001, out) == XCT_OK); /* callers need not align */
+    const struct timespec asleep = {.tv_nsec = 10000000}; /* the threads are, after so long */
+    nanosleep(&asleep, NULL);
+    int status = 0;
+    pid_t child = fork();
+    EXPECT(child >= 0);
+    if (child == 0)
+        _exit(check_child(session, argv[1]));
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
     xct_close(session);
     xct_close(NULL);
     EXPECT(xct_version()[0] != 0);
