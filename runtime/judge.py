@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.atomic_write import write_atomically
-from .measure import MEASURED, Accuracy, Flip, Latency, bootstrap_medians, fastest_float, interleaved_ratio
+from .measure import MEASURED, Accuracy, Latency, bootstrap_medians, fastest_float, interleaved_ratio
 from .statistics import mcnemar_exact
+from .typed_json import decode
 
 REPORT_FORMAT, BASELINE_FORMAT = 1, 2
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
@@ -295,14 +296,12 @@ def _dump(value: Any) -> str:
 
 
 def _report_from(data: dict[str, Any]) -> Report:
-    accuracies = []
-    for item in data["accuracies"]:
-        flips = tuple(Flip(**flip) for flip in item["flips"])
-        sqnr = math.inf if item["sqnr_db"] is None else item["sqnr_db"]
-        accuracies.append(Accuracy(**{**item, "flips": flips, "sqnr_db": sqnr}))
-    latencies = [Latency(**{**item, "samples_ms": tuple(item["samples_ms"])}) for item in data["latencies"]]
-    rest = {k: v for k, v in data.items() if k not in ("accuracies", "latencies")}
-    return Report(accuracies=tuple(accuracies), latencies=tuple(latencies), **rest)
+    accuracies = [{**a, "sqnr_db": math.inf if a["sqnr_db"] is None else a["sqnr_db"]} for a in data["accuracies"]]
+    report: Report = decode(Report, {**data, "accuracies": accuracies})
+    for latency in report.latencies:
+        if not latency.samples_ms or not all(0 < sample < math.inf for sample in latency.samples_ms):
+            raise ValueError(f"samples_ms of {latency.engine} {latency.dtype} are no times")
+    return report
 
 
 def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,31 @@ def test_a_missing_or_null_baseline_names_the_command(tmp_path: Path, text: str 
         (tmp_path / "b.json").write_text(text)
     with pytest.raises(BaselineError, match="`xceptile baseline x`"):
         load_baseline(tmp_path / "b.json", "local/host", "local", "xceptile baseline x")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: r["latencies"][0].update(samples_ms=[]),
+        lambda r: r["latencies"][0]["samples_ms"].__setitem__(3, "x"),
+        lambda r: r["latencies"][0]["samples_ms"].__setitem__(3, 0.0),
+        lambda r: r["latencies"][0]["samples_ms"].__setitem__(3, math.nan),
+        lambda r: r["latencies"][0].update(turns="7"),
+        lambda r: r["accuracies"][0].update(correct=5),
+        lambda r: r["accuracies"].append(5),
+        lambda r: r["sizes_bytes"].update({"native/int8": "big"}),
+        lambda r: r.update(machine=None),
+        lambda r: r.update(target=[]),
+    ],
+)
+def test_a_damaged_baseline_is_one_line(tmp_path: Path, spoil: Callable[[Any], None]) -> None:
+    path = tmp_path / "b.json"
+    save_baseline(report(), path)
+    data = json.loads(path.read_text())
+    spoil(data["baselines"]["local/host"]["local"])
+    path.write_text(json.dumps(data))
+    with pytest.raises(BaselineError, match=r"is damaged .*; make one with `xceptile baseline x`"):
+        load_baseline(path, "local/host", "local", "xceptile baseline x")
 
 
 def test_the_interval_holds_the_ratio() -> None:
