@@ -184,8 +184,6 @@ int xct_pool_open(struct xct_pool **pool, uint32_t threads, uint64_t core_mask, 
 int xct_pool_run(struct xct_pool *pool, struct xct_error *error);
 uint32_t xct_pool_threads(const struct xct_pool *pool);
 void xct_pool_close(struct xct_pool *pool);
-/* How many processors this process may use, of those in core_mask (0: all). At least 1. */
-uint32_t xct_pool_processors(uint64_t core_mask);
 
 /* ---- drivers: how a plan is executed ---- */
 

@@ -537,8 +537,7 @@ static int cache_key(const struct opencl *gpu, const struct xct_file *source, co
         free(text);
     }
     char platform[256] = {0};
-    size_t size = 0;
-    cl_int status = gpu->cl.clGetPlatformInfo(gpu->platform, CL_PLATFORM_VERSION, sizeof platform - 1, platform, &size);
+    cl_int status = gpu->cl.clGetPlatformInfo(gpu->platform, CL_PLATFORM_VERSION, sizeof platform - 1, platform, NULL);
     if (status != CL_SUCCESS)
         return failed(gpu, status, "learn the platform's version", error);
     xct_sha256_add(&hash, platform, sizeof platform);

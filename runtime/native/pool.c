@@ -58,9 +58,9 @@ static uint64_t now_ns(void)
 
 static void relax(void)
 {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
     __builtin_ia32_pause();
-#elif defined(__aarch64__) || defined(__arm__)
+#elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
 }
@@ -170,7 +170,8 @@ static void *worker(void *argument)
     return NULL;
 }
 
-uint32_t xct_pool_processors(uint64_t core_mask)
+/* How many processors this process may use, of those in core_mask (0: all). At least 1. */
+static uint32_t count_processors(uint64_t core_mask)
 {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -210,7 +211,7 @@ int xct_pool_open(struct xct_pool **out, uint32_t threads, uint64_t core_mask, u
                   xct_task_fn function, void *context, uint64_t *step_ns, struct xct_error *error)
 {
     *out = NULL;
-    uint32_t processors = xct_pool_processors(core_mask);
+    uint32_t processors = count_processors(core_mask);
     if (threads == 0)
         threads = processors < MAX_THREADS ? processors : MAX_THREADS;
     if (threads > MAX_THREADS)
@@ -229,7 +230,7 @@ int xct_pool_open(struct xct_pool **out, uint32_t threads, uint64_t core_mask, u
     pool->threads = threads;
     pool->core_mask = core_mask;
     /* With more threads than processors a spinning thread keeps a processor from one that has work. */
-    pool->spin_ns = threads <= xct_pool_processors(0) ? SPIN_NS : 0;
+    pool->spin_ns = threads <= count_processors(0) ? SPIN_NS : 0;
     atomic_init(&pool->claim, (uint64_t)steps << XCT_TASK_BITS);
     if (pthread_mutex_init(&pool->lock, NULL) != 0) {
         free(pool);

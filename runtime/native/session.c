@@ -2,6 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +52,8 @@ static int find_native(char native[XCT_MAX_PATH_BYTES], const char *directory, s
     if (code == XCT_OK)
         code = xct_path_join(plan, native, "plan.bin", error);
     if (code == XCT_OK && access(plan, F_OK) != 0)
-        code = xct_fail(error, XCT_ERROR_FILE, "%s is no bundle: it has neither plan.bin nor native/plan.bin", directory);
+        code = xct_fail(error, XCT_ERROR_FILE, "%s is no bundle: it has neither plan.bin nor native/plan.bin (%s)",
+                        directory, strerror(errno));
     return code;
 }
 
