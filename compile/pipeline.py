@@ -171,6 +171,7 @@ def build_bundle_files(
         float_layers=float_layers(int8),
     )
     shell = bundles.Bundle(Path(), manifest)
+    progress("record the reference's outputs", 0.9)
     golden = shell.quantize_pixels(pixels)
     outputs = np.concatenate([reference.run(int8, image[np.newaxis])[0] for image in golden])
     if "onnx-qdq" in also:
@@ -190,5 +191,4 @@ def build_bundle_files(
         files |= each.files
         provenance |= each.told
     manifest = replace(manifest, artefacts=tuple(a for each in made for a in each.artefacts), provenance=provenance)
-    progress("done", 1.0)
     return manifest, files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -142,9 +143,15 @@ def _indexer(names: Iterable[str], labels: Sequence[str], where: Path) -> Callab
 
 
 def _images_under(folder: Path) -> list[Path]:
-    """Images at any depth, hidden files left out, sorted by path."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """Images at any depth, through links, hidden files left out, sorted by path. Raises OSError."""
+    walk = os.walk(folder, onerror=_raise, followlinks=True)
+    found = (Path(place, name) for place, _, names in walk for name in names)
+    images = (p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _folder(folder: Path, labels: Sequence[str] | None) -> list[Item]:

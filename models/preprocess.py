@@ -123,11 +123,17 @@ def keras_input_spec(size: int = 299) -> InputSpec:
 
 
 def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3), RGB, 0..255. Raises ImageError for a file that is no image, truncated or missing."""
+    """Pixels (height, width, 3), RGB, 0..255; transparency is dropped.
+
+    Raises ImageError for a file that is no image, truncated, missing, or grey with more than 8 bits, which Pillow would
+    clip: nothing says how such values become pixels.
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise ValueError(f"it is grey with more than 8 bits, mode {image.mode}; convert it to 8")
             rgb = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(

@@ -16,7 +16,7 @@ from tvm import relax
 
 from xceptile.compile import cli, pipeline
 from xceptile.compile.backends import nvrtc
-from xceptile.compile.commands.common import out, table
+from xceptile.compile.commands.common import bar, out, table
 from xceptile.models import drawn
 from xceptile.models.preprocess import InputSpec
 from xceptile.models.weights import save_checkpoint
@@ -199,7 +199,10 @@ def test_check_gates_on_a_baseline(
     data = json.loads(baseline.read_text())
     data["baselines"]["local/host"]["local"]["sizes_bytes"]["native/int8"] //= 2  # the planted fault: it was smaller
     baseline.write_text(json.dumps(data))
+    capsys.readouterr()
     assert xceptile("check", compiled, "--baseline", baseline, *arguments, *allowed) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("fail: size, native/int8: ") and line.endswith(" allowed") for line in lines) == 1
 
 
 def test_targets_inspect_doctor(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,6 +326,13 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_p
     assert "[/b][red].png" in printed
     assert xceptile("inspect", tmp_path / "a\x1b[2J[/b]") == 2
     assert "a?[2J[/b]: no such bundle" in capsys.readouterr().err
+
+
+def test_without_a_terminal_each_phase_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar() as progress:
+        for what, share in (("load", 0.0), ("calibrate", 0.5), ("calibrate", 1.0), ("write [TFLite]", 0.0)):
+            progress(what, share)
+    assert capsys.readouterr().err == "load\ncalibrate\nwrite [TFLite]\n"
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

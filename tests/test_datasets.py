@@ -37,6 +37,13 @@ def test_folders_of_classes_take_turns_in_sorted_order(tmp_path: Path) -> None:
     assert found(tmp_path, LABELS) == expected
 
 
+def test_classes_may_be_links_to_folders_elsewhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "store" / "deep" / "a.png")
+    write_image(tmp_path / "data" / "dog" / "b.png")
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "store")
+    assert found(tmp_path / "data", LABELS) == [("cat/deep/a.png", 0), ("dog/b.png", 1)]
+
+
 def test_folders_may_be_numbered_by_class(tmp_path: Path) -> None:
     write_image(tmp_path / "2" / "a.png")
     assert found(tmp_path, LABELS) == [("2/a.png", 2)]

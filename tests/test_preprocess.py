@@ -76,6 +76,13 @@ def test_every_mode_becomes_rgb(mode: str, photo: Path, tmp_path: Path) -> None:
     assert (pixels.shape, pixels.dtype) == ((20, 20, 3), np.uint8)
 
 
+@pytest.mark.parametrize(("name", "type_"), [("a.png", np.uint16), ("a.tiff", np.uint16), ("b.tiff", np.float32)])
+def test_more_than_8_bits_are_refused_not_clipped(name: str, type_: type, tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 20), 500, type_)).save(tmp_path / name)
+    with pytest.raises(ImageError, match="grey with more than 8 bits"):
+        load_image(tmp_path / name, InputSpec(20, 20))
+
+
 def test_files_that_are_no_images(photo: Path, tmp_path: Path) -> None:
     whole = photo.read_bytes()
     for name, contents in {"empty.png": b"", "cut.png": whole[: len(whole) // 2], "text.jpg": b"hello"}.items():

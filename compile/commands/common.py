@@ -59,7 +59,7 @@ def duration_s(text: str) -> float:
 
 @contextlib.contextmanager
 def bar() -> Iterator[Any]:
-    """A progress bar on standard error, where that is a terminal; yields report(what, share)."""
+    """A progress bar on standard error, or a line per phase where that is no terminal; yields report(what, share)."""
     columns = (TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         tasks: dict[str, Any] = {}
@@ -69,6 +69,8 @@ def bar() -> Iterator[Any]:
                 for task in tasks.values():
                     progress.update(task, completed=1.0)
                 tasks[what] = progress.add_task(what, total=1.0)
+                if not err.is_terminal:
+                    err.print(what, highlight=False, soft_wrap=True)
             progress.update(tasks[what], completed=share)
 
         yield report

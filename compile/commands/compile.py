@@ -96,9 +96,10 @@ def compile_command(
     measured = None if tuning is None else load_tuning(tuning)
     if measured is not None:
         measured.check_target(spec)
-    if "tvm" in (backend or BACKENDS):
-        _check_tools(spec)
     with bar() as progress:
+        if "tvm" in (backend or BACKENDS):
+            progress(f"compile the runtime for {spec.name}", 0.0)
+            _check_tools(spec)
         progress("load", 0.0)
         loaded = zoo.load(model, size=input_size)
         loaded = loaded if labels is None else zoo.with_labels(loaded, labels)
@@ -106,8 +107,12 @@ def compile_command(
         dataset = open_dataset(calibration)
         count = min(images, len(dataset))
         judged_on = None if data is None else _judged_on(data, loaded, data_images)
-        stream = (dataset.load(item, loaded.input_spec) for item in dataset.items[:count])
-        network = quantize_model(loaded, stream, settings, image_count=count, progress=progress)
+        # All before the first is used: a damaged one at the end must not show after minutes of calibration.
+        pixels: list[Any] = []
+        for item in dataset.items[:count]:
+            progress("read images", len(pixels) / count)
+            pixels.append(dataset.load(item, loaded.input_spec))
+        network = quantize_model(loaded, pixels, settings, image_count=count, progress=progress)
 
         def build(chosen: Any) -> Any:
             return build_bundle_files(
@@ -157,15 +162,21 @@ FEW_IMAGES = 64
 
 
 def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int], found: Any) -> None:
-    out.print(f"{output}: {manifest.network} for {manifest.target.name}, calibrated on {images} images")
+    out.print(f"{output}: {manifest.network} for {manifest.target.name}, calibrated on {images} images", soft_wrap=True)
     if images < FEW_IMAGES:
-        out.print("  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough")
+        out.print(
+            "  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough", soft_wrap=True
+        )
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
     if found is not None:
         verdict = "kept" if found.met else "NOT kept"
         out.print(
-            f"  bound {verdict}: {found.drop:.3%} of {found.metric} lost on {found.images} images; {found.reason}"
+            f"  bound {verdict}: {found.drop:.3%} of {found.metric} lost on {found.images} images; {found.reason}",
+            soft_wrap=True,
         )
         if found.float_layers:
-            out.print(f"  in float: {', '.join(found.float_layers)} (about {found.lost_ms:.3f} ms more, estimated)")
+            out.print(
+                f"  in float: {', '.join(found.float_layers)} (about {found.lost_ms:.3f} ms more, estimated)",
+                soft_wrap=True,
+            )
