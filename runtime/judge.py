@@ -114,11 +114,13 @@ def _times_interval(now: NDArray[np.float64], then: NDArray[np.float64]) -> tupl
     return float(np.percentile(ratios, 2.5)), float(np.percentile(ratios, 97.5))
 
 
-def _against(low: float, high: float, budget: float) -> str:
-    """The outcome of an interval: within the budget, beyond it, or about it."""
+def _against(low: float, high: float, budget: float, what: str, reason: str) -> Finding:
+    """Of an interval: within the budget, beyond it, or about it."""
     if low > budget:
-        return FAIL
-    return PASS if high <= budget else INCONCLUSIVE
+        return Finding(FAIL, what, reason)
+    if high <= budget:
+        return Finding(PASS, what, reason)
+    return Finding(INCONCLUSIVE, what, f"{reason}: a quieter machine or more rounds would decide")
 
 
 def _judge_exactness(now: Accuracy, where: str) -> Finding:
@@ -175,8 +177,8 @@ def _judge_share_of_float(report: Report, baseline: Report, engine: str, budget:
     )
     text = f"int8 takes {now[0]:.3f} [{now[1]:.3f}, {now[2]:.3f}] of the best float build's time"
     return [
-        Finding(_against(low, high, budget.latency_ratio), what, reason),
-        Finding(_against(now[1], now[2], 1.0), f"faster than float, {engine}", text),
+        _against(low, high, budget.latency_ratio, what, reason),
+        _against(now[1], now[2], 1.0, f"faster than float, {engine}", text),
     ]
 
 
@@ -198,15 +200,15 @@ def _judge_slowdown(report: Report, baseline: Report, engine: str, budget: Budge
         f"{now.median_ms:.4g} ms, baseline {then.median_ms:.4g} ms: {ratio:.3f} times [{low:.3f}, {high:.3f}], "
         f"{budget.slowdown_ratio} allowed"
     )
-    outcome = _against(low, high, budget.slowdown_ratio)
+    found = _against(low, high, budget.slowdown_ratio, what, reason)
     float_now, float_then = fastest_float(report.latencies), fastest_float(baseline.latencies)
-    if outcome == FAIL and float_now is not None and float_then is not None:
+    if found.outcome == FAIL and float_now is not None and float_then is not None:
         machine = float_now.median_ms / float_then.median_ms
         if low / machine <= budget.slowdown_ratio:
             return Finding(
                 INCONCLUSIVE, what, f"{reason}; float takes {machine:.3f} times as long, too: a slower machine"
             )
-    return Finding(outcome, what, reason)
+    return found
 
 
 def _judge_bytes(
@@ -235,7 +237,7 @@ def judge_accuracy(report: Report, baseline: Report, budget: Budget) -> list[Fin
     """Bit-exactness and top-1 of every int8 engine."""
     findings: list[Finding] = []
     if report.data_sha256 != baseline.data_sha256:
-        reason = f"judged on {report.data}, whose contents are not those of the baseline's {baseline.data}"
+        reason = f"judged on {report.data}, whose images or labels are not those of the baseline's {baseline.data}"
         findings.append(Finding(FAIL, "data", reason))
     missing = {a.engine for a in baseline.accuracies} - {a.engine for a in report.accuracies}
     findings += [Finding(FAIL, f"engine {name}", "is in the baseline and did not run now") for name in sorted(missing)]

@@ -93,5 +93,6 @@ def check(
         for finding in verdict.findings:
             table.add_row(finding.outcome, finding.what, finding.reason)
         out.print(table)
+        out.print(str(verdict), soft_wrap=True)
     if verdict.outcome in (FAIL, INCONCLUSIVE):
         raise SystemExit(1 if verdict.outcome == FAIL else UNDECIDED)
