@@ -83,7 +83,6 @@ def _emit(gemm: Gemm, thread: Thread, buffers: dict[str, Buffer]) -> None:
         return
     multiply = Wmma(block) if gemm.mode == "wmma" else Dot(block)
     run_sync(block, multiply)
-    c.do("sync")
     multiply.stage()
     c.do("sync")
     write_staged(block, multiply.chunk_words, multiply.load_chunk)

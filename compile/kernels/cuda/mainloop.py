@@ -17,6 +17,8 @@ from .wmma import Wmma
 
 
 def run_async(block: Block, multiply: Mma) -> None:
+    """By cp.async, ``stages`` - 1 slices ahead. Behind a barrier a slice is there for all threads, and none reads the one
+    before it any more, whose place is then filled anew."""
     gemm = block.gemm
     stages, slices = gemm.tile.stages, gemm.slices
     base = multiply.shared
@@ -46,6 +48,7 @@ def run_async(block: Block, multiply: Mma) -> None:
 
 
 def run_sync(block: Block, multiply: Wmma | Dot) -> None:
+    """Through registers, one slice ahead. Behind the last barrier nothing in shared memory is read any more."""
     gemm = block.gemm
     chunks = gemm.slice_bytes // 16  # of each row
     a_chunks = [] if gemm.front else block.each(gemm.tile.rows * chunks)
@@ -145,6 +148,7 @@ def _a_addresses(
 
 
 def _a_copies(block: Block, base: Expr) -> Callable[[Expr, Expr], None]:
+    """``copy(k, slot)``: a slice of ``a`` from the image."""
     gemm = block.gemm
     chunks = block.each(gemm.tile.rows * 4)
     address = _a_addresses(block, chunks)
@@ -161,6 +165,7 @@ def _a_copies(block: Block, base: Expr) -> Callable[[Expr, Expr], None]:
 
 
 def _w_chunk(block: Block, k: Expr, n: Expr) -> Expr:
+    """The address of a slice's n-th chunk of weights."""
     gemm = block.gemm
     slice_words = gemm.tile.columns * gemm.slice_bytes // 4
     return c.at(block.buffers["w"], (block.column_tile * gemm.slices + k) * slice_words + n * 4)

@@ -97,10 +97,12 @@ class Mma:
     def _write_outputs(self, scale: Scale, sums: list[Expr], multipliers: list[Expr], at: Expr) -> None:
         gemm, lanes = self.block.gemm, c.WORD_LANES[self.block.gemm.dtype]
         count = len(sums) // lanes
-        words, other = c.registers(count), c.registers(count)
+        words = c.registers(count)
+        residual: Buffer = [None] * count
         if gemm.addition:
-            c.load_words(other, count, self.block.buffers["r"], at)
+            residual = c.registers(count)
+            c.load_words(residual, count, self.block.buffers["r"], at)
         for w in range(count):
             part = slice(w * lanes, (w + 1) * lanes)
-            c.put(words, w, scale.word(sums[part], multipliers[part], other[w] if gemm.addition else None))
+            c.put(words, w, scale.word(sums[part], multipliers[part], residual[w]))
         c.store_words(words, count, self.block.buffers["y"], at)
