@@ -166,8 +166,13 @@ def _judge_share_of_float(report: Report, baseline: Report, engine: str, budget:
     """The ratio to float on the same machine, in the same run: it survives a slower or busier machine."""
     what = f"latency int8 / float, {engine}"
     now, then = speedup_over_float(report, engine), speedup_over_float(baseline, engine)
+    if now is None and _int8(report, engine) is None:
+        return [Finding(FAIL, what, "not measured: int8 did not run")]
+    if fastest_float(report.latencies) is None and fastest_float(baseline.latencies) is None:
+        return [Finding(PASS, what, "not judged: no float build ran, then as now")]
     if now is None:
-        return [Finding(FAIL, what, "not measured: int8 or the float network did not run")]
+        reason = "not measured: the float network did not run; a device's python3 needs ai_edge_litert for that"
+        return [Finding(FAIL, what, reason)]
     if then is None:
         return [Finding(FAIL, what, "the baseline has no such figure; make a new one")]
     change, low, high = now[0] / then[0], *_times_interval(*(_shares(run, engine) for run in (report, baseline)))

@@ -65,7 +65,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, RuntimeError, OSError) as error:
-        pytest.fail(str(error.args[0] if isinstance(error, KeyError) else error), pytrace=False)
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        raise pytest.fail.Exception(text, pytrace=False) from None
 
 
 def _path(config: pytest.Config, setting: str) -> Path:

@@ -164,6 +164,17 @@ def test_times_of_another_machine_decide_nothing(changes: dict[str, object]) -> 
     assert "was" in finding.reason
 
 
+def test_where_no_float_build_ever_ran_int8_s_own_time_is_judged() -> None:
+    then = report(latencies=(latency("int8", 10.0),))
+    assert judge(then, then, Budget()).outcome == PASS
+    assert outcome(then, then, "latency int8 / float") == PASS
+    assert judge(report(latencies=(latency("int8", 12.0),)), then, Budget()).outcome == FAIL
+    assert outcome(report(), then, "latency int8 / float") == FAIL
+    none = report(latencies=())
+    assert outcome(none, then, "latency int8 / float") == FAIL
+    assert outcome(then, none, "latency against") == FAIL
+
+
 def test_int8_slower_than_float_fails() -> None:
     assert outcome(report(41.0), report(41.0), "faster than float") == FAIL
 

@@ -139,6 +139,8 @@ def test_without_a_baseline_the_command_is_named(repository: pytest.Pytester) ->
     result = run(repository)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*no such baseline file; make one with `xceptile baseline*"])
+    said = [line for line in result.outlines if "no such baseline file" in line and not line.startswith("ERROR")]
+    assert len(said) == 1
 
 
 def test_a_missing_or_foreign_bundle_is_said_in_a_line(repository: pytest.Pytester) -> None:

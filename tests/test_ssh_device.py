@@ -544,9 +544,9 @@ def test_a_gate_over_ssh(kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path
     assert findings[f"bit-exactness, native on {kept.name}"] == "pass"
     assert "latency against the baseline's, native" in findings
     assert findings["memory, native/int8"] == "pass"
-    # No float build ran there (its python3 has no LiteRT): that is said, and is no pass.
-    if not remote.has_litert(kept):
-        assert findings["latency int8 / float, native"] == "fail"
+    if not remote.has_litert(kept):  # no float build ran there, then as now: that is said
+        reasons = {f.what: f.reason for f in judge(report, before, Budget()).findings}
+        assert reasons["latency int8 / float, native"].startswith("not judged: no float build ran")
 
 
 @pytest.mark.slow

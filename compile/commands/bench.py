@@ -9,6 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from .common import (
+    NO_FLOAT,
     BundleArgument,
     DeviceOption,
     JsonOption,
@@ -113,7 +114,7 @@ def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
         if x.device != first.device:
             out.print(f"{x.engine} {x.dtype} on {x.device}", soft_wrap=True)
     if seen.float_build is None:
-        out.print("No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that.")
+        out.print(NO_FLOAT)
     _print_moments(seen.moments)
     if any(latency.obtained != MEASURED for latency in seen.latencies):
         out.print("rehearsed: another device's time, which says nothing of the target's.")

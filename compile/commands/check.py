@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from .common import (
+    NO_FLOAT,
     BundleArgument,
     DataOption,
     DeviceOption,
@@ -48,6 +49,8 @@ def baseline(
         report = measure(opened, Run(data, device, threads, images, rounds), progress=progress)
     save_baseline(report, output)
     out.print(f"{output}: holds {report.target} on {report.device}", soft_wrap=True)
+    if report.latencies and not any(latency.is_float for latency in report.latencies):
+        out.print(f"{NO_FLOAT} Without it `check` judges int8's own time only.", soft_wrap=True)
 
 
 def check(

@@ -44,6 +44,7 @@ EnginesOption = Annotated[
         "--engine", help="native, litert, tflite-runtime or reference; repeatable; by default native and litert."
     ),
 ]
+NO_FLOAT = "No float build ran there; on a device behind ssh or adb it is LiteRT's, if its python3 has that."
 ImagesOption = Annotated[int | None, typer.Option("--images", min=1, help="Use only the first images.")]
 
 
