@@ -17,8 +17,8 @@ from .wmma import Wmma
 
 
 def run_async(block: Block, multiply: Mma) -> None:
-    """By cp.async, ``stages`` - 1 slices ahead. Behind a barrier a slice is there for all threads, and none reads the one
-    before it any more, whose place is then filled anew."""
+    """By cp.async, ``stages`` - 1 slices ahead. Behind a barrier a slice is there for all threads, and none reads the
+    one before it any more, whose place is then filled anew."""
     gemm = block.gemm
     stages, slices = gemm.tile.stages, gemm.slices
     base = multiply.shared
