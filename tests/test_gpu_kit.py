@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from xceptile.runtime import reference
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 import borrowed_gpu
 import gpu_kit
+from borrowed_gpu import Part
 
 pytestmark = [pytest.mark.slow, requires_module("nvidia.cuda_nvrtc", package="'xceptile[cuda]'")]
 
@@ -74,8 +77,91 @@ def test_wrong_outputs_are_seen(kit: Path, tmp_path: Path, monkeypatch: pytest.M
         assert "kernels.cubin" in checked["device"]
         assert (checked["equal"], "error" in checked) == (False, False)
         assert len(checked["different"]) > 0.9 * len(entry["outputs"])
+        assert all(re.search(r"the first is \d+: 0(\.0)?, expected ", said) for said in checked["different"].values())
     monkeypatch.setenv("XCEPTILE_CUDA", "/no/such/library.so")
     assert "no CUDA driver" in borrowed_gpu.check(library, kit, entries[0])["error"]
+
+
+def test_the_first_difference() -> None:
+    a = np.arange(20, dtype=np.int8)
+    b = a.copy()
+    b[[7, 11]] += np.array([1, -3], np.int8)
+    said = "2 of 20 values, by at most 3; the first is 7: 8, expected 7; the last 11"
+    assert (borrowed_gpu.difference(b, a, 0.05), borrowed_gpu.difference(a, a, 0.05)) == (said, "")
+    x = np.array([10, -3, 2], np.float32)
+    off = "0.1 of the largest logit; the first is 2: 3.0, expected 2.0"
+    assert borrowed_gpu.difference(x + np.array([0.4, 0, 1], np.float32), x, 0.05) == off
+    assert borrowed_gpu.difference(x * np.float32(np.nan), x, 0.05).startswith("nan of")
+
+
+def script(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> None:
+    """Every part is this script from now on."""
+    file.write_text(text)
+    monkeypatch.setattr(borrowed_gpu, "__file__", str(file))
+
+
+def test_a_part_that_crashes_or_hangs_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"how": "rehearsed", "part": "roof"}
+    script(monkeypatch, tmp_path / "part.py", "import os, sys; print('seen', file=sys.stderr, flush=True); os.abort()")
+    crashed = {**line, "error": "ended by SIGABRT", "stderr": "seen\n"}
+    assert borrowed_gpu.start_part(tmp_path, ("roof",), 20) == crashed
+    script(monkeypatch, tmp_path / "part.py", "raise SystemExit(3)")
+    assert borrowed_gpu.start_part(tmp_path, ("roof",), 20) == {**line, "error": "ended with status 3"}
+    alive = tmp_path / "alive"
+    sleeper = f"import subprocess; subprocess.run(['sh', '-c', 'sleep 3; touch {alive}'])"
+    script(monkeypatch, tmp_path / "part.py", sleeper)
+    assert borrowed_gpu.start_part(tmp_path, ("roof",), 0.5) == {**line, "error": "not done in 0 s"}
+    script(monkeypatch, tmp_path / "part.py", 'print(\'{"part": "roof", "found": 1}\')')
+    assert borrowed_gpu.start_part(tmp_path, ("roof",), 20) == {"part": "roof", "found": 1}
+    time.sleep(3)
+    assert not alive.exists(), "what a part started ends with it"
+
+
+def test_the_plan_leaves_out_what_there_is_no_time_for(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def start_part(kit: Path, words: tuple[str, ...], limit_s: float) -> dict[str, object]:
+        limits.append(limit_s)
+        return {"part": " ".join(words), "equal": words != ("check", "int8-batch2")}
+
+    monkeypatch.setattr(borrowed_gpu, "start_part", start_part)
+    monkeypatch.setattr(borrowed_gpu, "BEGAN", time.monotonic() - borrowed_gpu.DEADLINE_S + 100)
+    parts = [line["part"] for line in borrowed_gpu.run(kit)]
+    assert parts == [
+        *("machine", "check operators-orin", "check int8-batch2", "walk int8-batch2", "check float16"),
+        *("ours 2", "layers 2", "roof", "torch 2 graphs", "torch 2 reduce-overhead", "torch 2 max-autotune"),
+    ]
+    assert max(limits) <= 100
+    monkeypatch.setattr(borrowed_gpu, "BEGAN", time.monotonic() - borrowed_gpu.DEADLINE_S)
+    lines = list(borrowed_gpu.run(kit))[1:]
+    assert {line["error"] for line in lines} == {"left out: no time is left for it"}
+
+
+def test_the_summary() -> None:
+    graphs = {borrowed_gpu.GRAPH: 0.4, borrowed_gpu.COPYING: 0.3}
+    lines = [
+        {"part": "check a", "equal": True},
+        {"part": "torch 8 graphs", "ours with copies, of theirs": graphs},
+        {"part": "torch 8 reduce-overhead", "ours with copies, of theirs": {"compiled": 0.45}},
+        {"part": "torch 8 max-autotune", "error": "not done in 9 s"},
+    ]
+    found = borrowed_gpu.summary(lines)
+    assert (found["equal"], found["failed"]) == (True, ["torch 8 max-autotune"])
+    assert found["batch 8"] == {
+        "ours with copies, of torch's best without": 0.45,
+        "best": "compiled",
+        "ours with copies, of torch's CUDA graph with copies": 0.3,
+    }
+    assert not borrowed_gpu.summary([*lines, {"part": "check b", "error": "ended by SIGSEGV"}])["equal"]
+
+
+def test_share_of_the_peak() -> None:
+    seen = {"major": 9, "minor": 0, "multiprocessors": 132, "clock_khz": 1980000}
+    peak = borrowed_gpu.peaks(seen | {"memory_clock_khz": 3201000, "memory_bus_bits": 6144})
+    assert peak == {"int8_macs_per_s": pytest.approx(1.0705e15, rel=1e-3), "bytes_per_s": pytest.approx(4.917e12, 1e-3)}
+    half = {"bound": "int8", "share_of_peak": 0.5}
+    assert borrowed_gpu.share(10, 1, 2.0, {"int8_macs_per_s": 10.0, "bytes_per_s": 10.0}) == half
+    assert borrowed_gpu.share(10, 1, 2.0, {}) == borrowed_gpu.share(10, 1, 0.0, peak) == {}
 
 
 rehearsed = [requires("clang", package="clang"), *emulated]
@@ -97,28 +183,65 @@ class TestRehearsed:
         ids=["board, copies", "newer GPU, shared memory"],
     )
     def test_every_network_equals_the_reference(
-        self, kit: Path, driver: dict[str, str], monkeypatch: pytest.MonkeyPatch, machine: dict[str, str]
+        self, kit: Path, driver: dict[str, str], machine: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name, value in (driver | machine).items():
             monkeypatch.setenv(name, value)
-        report = borrowed_gpu.run(kit)
-        assert [checked["equal"] for checked in report["checks"]] == [True] * 3
+        parts = borrowed_gpu.plan(json.loads((kit / "kit.json").read_text())["networks"])
+        checks = [part for part in parts if part.words[0] in ("check", "roof")]
+        monkeypatch.setattr(borrowed_gpu, "plan", lambda _: checks)
+        lines = list(borrowed_gpu.run(kit))
+        assert [line.get("equal") for line in lines] == [None, True, True, True, None]
+        assert {line["how"] for line in lines} == {"rehearsed"}
         form = "kernels.ptx" if machine else "kernels.cubin"
-        assert all(checked["device"].endswith(f"{form}, one graph") for checked in report["checks"])
-        assert torch.cuda.is_available() or "finds no CUDA GPU here" in report["error"]
-        json.dumps(report)
+        assert all(line["device"].endswith(f"{form}, one graph") for line in lines[1:-1])
+        assert torch.cuda.is_available() or "finds no CUDA GPU here" in lines[-1]["error"]
 
-    def test_layers(self, kit: Path, driver: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_times(self, kit: Path, driver: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a fake that computes nothing, so that a wrong network is walked through, too."""
         for name, value in driver.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv("FAKE_KERNELS")  # the times are the fake's own
-        library = borrowed_gpu.load_runtime(kit / f"libxceptile-{platform.machine()}.so")
-        entry = json.loads((kit / "kit.json").read_text())["networks"][1]
-        timed = borrowed_gpu.layers(library, kit, entry, {"gb_per_s": 1000.0})
-        assert {row["median_us"] for row in timed["layers"]} == {1500.0}
-        assert timed["all layers, without copies, ms"] == 1.5 * len(timed["layers"])
-        assert all(0 < row["share_of_roof"] < 1 for row in timed["layers"])
-        json.dumps(timed)
+        monkeypatch.delenv("FAKE_KERNELS")
+        parts = [Part(words, 1, 60) for words in (("check", "int8-batch2"), ("ours", "2"), ("layers", "2"))]
+        monkeypatch.setattr(borrowed_gpu, "plan", lambda _: parts)
+        _, checked, walked, ours, layers = borrowed_gpu.run(kit)
+        assert checked["equal"] is False
+        assert walked["compared"] > 0.9 * walked["steps"]
+        assert walked["wrong"][0]["step"] == 1, "of the first there is no tensor in the graph: it gathers patches"
+        assert ours["times"]["xceptile int8"]["median_ms"] > 0
+        assert {row["median_us"] for row in layers["layers"]} == {1500.0}
+        assert layers["all layers, without copies, ms"] == 1.5 * len(layers["layers"])
+
+    def test_a_walk_finds_the_step(
+        self, kit: Path, driver: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That has a wrong weight, or that fails: of a network that is right before it."""
+        for name, value in driver.items():
+            monkeypatch.setenv(name, value)
+        broken = shutil.copytree(kit / "int8-batch2", tmp_path / "int8-batch2")
+        (tmp_path / "kit.json").write_text((kit / "kit.json").read_text())
+
+        def walked() -> dict[str, Any]:
+            return borrowed_gpu.start_part(tmp_path, ("walk", "int8-batch2"), 60)
+
+        assert (walked()["wrong"], "failed" in walked()) == ([], False)
+        described = json.loads((broken / "steps.json").read_text())
+        index = next(i for i, step in enumerate(described["steps"]) if i > 6 and "gemm" in step["kernel"])
+        step = described["steps"][index]
+        weights = bytearray((broken / "weights.bin").read_bytes())
+        place = next(offset for space, offset in step["arguments"] if space == "weights")
+        weights[place : place + 64] = bytes(64)
+        (broken / "weights.bin").write_bytes(weights)
+        assert (walked()["wrong"][0]["step"], walked()["wrong"][0]["kernel"]) == (index, step["kernel"])
+        step["group_size"][0] *= 2
+        (broken / "steps.json").write_text(json.dumps(described))
+        found = walked()["failed"]
+        assert (found["step"], found["kernel"]) == (index, step["kernel"])
+        assert found["error"] == "cuLaunchKernel: CUDA_ERROR_INVALID_VALUE (1)"
+        (broken / "kernels.cubin").write_bytes(b"rubbish")
+        (broken / "kernels.ptx").write_bytes(b"rubbish")
+        refused = r"kernels.ptx: cuModuleLoadDataEx: CUDA_ERROR_INVALID_PTX \(218\) ptxas fake: what is this"
+        assert re.search(refused, walked()["error"])
 
 
 def test_torch_computes_the_same_network() -> None:
@@ -131,10 +254,9 @@ def test_torch_computes_the_same_network() -> None:
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_torch_has_no_more_than_its_time_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
-    network, x = torch.nn.ReLU(), torch.zeros(1)
-    borrowed_gpu.compiled(network, x, "reduce-overhead", lambda: None)()
-    monkeypatch.setattr(borrowed_gpu, "COMPILING_S", 0.2)
-    with pytest.raises(TimeoutError, match="not done in 0 s"):
-        borrowed_gpu.compiled(network, x, "reduce-overhead", lambda: time.sleep(10))
+def test_torch_compiles_it_whole() -> None:
+    described, weights = gpu_kit.describe_for_torch(as_float(random_xception(75, 0.125, 10, same_padding=False)))
+    network = borrowed_gpu.torch_network(described, weights, "cpu")
+    x = torch.zeros(1, 3, 75, 75, dtype=torch.float16)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,21 @@ from int8_graphs import as_float, photo, random_input, random_xception
 from torch_network import AXES, symmetric
 
 from xceptile.compile.backends import cuda, native_runtime
+from xceptile.compile.kernels.cuda import lower as family
+from xceptile.compile.kernels.gpu_call import GpuCall
 from xceptile.compile.passes.set_batch import set_batch
 from xceptile.compile.passes.with_pixels import with_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
+from xceptile.runtime.plan import ITEM_BYTES, Plan, unpack
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 
-BOARDS = ("nano", "tx2", "xavier", "orin")
+BOARDS = ("orin", "xavier", "tx2", "nano")
 ORIN = catalog.get("jetson-orin")
 FLOAT16_TOLERANCE = 0.05  # of the largest logit
 HERE = Path(__file__).resolve()
+Rows = dict[str, tuple[list[int], int, int]]  # of tensors, by name: each row's CRC-32, pixels, channels
 
 
 def write(
@@ -45,12 +52,19 @@ def write(
     x: list[np.ndarray],
     expected: list[np.ndarray],
     batch: int,
+    rows: Rows | None = None,
 ) -> dict[str, Any]:
-    """One network's folder; returns its entry in kit.json. ``batch`` 0: not to be timed."""
+    """One network's folder; returns its entry in kit.json. ``batch`` 0: not to be timed. With the ``rows`` of its
+    tensors each step can be checked."""
     folder = kit / name
     folder.mkdir(parents=True)
-    for file, data in cuda.build_files(graph, target).items():
+    assert target.gpu is not None
+    calls = family.lower(graph, target)
+    files = cuda.files_of(graph, calls, target.gpu.arch)
+    for file, data in files.items():
         (folder / file).write_bytes(data)
+    if rows is not None:
+        (folder / "steps.json").write_text(json.dumps(describe_steps(unpack(files["plan.bin"]), calls, rows)))
     (folder / "input.bin").write_bytes(b"".join(each.tobytes() for each in x))
     (folder / "expected.bin").write_bytes(b"".join(each.tobytes() for each in expected))
     outputs = [{"name": n, "bytes": y.nbytes} for n, y in zip(graph.outputs, expected, strict=True)]
@@ -61,20 +75,66 @@ def write(
     }  # fmt: skip
 
 
+def trace(graph: ir.Graph, x: list[np.ndarray]) -> tuple[list[np.ndarray], Rows]:
+    """The reference's outputs, and of every int8 tensor the CRC-32 of each row (of one position in height)."""
+    feeds = {node.name: value for node, value in zip(graph.inputs, x, strict=True)}
+    rows: Rows = {}
+    outputs = {}
+    for name, value in reference.iterate(graph, feeds):
+        flat = value.reshape(value.shape[0] * (value.shape[1] if value.ndim == 4 else 1), -1)
+        channels = value.shape[-1]
+        rows[name] = [zlib.crc32(row.tobytes()) for row in flat], value.size // channels, channels
+        if name in graph.outputs:
+            outputs[name] = value
+    return [outputs[name] for name in graph.outputs], rows
+
+
+def describe_steps(plan: Plan, calls: Sequence[GpuCall], rows: Rows) -> dict[str, Any]:
+    """What ``borrowed_gpu.walk`` launches. A step whose output is no tensor of the graph has no rows; in memory a
+    pixel's channels are padded."""
+    steps = []
+    for step, call in zip(plan.steps, calls, strict=True):
+        assert step.launch is not None
+        output = step.arguments[
+            next(i for i, each in enumerate(call.operands) if getattr(each, "name", "") == call.output)
+        ]
+        size = output.count * ITEM_BYTES[output.dtype]
+        crcs, pixels, channels = rows.get(call.output.removesuffix(".stored"), (None, 1, 0))
+        steps.append({
+            "name": step.name, "kernel": step.kernel, "groups": step.launch.groups,
+            "group_size": step.launch.group_size, "shared_bytes": step.launch.shared_bytes,
+            "arguments": [(each.space, each.offset_bytes) for each in step.arguments],
+            "output": (output.offset_bytes, size), "rows": crcs, "channels": channels, "stored": size // pixels,
+        })  # fmt: skip
+    inputs = [t for t in plan.tensors if t.kind == "input"]
+    sizes = [math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in inputs]
+    places = [(t.offset_bytes, size) for t, size in zip(inputs, sizes, strict=True)]
+    return {"arena_bytes": plan.arena_bytes, "inputs": places, "steps": steps}
+
+
 def operators(kit: Path, board: str) -> dict[str, Any]:
     """Every operator and the chains that kernels are joined over, as one network."""
     graph = merged([*operator_graphs(), *chains()])
     x = list(random_input(graph, 0))
-    expected = list(reference.run(graph, *x))
-    return write(kit, f"operators-{board}", graph, catalog.get(f"jetson-{board}"), x, expected, 0)
+    expected, rows = trace(graph, x)
+    return write(kit, f"operators-{board}", graph, catalog.get(f"jetson-{board}"), x, expected, 0, rows)
 
 
 def networks(kit: Path, graph: ir.Graph, batches: tuple[int, ...]) -> list[dict[str, Any]]:
     """The whole network in int8 for Jetson Orin."""
     _, height, width, _ = graph.inputs[0].type.shape
     images = np.concatenate([photo(height, width, seed) for seed in range(max(batches))])
-    expected = np.concatenate([reference.run(graph, image[None])[0] for image in images])
-    return [write(kit, f"int8-batch{n}", set_batch(graph, n), ORIN, [images[:n]], [expected[:n]], n) for n in batches]
+    traced = [trace(graph, [image[None]]) for image in images]
+    expected = np.concatenate([y for (y,), _ in traced])
+
+    def rows(batch: int) -> Rows:
+        each = [rows for _, rows in traced[:batch]]
+        return {n: ([crc for r in each for crc in r[n][0]], batch * each[0][n][1], each[0][n][2]) for n in each[0]}
+
+    return [
+        write(kit, f"int8-batch{n}", set_batch(graph, n), ORIN, [images[:n]], [expected[:n]], n, rows(n))
+        for n in batches
+    ]
 
 
 def float16(kit: Path, graph: ir.Graph) -> dict[str, Any]:
