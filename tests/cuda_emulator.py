@@ -11,12 +11,14 @@ import numpy as np
 
 from xceptile.compile.backends import cuda as backend
 from xceptile.compile.backends.gpu_plan import assemble
+from xceptile.compile.kernels.call import Activation, Weights
 from xceptile.compile.kernels.cuda import lower as family
 from xceptile.models import graph as ir
 from xceptile.runtime.plan import PlanTensor
 from xceptile.targets.spec import TargetSpec
 
 _HEADER = Path(__file__).parent / "native" / "cuda_on_cpu.h"
+_MARGIN = 1 << 16  # bytes around the arena and the weights in which accesses are looked at
 _FLAGS = ("-O0", "-g0", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared", "-w")
 # Of the emulator itself nothing is counted, so that its own use of the standard library need not be looked at.
 _UNSEEN = Path(__file__).parent / "native" / "cuda_uncounted.txt"
@@ -54,6 +56,7 @@ class EmulatedNetwork:
         calls = family.lower(graph, target)
         assert target.gpu is not None
         self.plan, self.weights = assemble(graph, calls, "cuda")
+        self._operand_bytes = [[_size_bytes(operand) for operand in call.operands] for call in calls]
         self.source = backend.kernel_source(calls, target.gpu.arch)
         self.compile(self.source, folder)
 
@@ -67,20 +70,22 @@ class EmulatedNetwork:
 
     def run(self, *inputs: np.ndarray, seed: int = 0, early: bool = False) -> tuple[np.ndarray, ...]:
         """The outputs. ``seed`` other than 0 runs the threads in some other order; ``early``: asynchronous copies
-        arrive at once, not at the last moment. Raises RuntimeError where a launch breaks CUDA's rules."""
+        arrive at once, not at the last moment. Raises RuntimeError where a launch breaks CUDA's rules, or where what
+        counts accesses sees one beside the launch's operands."""
         arena = _aligned(np.random.default_rng(0).integers(0, 256, self.plan.arena_bytes, np.uint8))  # rubbish
         spaces = {"arena": arena, "weights": _aligned(np.frombuffer(self.weights, np.uint8))}
         given = dict(zip((node.name for node in self.graph.inputs), inputs, strict=True))
         results = {}
         if self.counted:
-            ends = [end for space in spaces.values() for end in (space.ctypes.data, space.ctypes.data + space.size)]
+            ends = [end for x in spaces.values() for end in (x.ctypes.data - _MARGIN, x.ctypes.data + x.size + _MARGIN)]
             (ctypes.c_void_p * 4).in_dll(self._library, "global_memory")[:] = ends
         counters = (ctypes.c_ulonglong * 6).in_dll(self._library, "traffic")
         for tensor in self.plan.tensors:
             if tensor.kind == "input":
                 self._slice(arena, tensor)[:] = given[tensor.name]
-        for step in self.plan.steps:
+        for step, sizes in zip(self.plan.steps, self._operand_bytes, strict=True):
             assert step.launch is not None
+            (ctypes.c_long * 16).in_dll(self._library, "operand_bytes")[: len(sizes)] = sizes
             addresses = [spaces[a.space].ctypes.data + a.offset_bytes for a in step.arguments]
             pointers = (ctypes.c_void_p * len(addresses))(*addresses)
             groups = (ctypes.c_uint * 3)(*step.launch.groups)
@@ -101,9 +106,13 @@ class EmulatedNetwork:
         return arena[tensor.offset_bytes : tensor.offset_bytes + size].view(tensor.dtype).reshape(tensor.shape)
 
 
+def _size_bytes(operand: Activation | Weights) -> int:
+    return operand.count * np.dtype(operand.dtype).itemsize if isinstance(operand, Activation) else operand.data.nbytes
+
+
 def _aligned(data: np.ndarray) -> np.ndarray:
-    """A copy at a multiple of 64 bytes."""
-    room = np.empty(data.size + 64, np.uint8)
-    start = -room.ctypes.data % 64
+    """A copy at a multiple of 64 bytes, with margins."""
+    room = np.empty(data.size + 2 * _MARGIN + 64, np.uint8)
+    start = _MARGIN + -room.ctypes.data % 64
     room[start : start + data.size] = data
     return room[start : start + data.size]

@@ -184,6 +184,21 @@ class TestEmulated:
             for kernel, counted in products(network).items():
                 assert counted["shared"].cost > 1.3 * counted["shared"].least, kernel
 
+    @pytest.mark.parametrize("board", some_slow("orin"))
+    def test_kernels_touch_their_operands_alone(self, board: str, tmp_path: Path) -> None:
+        graph = merged([*chains(), *list(operator_graphs())[5::9]])
+        network = EmulatedNetwork(graph, TARGETS[board], tmp_path, counted=True)
+        image = random_input(graph, 0)
+        assert differences(graph, image, network.run(*image)) == {}
+
+    def test_a_row_beyond_the_image_is_an_error(self, tmp_path: Path) -> None:
+        network = EmulatedNetwork(merged([tile_graph(33, 20)]), TARGETS["orin"], tmp_path, counted=True)
+        preamble, _, kernels = network.source.partition("extern")
+        assert "min(" in kernels
+        network.compile(preamble + "#define min(a, b) (a)\nextern" + kernels, tmp_path)
+        with pytest.raises(RuntimeError, match="beside the operands"):
+            network.run(*random_input(network.graph, 0))
+
     def test_wmma_rows_that_are_not_aligned_are_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """Float16 rows 80 bytes apart: what the hardware may do with them, the PTX ISA does not say."""
         monkeypatch.setitem(cuda_gemm._WMMA_STRIDE, "float16", 80)

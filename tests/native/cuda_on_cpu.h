@@ -5,8 +5,9 @@
 // order that is asked for, and an asynchronous copy arrives as early or as late as it may. A barrier that some threads
 // miss, or operands of a warp's instruction that must agree and do not, end the launch with an error.
 //
-// Compiled with -fsanitize=thread it also counts what memory accesses of a launch's first block cost: the compiler then
-// calls __tsan_read4 and the like before each of them. No part of the sanitizer itself is linked.
+// Compiled with -fsanitize=thread it also counts what memory accesses of a launch's first block cost, and one beside the
+// launch's operands is an error: the compiler then calls __tsan_read4 and the like before each access. No part of the
+// sanitizer itself is linked.
 
 #include <immintrin.h>
 
@@ -174,6 +175,7 @@ static bool copies_are_early;
 // What counts as global memory: pairs of where it begins and ends. Set before a launch that is to be counted.
 extern "C" {
 const char* global_memory[4];
+long operand_bytes[16];
 Traffic traffic[2];
 }
 
@@ -312,8 +314,21 @@ UNSEEN static bool is_counted(const void* p) {
            (at >= global_memory[2] && at < global_memory[3]);
 }
 
+// Of the global memory a kernel may touch its operands alone.
+UNSEEN static void check_global(const void* p, long bytes) {
+    const char* const at = (const char*)p;
+    bool is_global = false;
+    for (int i = 0; i < 4; i += 2) is_global |= at >= global_memory[i] && at < global_memory[i + 1];
+    for (int i = 0; i < 16 && is_global; i++) {
+        const char* const operand = (const char*)arguments[i];
+        if (at >= operand && at + bytes <= operand + operand_bytes[i]) return;
+    }
+    if (is_global) fail("an access beside the operands");
+}
+
 // Called by what the kernel calls, at most through xct_load16 and int4.
 #define COUNT(p, bytes)                                                                                       \
+    check_global(p, bytes);                                                                                   \
     if (is_counted(p))                                                                                        \
         fibres[current].accesses.push_back(                                                                   \
             {{__builtin_return_address(0), __builtin_return_address(1), __builtin_return_address(2)},         \
