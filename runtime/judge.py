@@ -207,12 +207,13 @@ def _judge_slowdown(report: Report, baseline: Report, engine: str, budget: Budge
     )
     found = _against(low, high, budget.slowdown_ratio, what, reason)
     float_now, float_then = fastest_float(report.latencies), fastest_float(baseline.latencies)
-    if found.outcome == FAIL and float_now is not None and float_then is not None:
-        machine = float_now.median_ms / float_then.median_ms
-        if low / machine <= budget.slowdown_ratio:
-            return Finding(
-                INCONCLUSIVE, what, f"{reason}; float takes {machine:.3f} times as long, too: a slower machine"
-            )
+    if found.outcome != FAIL:
+        return found
+    if float_now is None or float_then is None:
+        return Finding(FAIL, what, f"{reason}; without a float build in both runs, a slower machine looks the same")
+    machine = float_now.median_ms / float_then.median_ms
+    if low / machine <= budget.slowdown_ratio:
+        return Finding(INCONCLUSIVE, what, f"{reason}; float takes {machine:.3f} times as long, too: a slower machine")
     return found
 
 
