@@ -93,99 +93,57 @@ def build(shape: ConvolutionShape) -> Any:
     """
     block, window, front = BLOCKS[shape.isa], shape.window, shape.depthwise
     outputs = -(-shape.out_channels // block.channels) * block.channels
-    k = block.padded(shape.used_bytes)
-    by_dot = front is not None and dot.applies(shape.isa, front.window)
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(shape.symbol)
             source = front.window if front else window
             x = T.arg("x", T.buffer((source.in_height * source.in_width * shape.in_channels,), "int8"))
-            if front:
-                taps = front.window.kernel[0] * front.window.kernel[1]
-                weight_bytes = dot.WEIGHT_BYTES if by_dot else taps
-                dw_weights = T.arg("dw_weights", T.buffer((weight_bytes * front.channels,), "int8"))
-                dw_bias = T.arg("dw_bias", T.buffer((front.channels,), "int32"))
-                dw_multipliers = T.arg("dw_multipliers", T.buffer((front.channels,), "float32"))
-            weights = T.arg("weights", T.buffer((outputs * k,), "int8"))
+            front_operands = _front_parameters(front, shape.isa) if front else None
+            weights = T.arg("weights", T.buffer((outputs * block.padded(shape.used_bytes),), "int8"))
             bias = T.arg("bias", T.buffer((outputs,), "int32"))
             multipliers = T.arg("multipliers", T.buffer((outputs,), "float32"))
-            if shape.chained:
-                starts = T.arg("starts", T.buffer((outputs + 1,), "int32"))
-                entries = T.arg("entries", T.buffer((T.int32(),), "int32"))  # as many as the weights have
+            split_off = _corrections_parameters(outputs) if shape.chained else None
             constants = T.arg("constants", T.buffer((6 if front else 3,), "int32"))
             y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
             with stream.functions(product.definition() for product in _products(shape)):
                 most = max(band_pixels(shape))
-                room = (
-                    padded_pixels(most) if shape.chained else most + ROW_STEP
-                )  # vectors, and rows of pairs, reach beyond
+                # Vectors, and rows of pairs, reach beyond the last pixel.
+                room = padded_pixels(most) if shape.chained else most + ROW_STEP
                 plane = plane_bytes(block, room)
                 planes = T.alloc_buffer((shape.patch_bytes // block.depth * plane,), "int8")
-                accumulators = Accumulators(block, shape.chained) if block.depth == 16 else Products(block.rows)
-                corrections = Corrections(starts, entries, most, k) if shape.chained else None
-                output = epilogue.load_output(constants, 1, shape.relu, shape.range)
-                zero = neon.bind(constants[2])
-                if front:
-                    staged = shape.rows_per_task + (shape.rows_per_task % 2 if by_dot else 0)
-                    stage = T.alloc_buffer((stage_bytes(front.window, staged),), "int8")
-                    operands = DepthwiseOperands(dw_weights, dw_bias, dw_multipliers, constants, 3)
-                    depthwise = Depthwise(front, operands, x, stage)
-                    if by_dot:
-                        windows = T.alloc_buffer((dot.windows_bytes(front.window, shape.rows_per_task),), "int8")
-                        by_dots = dot.DotDepthwise(depthwise, windows)
-                        quads = plane_bytes(BLOCKS["dotprod"], room)
-                        heights = [pixels // window.out_width for pixels in band_pixels(shape)]
-                    if block.depth != (4 if by_dot else LANES):
-                        pixels = T.alloc_buffer((4 * plane_bytes(BLOCKS["dotprod"], room),), "int8")
-                elif shape.staged:
-                    stage = T.alloc_buffer((_dense_stage_bytes(shape),), "int8")
+                product = _Product(shape, planes, plane, weights, bias, multipliers, split_off, constants, y)
+                pixels: _Front | _Patches
+                if front_operands:
+                    pixels = _Front(shape, DepthwiseOperands(*front_operands, constants, 3), x, room, planes, plane)
+                else:
+                    pixels = _Patches(shape, x, constants, planes, plane)
                 with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
                     task = neon.bind(begin + at)
                     band = neon.bind(task // shape.splits)
                     first_row = neon.bind(band * shape.rows_per_task)
                     rows = neon.bind(T.min(T.int32(shape.rows_per_task), window.out_height - first_row))
-                    if front:
-                        depthwise.begin_band(shape.rows_per_task)
-                        with T.serial(0, front.channels // LANES) as channel_block:
-                            depthwise.stage_channels(first_row, rows, channel_block)
-                            first = neon.bind(channel_block * (LANES // block.depth * plane))
-                            if by_dot and block.depth == 4:
-                                by_dots.lay_out_windows(rows)
-                                by_dots.compute(rows, heights, channel_block, (planes, first), plane)
-                            elif by_dot:
-                                by_dots.lay_out_windows(rows)
-                                by_dots.compute(rows, heights, channel_block, (pixels, T.int32(0)), quads)
-                                _pack_quads(shape, pixels, quads, (planes, first), plane, rows)
-                            else:
-                                target = (planes, first) if block.depth == LANES else (pixels, T.int32(0))
-                                _compute_pixels(depthwise, rows, channel_block, target)
-                                if block.depth != LANES:
-                                    _pack_pixels(shape, pixels, (planes, first), plane, rows)
-                    elif shape.staged:
-                        _stage_dense(shape, x, stage, constants, first_row, rows)
-                        _pack_patches(shape, stage, _dense_row_bytes(shape), T.int32(0), planes, plane, rows)
-                    else:
-                        row_bytes = window.in_width * shape.in_channels
-                        origin = neon.bind(first_row * (window.strides[0] * row_bytes))
-                        _pack_patches(shape, x, row_bytes, origin, planes, plane, rows)
-                    split = neon.bind(task % shape.splits)
-                    _multiply(
-                        shape,
-                        accumulators,
-                        corrections,
-                        (planes, plane),
-                        (weights, bias, multipliers),
-                        output,
-                        y,
-                        first_row,
-                        rows,
-                        split,
-                        k,
-                        zero,
-                    )
+                    pixels.emit(first_row, rows)
+                    product.emit(first_row, rows, neon.bind(task % shape.splits))
     return builder.get()
+
+
+def _front_parameters(front: DepthwiseShape, isa: str) -> tuple[Buffer, Buffer, Buffer]:
+    """Weights, biases and multipliers of the depthwise convolution in front."""
+    taps = front.window.kernel[0] * front.window.kernel[1]
+    weight_bytes = dot.WEIGHT_BYTES if dot.applies(isa, front.window) else taps
+    return (
+        T.arg("dw_weights", T.buffer((weight_bytes * front.channels,), "int8")),
+        T.arg("dw_bias", T.buffer((front.channels,), "int32")),
+        T.arg("dw_multipliers", T.buffer((front.channels,), "float32")),
+    )
+
+
+def _corrections_parameters(outputs: int) -> tuple[Buffer, Buffer]:
+    """``chain.Split``'s starts and entries, of which there are as many as the weights have."""
+    starts = T.arg("starts", T.buffer((outputs + 1,), "int32"))
+    return starts, T.arg("entries", T.buffer((T.int32(),), "int32"))
 
 
 def _products(shape: ConvolutionShape) -> list[Product]:
@@ -216,36 +174,77 @@ def _for_each_panel(shape: ConvolutionShape, rows: Expr, emit: Any) -> None:
                     emit(full, rest)
 
 
-def _compute_pixels(depthwise: Depthwise, rows: Expr, channel_block: Expr, target: tuple[Buffer, Expr]) -> None:
-    """16 channels of a band's pixels, side by side."""
-    buffer, first = target
-    depthwise.compute(rows, channel_block, lambda pixel, value: neon.store(buffer, first + pixel * LANES, value, LANES))
+class _Front:
+    """Emits the depthwise convolution in front, whose pixels go into ``planes``, ``plane`` bytes apart, as the matrix
+    product reads them. A band has ``room`` pixels at most, with those beyond its last."""
 
+    def __init__(
+        self, shape: ConvolutionShape, operands: DepthwiseOperands, x: Buffer, room: int, planes: Buffer, plane: int
+    ) -> None:
+        assert shape.depthwise is not None
+        self.shape, self.block, self.planes, self.plane = shape, BLOCKS[shape.isa], planes, plane
+        window, rows = shape.depthwise.window, shape.rows_per_task
+        by_dot = dot.applies(shape.isa, window)
+        stage = T.alloc_buffer((stage_bytes(window, rows + (rows % 2 if by_dot else 0)),), "int8")
+        self.depthwise = Depthwise(shape.depthwise, operands, x, stage)
+        self.by_dot: dot.DotDepthwise | None = None
+        if by_dot:
+            windows = T.alloc_buffer((dot.windows_bytes(window, rows),), "int8")
+            self.by_dot = dot.DotDepthwise(self.depthwise, windows)
+        self.quads = plane_bytes(BLOCKS["dotprod"], room)
+        if self.block.depth != (4 if by_dot else LANES):  # what is computed lies otherwise than the product wants it
+            self.pixels = T.alloc_buffer((4 * self.quads,), "int8")
 
-def _pack_pixels(shape: ConvolutionShape, pixels: Buffer, target: tuple[Buffer, Expr], plane: int, rows: Expr) -> None:
-    """What ``_compute_pixels`` has computed, as the matrix product wants it."""
-    block = BLOCKS[shape.isa]
+    def emit(self, first_row: Expr, rows: Expr) -> None:
+        """All channels of the output rows [first_row, first_row + rows), 16 at a time."""
+        self.depthwise.begin_band(self.shape.rows_per_task)
+        with T.serial(0, self.depthwise.shape.channels // LANES) as channels:
+            self.depthwise.stage_channels(first_row, rows, channels)
+            first = neon.bind(channels * (LANES // self.block.depth * self.plane))
+            if self.by_dot is None:
+                self._emit_by_taps(self.depthwise, rows, channels, first)
+            else:
+                self._emit_by_dot(self.by_dot, rows, channels, first)
 
-    def emit(panel: Expr, valid: int) -> None:
-        source = neon.bind(panel * (block.rows * LANES))
-        vectors = [neon.load(pixels, source + min(r, valid - 1) * LANES) for r in range(_packed(block, valid))]
-        pack(block, target[0], neon.bind(target[1] + panel * (block.rows * block.depth)), plane, vectors)
+    def _emit_by_taps(self, depthwise: Depthwise, rows: Expr, channels: Expr, first: Expr) -> None:
+        """Pixels side by side, 16 channels each: as plain NEON's product wants them."""
+        packed = self.block.depth == LANES
+        target, start = (self.planes, first) if packed else (self.pixels, T.int32(0))
+        depthwise.compute(rows, channels, lambda pixel, value: neon.store(target, start + pixel * LANES, value, LANES))
+        if not packed:
+            self._pack_pixels(first, rows)
 
-    _for_each_panel(shape, rows, emit)
+    def _emit_by_dot(self, by_dot: dot.DotDepthwise, rows: Expr, channels: Expr, first: Expr) -> None:
+        """4 channels side by side: as the product by sdot wants them."""
+        heights = [pixels // self.shape.window.out_width for pixels in band_pixels(self.shape)]
+        by_dot.lay_out_windows(rows)
+        if self.block.depth == 4:
+            by_dot.compute(rows, heights, channels, (self.planes, first), self.plane)
+        else:
+            by_dot.compute(rows, heights, channels, (self.pixels, T.int32(0)), self.quads)
+            self._pack_quads(first, rows)
 
+    def _pack_pixels(self, first: Expr, rows: Expr) -> None:
+        """From 16 channels side by side."""
+        block = self.block
 
-def _pack_quads(
-    shape: ConvolutionShape, quads: Buffer, quads_plane: int, target: tuple[Buffer, Expr], plane: int, rows: Expr
-) -> None:
-    """16 channels, 4 side by side, as i8mm wants them: 8."""
-    planes, first = target
-    with T.serial(0, (rows * shape.window.out_width + 3) // 4) as quad:
-        words = [neon.reinterpret("int32x4", neon.load(quads, quad * LANES + g * quads_plane)) for g in range(4)]
-        for half in range(2):
-            for part in range(2):
-                lanes = [2 * part, 4 + 2 * part, 2 * part + 1, 5 + 2 * part]
-                v = neon.reinterpret("int8x16", neon.shuffle(words[2 * half : 2 * half + 2], lanes))
-                neon.store(planes, first + quad * (2 * LANES) + (half * plane + part * LANES), v, LANES)
+        def emit(panel: Expr, valid: int) -> None:
+            source = neon.bind(panel * (block.rows * LANES))
+            vectors = [neon.load(self.pixels, source + min(r, valid - 1) * LANES) for r in range(_packed(block, valid))]
+            pack(block, self.planes, neon.bind(first + panel * (block.rows * block.depth)), self.plane, vectors)
+
+        _for_each_panel(self.shape, rows, emit)
+
+    def _pack_quads(self, first: Expr, rows: Expr) -> None:
+        """From 4 channels side by side, as i8mm wants them: 8."""
+        with T.serial(0, (rows * self.shape.window.out_width + 3) // 4) as quad:
+            vectors = [neon.load(self.pixels, quad * LANES + g * self.quads) for g in range(4)]
+            words = [neon.reinterpret("int32x4", v) for v in vectors]
+            for half in range(2):
+                for part in range(2):
+                    lanes = [2 * part, 4 + 2 * part, 2 * part + 1, 5 + 2 * part]
+                    v = neon.reinterpret("int8x16", neon.shuffle(words[2 * half : 2 * half + 2], lanes))
+                    neon.store(self.planes, first + quad * (2 * LANES) + (half * self.plane + part * LANES), v, LANES)
 
 
 def _packed(block: Block, pixels: int) -> int:
@@ -253,132 +252,162 @@ def _packed(block: Block, pixels: int) -> int:
     return pixels if block.depth == LANES else -(-pixels // ROW_STEP) * ROW_STEP
 
 
-def _pack_patches(
-    shape: ConvolutionShape, image: Buffer, row_bytes: int, origin: Expr, planes: Buffer, plane: int, rows: Expr
-) -> None:
-    """The patches, from an image of rows ``row_bytes`` apart; ``origin`` is the band's first window."""
-    block, window = BLOCKS[shape.isa], shape.window
+class _Patches:
+    """Emits the copies of the input under each window into ``planes``, ``plane`` bytes apart, by way of an image with
+    its padding around it where ``shape.staged``. ``constants[0]`` is what padding holds."""
 
-    def emit(panel: Expr, valid: int) -> None:
-        corners = []
-        for r in range(_packed(block, valid)):
-            pixel = neon.bind(panel * block.rows + min(r, valid - 1))
-            down, right = pixel // window.out_width, pixel % window.out_width
-            step = (window.strides[0] * row_bytes, window.strides[1] * shape.in_channels)
-            corners.append(neon.bind(origin + down * step[0] + right * step[1]))
-        base = neon.bind(panel * (block.rows * block.depth))
-        vectors_per_row = shape.patch_row_bytes // LANES
-        for ky in range(window.kernel[0]):
-            with T.serial(0, vectors_per_row) as i:
-                vectors = [neon.load(image, c + (ky * row_bytes) + i * LANES) for c in corners]
-                target = neon.bind(base + (ky * vectors_per_row + i) * (LANES // block.depth * plane))
-                pack(block, planes, target, plane, vectors)
+    def __init__(self, shape: ConvolutionShape, x: Buffer, constants: Buffer, planes: Buffer, plane: int) -> None:
+        self.shape, self.x, self.constants, self.planes, self.plane = shape, x, constants, planes, plane
+        self.row_bytes = (shape.window.staged_width if shape.staged else shape.window.in_width) * shape.in_channels
+        if shape.staged:
+            # And room for the whole vectors that read beyond it.
+            self.stage_bytes = shape.window.staged_rows(shape.rows_per_task) * self.row_bytes + 2 * LANES
+            self.stage = T.alloc_buffer((self.stage_bytes,), "int8")
 
-    _for_each_panel(shape, rows, emit)
-
-
-def _dense_row_bytes(shape: ConvolutionShape) -> int:
-    return shape.window.staged_width * shape.in_channels
-
-
-def _dense_stage_bytes(shape: ConvolutionShape) -> int:
-    """A band's input with its padding, and room for the whole vectors that read beyond it."""
-    return shape.window.staged_rows(shape.rows_per_task) * _dense_row_bytes(shape) + 2 * LANES
-
-
-def _stage_dense(
-    shape: ConvolutionShape, x: Buffer, stage: Buffer, constants: Buffer, first_row: Expr, rows: Expr
-) -> None:
-    """Copies a band's input rows, all channels, into an image with its padding around it."""
-    window, channels = shape.window, shape.in_channels
-    if window.padded:
-        fill = neon.bind(neon.splat(T.cast(constants[0], "int8"), LANES))
-        with T.serial(0, _dense_stage_bytes(shape) // LANES) as i:
-            neon.store(stage, i * LANES, fill, LANES)
-    top = neon.bind(first_row * window.strides[0] - window.padding[0])
-    first = T.max(T.int32(0), -top)
-    last = T.min((rows - 1) * window.strides[0] + window.kernel[0], window.in_height - top)
-    length = window.in_width * channels
-    with T.serial(first, last) as row:
-        source = neon.bind((top + row) * length)
-        target = neon.bind(row * _dense_row_bytes(shape) + window.padding[2] * channels)
-        if length < LANES:
-            with T.serial(0, length) as i:
-                T.buffer_store(stage, x[source + i], [target + i])
+    def emit(self, first_row: Expr, rows: Expr) -> None:
+        """The patches of the output rows [first_row, first_row + rows)."""
+        if self.shape.staged:
+            self._stage(first_row, rows)
+            self._pack(self.stage, T.int32(0), rows)
         else:
-            with T.serial(0, length // LANES) as i:
-                neon.store(stage, target + i * LANES, neon.load(x, source + i * LANES), LANES)
-            if length % LANES:  # the last whole vector of the row, overlapping
-                rest = length - LANES
-                neon.store(stage, target + rest, neon.load(x, source + rest), LANES)
+            self._pack(self.x, neon.bind(first_row * (self.shape.window.strides[0] * self.row_bytes)), rows)
 
-
-def _multiply(
-    shape: ConvolutionShape,
-    accumulators: Accumulators | Products,
-    corrections: Corrections | None,
-    pixels: tuple[Buffer, int],
-    operands: tuple[Buffer, Buffer, Buffer],
-    output: epilogue.Output,
-    y: Buffer,
-    first_row: Expr,
-    rows: Expr,
-    split: Expr,
-    k: int,
-    zero: Expr,
-) -> None:
-    """Every panel of output channels of this split with every panel of pixels."""
-    block = BLOCKS[shape.isa]
-    (planes, plane), (weights, biases, multipliers) = pixels, operands
-    total = -(-shape.out_channels // block.channels)
-    each = -(-total // shape.splits)
-    first_panel = neon.bind(split * each)
-    y_base = neon.bind(first_row * (shape.window.out_width * shape.out_stride))
-    # As a constant it would be no part of the instruction that loads, but an addition.
-    step = neon.bind(T.cast(T.bitwise_xor(T.int32(plane), zero), "int64"))
-    bias, vectors = Bias(block), block.channels // 4
-    kept = Kept(vectors + len(output.vectors()))
-    kept.set(output.vectors(), vectors)
-    if corrections:
-        chunks = neon.bind((rows * shape.window.out_width + 15) // 16)
-        corrections.transpose(planes, plane, chunks)
-    with T.serial(first_panel, T.min(first_panel + each, T.int32(total))) as n:
-        if corrections:
-            corrections.compute(biases, n, chunks)
-        else:
-            bias.load(biases, n)
-        scales = [neon.load(multipliers, n * block.channels + 4 * i, "float32x4") for i in range(vectors)]
-        kept.set([neon.reinterpret("int32x4", v) for v in scales])
-        # Were the base a plain function of n, LLVM would share one counter between this loop and the product's, with
-        # offsets too large for the instruction that loads two vectors.
-        weights_base = neon.bind(T.bitwise_xor(n * (k * block.channels), zero))
+    def _pack(self, image: Buffer, origin: Expr, rows: Expr) -> None:
+        """From an image; ``origin`` is the band's first window."""
+        shape, block, window = self.shape, BLOCKS[self.shape.isa], self.shape.window
 
         def emit(panel: Expr, valid: int) -> None:
-            first = (planes, neon.bind(panel * (block.rows * block.depth)))
-            if isinstance(accumulators, Products):
-                product = Product(block.depth, valid, k // block.depth)
-                results = accumulators.multiply(product, first, plane, (weights, weights_base), bias.kept.memory)
-            else:
-                start = corrections.start(panel) if corrections else bias.start
-                results = accumulators.multiply(valid, first, step, (weights, weights_base), k, start)
-            target = neon.bind(y_base + panel * (block.rows * shape.out_stride) + n * block.channels)
-            loaded = kept.load(vectors + len(output.vectors()), 4)
-            scales, now = (
-                [neon.reinterpret("float32x4", v) for v in loaded[:vectors]],
-                output.of_vectors(loaded[vectors:]),
-            )
-            scaled = [
-                [neon.bind(epilogue.scale(a, m, now)) for a, m in zip(row, scales, strict=True)] for row in results
-            ]
-            if vectors == 2:
-                for r in range(valid):
-                    neon.store(y, target + r * shape.out_stride, epilogue.narrow8(scaled[r], now), 8)
-                return
-            quads = epilogue.narrow16([scaled[min(r, valid - 1)][0] for r in range(4)], now)
-            for r in range(valid):
-                neon.store_word(y, target + r * shape.out_stride, quads, r)
+            corners = []
+            for r in range(_packed(block, valid)):
+                pixel = neon.bind(panel * block.rows + min(r, valid - 1))
+                down, right = pixel // window.out_width, pixel % window.out_width
+                step = (window.strides[0] * self.row_bytes, window.strides[1] * shape.in_channels)
+                corners.append(neon.bind(origin + down * step[0] + right * step[1]))
+            base = neon.bind(panel * (block.rows * block.depth))
+            vectors_per_row = shape.patch_row_bytes // LANES
+            for ky in range(window.kernel[0]):
+                with T.serial(0, vectors_per_row) as i:
+                    vectors = [neon.load(image, c + (ky * self.row_bytes) + i * LANES) for c in corners]
+                    target = neon.bind(base + (ky * vectors_per_row + i) * (LANES // block.depth * self.plane))
+                    pack(block, self.planes, target, self.plane, vectors)
 
         _for_each_panel(shape, rows, emit)
+
+    def _stage(self, first_row: Expr, rows: Expr) -> None:
+        """Copies a band's input rows, all channels."""
+        window, channels = self.shape.window, self.shape.in_channels
+        if window.padded:
+            fill = neon.bind(neon.splat(T.cast(self.constants[0], "int8"), LANES))
+            with T.serial(0, self.stage_bytes // LANES) as i:
+                neon.store(self.stage, i * LANES, fill, LANES)
+        top = neon.bind(first_row * window.strides[0] - window.padding[0])
+        first = T.max(T.int32(0), -top)
+        last = T.min((rows - 1) * window.strides[0] + window.kernel[0], window.in_height - top)
+        length = window.in_width * channels
+        with T.serial(first, last) as row:
+            source = neon.bind((top + row) * length)
+            target = neon.bind(row * self.row_bytes + window.padding[2] * channels)
+            self._copy_row(source, target, length)
+
+    def _copy_row(self, source: Expr, target: Expr, length: int) -> None:
+        if length < LANES:
+            with T.serial(0, length) as i:
+                T.buffer_store(self.stage, self.x[source + i], [target + i])
+            return
+        with T.serial(0, length // LANES) as i:
+            neon.store(self.stage, target + i * LANES, neon.load(self.x, source + i * LANES), LANES)
+        if length % LANES:  # the last whole vector of the row, overlapping
+            rest = length - LANES
+            neon.store(self.stage, target + rest, neon.load(self.x, source + rest), LANES)
+
+
+class _Product:
+    """Emits the matrix product of a band's packed pixels, ``plane`` bytes from one group of channels to the next, with
+    the weights. ``constants``: see ``build``; ``split_off``: the starts and entries of corrections."""
+
+    def __init__(
+        self,
+        shape: ConvolutionShape,
+        planes: Buffer,
+        plane: int,
+        weights: Buffer,
+        biases: Buffer,
+        multipliers: Buffer,
+        split_off: tuple[Buffer, Buffer] | None,
+        constants: Buffer,
+        y: Buffer,
+    ) -> None:
+        self.shape, self.block, self.planes, self.plane, self.y = shape, BLOCKS[shape.isa], planes, plane, y
+        self.weights, self.biases, self.multipliers = weights, biases, multipliers
+        self.k = self.block.padded(shape.used_bytes)
+        self.vectors = self.block.channels // 4
+        self.accumulators: Accumulators | Products = (
+            Accumulators(self.block, shape.chained) if self.block.depth == 16 else Products(self.block.rows)
+        )
+        self.corrections = Corrections(*split_off, max(band_pixels(shape)), self.k) if split_off else None
+        self.output = epilogue.load_output(constants, 1, shape.relu, shape.range)
+        self.zero = neon.bind(constants[2])
+
+    def emit(self, first_row: Expr, rows: Expr, split: Expr) -> None:
+        """Every panel of output channels of this split with every panel of pixels."""
+        shape, block, vectors, corrections = self.shape, self.block, self.vectors, self.corrections
+        total = -(-shape.out_channels // block.channels)
+        each = -(-total // shape.splits)
+        first_panel = neon.bind(split * each)
+        y_base = neon.bind(first_row * (shape.window.out_width * shape.out_stride))
+        # As a constant it would be no part of the instruction that loads, but an addition.
+        step = neon.bind(T.cast(T.bitwise_xor(T.int32(self.plane), self.zero), "int64"))
+        bias, kept = Bias(block), Kept(vectors + len(self.output.vectors()))
+        kept.set(self.output.vectors(), vectors)
+        if corrections:
+            chunks = neon.bind((rows * shape.window.out_width + 15) // 16)
+            corrections.transpose(self.planes, self.plane, chunks)
+        with T.serial(first_panel, T.min(first_panel + each, T.int32(total))) as n:
+            if corrections:
+                corrections.compute(self.biases, n, chunks)
+            else:
+                bias.load(self.biases, n)
+            scales = [neon.load(self.multipliers, n * block.channels + 4 * i, "float32x4") for i in range(vectors)]
+            kept.set([neon.reinterpret("int32x4", v) for v in scales])
+            # Were the base a plain function of n, LLVM would share one counter between this loop and the product's,
+            # with offsets too large for the instruction that loads two vectors.
+            base = neon.bind(T.bitwise_xor(n * (self.k * block.channels), self.zero))
+
+            def panel_of_pixels(panel: Expr, valid: int) -> None:
+                results = self._multiply(panel, valid, step, (self.weights, base), bias)
+                target = y_base + panel * (block.rows * shape.out_stride) + n * block.channels
+                self._store(results, kept, neon.bind(target))
+
+            _for_each_panel(shape, rows, panel_of_pixels)
+
+    def _multiply(
+        self, panel: Expr, valid: int, step: Expr, weights: tuple[Buffer, Expr], bias: Bias
+    ) -> list[list[Expr]]:
+        """For each of ``valid`` pixels, its int32x4."""
+        block = self.block
+        first = (self.planes, neon.bind(panel * (block.rows * block.depth)))
+        if isinstance(self.accumulators, Products):
+            product = Product(block.depth, valid, self.k // block.depth)
+            return self.accumulators.multiply(product, first, self.plane, weights, bias.kept.memory)
+        start = self.corrections.start(panel) if self.corrections else bias.start
+        return self.accumulators.multiply(valid, first, step, weights, self.k, start)
+
+    def _store(self, results: list[list[Expr]], kept: Kept, target: Expr) -> None:
+        """What follows the sums. ``kept``: multipliers, then the vectors of the output."""
+        loaded = kept.load(self.vectors + len(self.output.vectors()), 4)
+        scales = [neon.reinterpret("float32x4", v) for v in loaded[: self.vectors]]
+        output = self.output.of_vectors(loaded[self.vectors :])
+        scaled = [
+            [neon.bind(epilogue.scale(a, m, output)) for a, m in zip(row, scales, strict=True)] for row in results
+        ]
+        stride = self.shape.out_stride
+        if self.vectors == 2:
+            for r, row in enumerate(scaled):
+                neon.store(self.y, target + r * stride, epilogue.narrow8(row, output), 8)
+            return
+        quads = epilogue.narrow16([scaled[min(r, len(scaled) - 1)][0] for r in range(4)], output)
+        for r in range(len(scaled)):
+            neon.store_word(self.y, target + r * stride, quads, r)
 
 
 @dataclass(frozen=True)
