@@ -259,7 +259,10 @@ def describe_gpu() -> dict[str, Any]:
         "clock_khz": 13, "multiprocessors": 16, "integrated": 18, "memory_clock_khz": 36, "memory_bus_bits": 37,
         "l2_bytes": 38, "major": 75, "minor": 76, "shared_bytes_a_block": 97,
     }  # fmt: skip
-    seen = {what: driver.number("cuDeviceGetAttribute", attribute, device) for what, attribute in wanted.items()}
+    seen = dict.fromkeys(wanted, 0)
+    for what, attribute in wanted.items():
+        with contextlib.suppress(Unusable):  # one that this driver does not tell
+            seen[what] = driver.number("cuDeviceGetAttribute", attribute, device)
     title, version = name.value.decode("utf-8", "replace"), driver.number("cuDriverGetVersion")
     return {"gpu": title, "cuda of driver": version, **seen, "peaks": peaks(seen)}
 

@@ -91,7 +91,7 @@ struct module {
 };
 
 struct event {
-    bool happened;
+    int happened; /* the number of this event among all; 0: it has not */
 };
 
 struct node { /* a copy, a launch or an event */
@@ -118,7 +118,7 @@ struct memory {
 
 static struct memory memories[MAX_MEMORIES];
 static struct list queue, *capturing;
-static int pushed, retained;
+static int pushed, retained, events;
 static void *primary;
 static char broken[400]; /* what a kernel did wrong: everything fails from then on */
 
@@ -157,7 +157,7 @@ API int cuDeviceGet(int *device, int ordinal)
 API int cuDeviceGetName(char *name, int size, int device)
 {
     snprintf(name, (size_t)size, "Fake GPU\t1");
-    return record("cuDeviceGetName %d", device);
+    return record("cuDeviceGetName %d in %d bytes", device, size);
 }
 API int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
@@ -198,6 +198,11 @@ API int cuCtxPopCurrent_v2(void **context)
     return record("cuCtxPopCurrent");
 }
 static int need_context(int result) { return pushed <= 0 ? 201 : broken[0] != 0 ? 700 : result; }
+/* A stream of the session's own: what is put into the default stream waits for others, and no capture sees it. */
+static int need_stream(const void *stream, int result)
+{
+    return need_context(result == 0 && stream == NULL ? 400 : result);
+}
 
 /* ---- memory ---- */
 
@@ -305,7 +310,7 @@ static void execute(struct node *node)
     if (node->size > 0)
         memcpy(node->target, node->source, node->size);
     if (node->event != NULL)
-        node->event->happened = true;
+        node->event->happened = ++events;
     if (node->function == NULL || node->function->code == NULL)
         return;
     const struct function *function = node->function;
@@ -322,20 +327,18 @@ static void execute(struct node *node)
     if (wrong != NULL)
         snprintf(broken, sizeof broken, "%s: %s", function->name, wrong);
 }
-static int copy(void *target, const void *source, size_t size, const char *name)
+static int copy(void *target, const void *source, size_t size, const void *stream, const char *name)
 {
-    int result = need_context(record("%s %zu%s", name, size, capturing != NULL ? " captured" : ""));
+    int result = need_stream(stream, record("%s %zu%s", name, size, capturing != NULL ? " captured" : ""));
     return result != 0 ? result : add((struct node){.target = target, .source = source, .size = size});
 }
 API int cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream)
 {
-    (void)stream;
-    return copy((void *)(uintptr_t)target, source, size, "cuMemcpyHtoDAsync");
+    return copy((void *)(uintptr_t)target, source, size, stream, "cuMemcpyHtoDAsync");
 }
 API int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *stream)
 {
-    (void)stream;
-    return copy(target, (const void *)(uintptr_t)source, size, "cuMemcpyDtoHAsync");
+    return copy(target, (const void *)(uintptr_t)source, size, stream, "cuMemcpyDtoHAsync");
 }
 API int cuStreamCreate(void **stream, unsigned flags)
 {
@@ -350,8 +353,7 @@ API int cuStreamDestroy_v2(void *stream)
 }
 API int cuStreamSynchronize(void *stream)
 {
-    (void)stream;
-    int result = need_context(record("cuStreamSynchronize"));
+    int result = need_stream(stream, record("cuStreamSynchronize"));
     for (int i = 0; result == 0 && i < queue.count; i++) {
         execute(&queue.nodes[i]);
         result = need_context(0);
@@ -463,6 +465,8 @@ API int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int
     int result = need_context(record("cuModuleLoadDataEx \"%s\" options %u", kind, count));
     if (result == 0)
         result = judge_image(image, kind, &said);
+    if (count == 2 && options[0] == 5 && options[1] == 6)
+        memset(values[0], 0, (size_t)(uintptr_t)values[1]); /* all of it is the driver's to write to */
     if (said != NULL && count == 2 && options[0] == 5 && options[1] == 6)
         snprintf(values[0], (size_t)(uintptr_t)values[1], "%s", said);
     struct module *made = result == 0 ? calloc(1, sizeof *made) : NULL;
@@ -546,9 +550,9 @@ API int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, un
                                      (int)(memory - memories), (uint8_t *)node.parameters[i] - memory->data);
         reachable = reachable && memory != NULL && memory->reachable;
     }
-    (void)stream, (void)extra;
-    int result = need_context(record("cuLaunchKernel %s %u,%u,%u x %u,%u,%u shared %u:%s", of->name, gx, gy, gz, bx, by,
-                                     bz, shared_bytes, places));
+    (void)extra;
+    int result = need_stream(stream, record("cuLaunchKernel %s %u,%u,%u x %u,%u,%u shared %u:%s", of->name, gx, gy, gz,
+                                            bx, by, bz, shared_bytes, places));
     bool fits = (of->threads == 0 || bx * by * bz <= (unsigned)of->threads)
                 && shared_bytes <= (of->shared_bytes > 48 << 10 ? (unsigned)of->shared_bytes : 48u << 10);
     if (of->code != NULL && result == 0) { /* the emulation's blocks are rows of threads */
@@ -569,25 +573,24 @@ API int cuEventCreate(void **event, unsigned flags)
 }
 API int cuEventRecord(void *event, void *stream)
 {
-    (void)stream;
-    ((struct event *)event)->happened = false;
-    int result = need_context(record("cuEventRecord"));
+    ((struct event *)event)->happened = 0;
+    int result = need_stream(stream, record("cuEventRecord"));
     return result != 0 ? result : capturing == NULL ? add((struct node){.event = event}) : 0; /* in a graph: no time */
 }
 #ifndef OLD
 API int cuEventRecordWithFlags(void *event, void *stream, unsigned flags)
 {
-    (void)stream;
-    ((struct event *)event)->happened = false;
-    int result = need_context(record("cuEventRecordWithFlags %u", flags));
+    ((struct event *)event)->happened = 0;
+    int result = need_stream(stream, record("cuEventRecordWithFlags %u", flags));
     return result != 0 ? result : capturing != NULL && flags == 1 ? add((struct node){.event = event}) : 1;
 }
 #endif
 API int cuEventElapsedTime(float *ms, void *start, void *end)
 {
-    *ms = 1.5f;
-    int result = need_context(record("cuEventElapsedTime"));
-    return result != 0 ? result : ((struct event *)start)->happened && ((struct event *)end)->happened ? 0 : 600;
+    int from = ((struct event *)start)->happened, to = ((struct event *)end)->happened;
+    *ms = 1.5f * (float)(to - from);
+    int result = need_context(record("cuEventElapsedTime %g", *ms));
+    return result != 0 ? result : from != 0 && to != 0 ? 0 : 600;
 }
 API int cuEventDestroy_v2(void *event)
 {
@@ -597,8 +600,7 @@ API int cuEventDestroy_v2(void *event)
 #ifndef OLD
 API int cuStreamBeginCapture_v2(void *stream, int mode)
 {
-    (void)stream;
-    int result = need_context(record("cuStreamBeginCapture %d", mode));
+    int result = need_stream(stream, record("cuStreamBeginCapture %d", mode));
     if (result == 0 && getenv("FAKE_NO_CAPTURE") != NULL)
         result = 801;
     capturing = result == 0 ? calloc(1, sizeof *capturing) : NULL;
@@ -607,8 +609,7 @@ API int cuStreamBeginCapture_v2(void *stream, int mode)
 API int cuGraphDestroy(void *graph);
 API int cuStreamEndCapture(void *stream, void **graph)
 {
-    (void)stream;
-    int result = need_context(record("cuStreamEndCapture"));
+    int result = need_stream(stream, record("cuStreamEndCapture"));
     *graph = capturing;
     if (result != 0 && capturing != NULL) {
         clear(capturing);
@@ -646,8 +647,7 @@ API int cuGraphExecDestroy(void *executable)
 API int cuGraphLaunch(void *executable, void *stream)
 {
     struct list *graph = executable;
-    (void)stream;
-    int result = need_context(record("cuGraphLaunch %d kernels %d copies", graph->launches, graph->copies));
+    int result = need_stream(stream, record("cuGraphLaunch %d kernels %d copies", graph->launches, graph->copies));
     for (int i = 0; result == 0 && i < graph->count; i++)
         result = add(graph->nodes[i]);
     return result;
