@@ -177,7 +177,7 @@ def test_check_gates_on_a_baseline(
     compiled: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     baseline = tmp_path / "base line.json"
-    arguments = ("--data", home / "photos", "--rounds", 2)
+    arguments = ("--data", home / "photos", "--rounds", 6)
     assert xceptile("check", compiled, "--baseline", baseline, *arguments) == 2
     assert f"--output '{baseline}'" in " ".join(capsys.readouterr().err.split())
     assert xceptile("baseline", compiled, "--output", baseline, *arguments) == 0
