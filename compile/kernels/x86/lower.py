@@ -7,7 +7,7 @@ The convolutions' zero-point correction, (128 + z_in) times the sum of a channel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -47,6 +47,17 @@ def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None
     for, ValueError for a choice that cannot be.
     """
     return _Lowering(graph, isa_of(target), choices).calls()
+
+
+@dataclass(frozen=True)
+class _LeftHandSide:
+    """The left-hand matrix of a convolution: what makes its rows, of which tensor, with which constants and
+    multiply-accumulates of its own."""
+
+    producer: Producer
+    x: Activation
+    constants: tuple[Weights, ...]
+    macs: int
 
 
 class _Lowering:
@@ -147,63 +158,66 @@ class _Lowering:
     # Operators that multiply matrices.
 
     def _convolution(self, node: ir.Node) -> list[KernelCall]:
-        source = self.graph.node(node.inputs[0])
         weights = self.graph.constants[node.inputs[1]].data
         if isinstance(node.op, ir.FullyConnected):
             op, weights = ir.Conv2d((1, 1), (0, 0, 0, 0), node.op.relu), weights[:, None, None, :]
-            height, width, in_channels = 1, 1, source.type.shape[1]
         else:
             assert isinstance(node.op, ir.Conv2d)
-            op, (_, height, width, in_channels) = node.op, source.type.shape
-        out_pixels, channels = _pixels(node.type.shape)
+            op = node.op
+        pixels, channels = _pixels(node.type.shape)
         parameters = np.zeros(layout.PARAMETERS, np.int32)
         parameters[layout.OUT_ZERO] = node.type.per_tensor.zero_point + 128
         parameters[layout.OUT_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
-        row_constants: tuple[Weights, ...] = ()
-        macs = out_pixels * weights.size
-        producer: Producer
-        operands: tuple[Activation | Weights, ...]
-        if source.name in self.fused:
-            producer, row_constants, x, more = self._depthwise_producer(source, parameters)
-            macs += more
-        else:
-            plain = isinstance(source.op, ir.Input) and self._input(source) == []
-            out_width = node.type.shape[2] if len(node.type.shape) == 4 else 1
-            kernel = (weights.shape[1], weights.shape[2])
-            producer = Gather(height, width, in_channels, kernel, op.strides, op.padding, out_width, plain)
-            parameters[layout.PADDING] = source.type.per_tensor.zero_point + 128
-            x = (
-                Activation(source.name, "int8", height * width * in_channels)
-                if plain
-                else self._activation(source.name)
-            )
-        position = producer.k_position(self.isa)
+        left = self._left_hand_side(node, op, (weights.shape[1], weights.shape[2]), parameters)
+        position = left.producer.k_position(self.isa)
         k = int(position.max()) + 1
         matrix = np.zeros((channels, k), np.int64)
         matrix[:, position.reshape(-1)] = weights.reshape(channels, -1)
         constants, bounded = self._product_constants(node, matrix)
-        finish = partial(KernelCall, name=node.name, path=node.path, macs=macs)
+        finish = partial(KernelCall, name=node.name, path=node.path, macs=pixels * weights.size + left.macs)
         target = self._activation(node.name)
-        if matrix.size <= PANEL_WEIGHTS and out_pixels > 1:
-            draft = Convolution(self.isa, producer, out_pixels, k, channels, 0, bounded)
-            modelled = pixels_per_task(out_pixels, k)
-            size = task_size(self.choices, draft.symbol, modelled, out_pixels, LARGEST_BLOCK)
+        operands: tuple[Activation | Weights, ...]
+        if matrix.size <= PANEL_WEIGHTS and pixels > 1:
+            draft = Convolution(self.isa, left.producer, pixels, k, channels, 0, bounded)
+            size = task_size(self.choices, draft.symbol, pixels_per_task(pixels, k), pixels, LARGEST_BLOCK)
             product = replace(draft, pixels_per_task=size.value)
             y = Activation(target.name, "uint8", product.output_count)
-            operands = (x, *row_constants, *constants, Weights(parameters), y)
+            operands = (left.x, *left.constants, *constants, Weights(parameters), y)
             return [finish(product.symbol, product.build, operands, y.name, product.tasks, size=size)]
-        calls, stride = [], layout.row_stride(k)
-        direct = isinstance(producer, Gather) and self.isa.vnni and producer.copies_nothing
-        if direct:
-            a, stride = x, layout.stored_channels(in_channels)
-        else:
-            rows = Rows(self.isa, producer, out_pixels, k)
-            a = Activation(f"{node.name}:rows", self.isa.operand, rows.count)
-            operands = (x, *row_constants, Weights(parameters), a)
-            calls.append(KernelCall(rows.symbol, rows.build, operands, a.name, rows.tasks, source.name, source.path))
-        columns = Product(self.isa, out_pixels, k, channels, bounded, stride)
+        calls, a, stride = self._rows(node, left, k, parameters)
+        columns = Product(self.isa, pixels, k, channels, bounded, stride)
         operands = (a, *constants, Weights(parameters), target)
         return [*calls, finish(columns.symbol, columns.build, operands, target.name, columns.tasks)]
+
+    def _left_hand_side(
+        self, node: ir.Node, op: ir.Conv2d, kernel: tuple[int, int], parameters: NDArray[np.int32]
+    ) -> _LeftHandSide:
+        """Of a convolution's product. Sets the ``parameters`` that making its rows takes."""
+        source = self.graph.node(node.inputs[0])
+        if source.name in self.fused:
+            producer, constants, x, macs = self._depthwise_producer(source, parameters)
+            return _LeftHandSide(producer, x, constants, macs)
+        shape = source.type.shape
+        height, width, channels = shape[1:] if len(shape) == 4 else (1, 1, shape[1])
+        out_width = node.type.shape[2] if len(node.type.shape) == 4 else 1
+        plain = isinstance(source.op, ir.Input) and self._input(source) == []
+        gather = Gather(height, width, channels, kernel, op.strides, op.padding, out_width, plain)
+        parameters[layout.PADDING] = source.type.per_tensor.zero_point + 128
+        x = Activation(source.name, "int8", height * width * channels) if plain else self._activation(source.name)
+        return _LeftHandSide(gather, x, (), 0)
+
+    def _rows(
+        self, node: ir.Node, left: _LeftHandSide, k: int, parameters: NDArray[np.int32]
+    ) -> tuple[list[KernelCall], Activation, int]:
+        """The left-hand matrix in memory, and elements from row to row: the input itself, or what a call makes."""
+        if isinstance(left.producer, Gather) and self.isa.vnni and left.producer.copies_nothing:
+            return [], left.x, layout.stored_channels(left.producer.channels)
+        source = self.graph.node(node.inputs[0])
+        rows = Rows(self.isa, left.producer, _pixels(node.type.shape)[0], k)
+        a = Activation(f"{node.name}:rows", self.isa.operand, rows.count)
+        operands: tuple[Activation | Weights, ...] = (left.x, *left.constants, Weights(parameters), a)
+        call = KernelCall(rows.symbol, rows.build, operands, a.name, rows.tasks, source.name, source.path)
+        return [call], a, layout.row_stride(k)
 
     def _product_constants(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[tuple[Weights, ...], bool]:
         """Packed weights, biases and multipliers of ``matrix`` (N, K), and whether every product fits int32."""
