@@ -57,5 +57,6 @@ def tune(
         print_json({"tuning": str(output), **counts, "latency_ratio": tuning.latency_ratio})
         return
     out.print(f"{output}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    out.print(f"  latency with the winners / with the cost model's choices: {tuning.latency_ratio:.3f}")
+    stay = "" if (tuning.latency_ratio or 1) < 1 else ", no faster: the cost model's stay"
+    out.print(f"  latency with the winners / with the cost model's choices: {tuning.latency_ratio:.3f}{stay}")
     out.print(f"  {tuning.obtained} on {tuning.threads} threads; compile with --tuning {output}")
