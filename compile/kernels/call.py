@@ -39,6 +39,16 @@ class Weights:
     data: NDArray[np.generic] = field(repr=False)
 
 
+def wrap_int32(values: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Modulo 2^32: sums of accumulators are exact where the final one fits."""
+    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+
+
+def pad_to(values: NDArray[np.generic], size: int) -> NDArray[np.generic]:
+    """``values`` (1-D), then zeros: ``size`` in all."""
+    return np.concatenate([values, np.zeros(size - values.size, values.dtype)])
+
+
 @dataclass(frozen=True)
 class TaskSize:
     """How much of a convolution one task does: ``value`` of ``total`` pixels or rows, in whole blocks of ``step`` where

@@ -190,13 +190,13 @@ class _Lowering:
             )
             shape = replace(shape, rows_per_task=size.value)
         packed = _patch_weights(weights, in_channels, shape)
+        width = -(-outputs // self.block.channels) * self.block.channels
         corrections: tuple[Weights, ...] = ()
         if self.block.isa == "neon" and shape.splits == 1:
             parts = chain.split(packed)
             if chain.pays(parts, max(convolution.band_pixels(shape))):
                 shape, packed = replace(shape, chained=True), parts.chained
-                corrections = _corrections(parts, -(-outputs // self.block.channels) * self.block.channels)
-        width = -(-outputs // self.block.channels) * self.block.channels
+                corrections = _corrections(parts, width)
         bias, multipliers = _scaling(graph, node, width)
         zero_points = (graph.type_of(source).per_tensor.zero_point, node.type.per_tensor.zero_point)
         operands: tuple[Activation | Weights, ...] = (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import GpuSpec, TargetSpec
-from ..call import Activation, Weights
+from ..call import Activation, Weights, pad_to, wrap_int32
 from ..gpu_call import GpuCall, only_depthwise_reads
 from . import element as words
 from . import shapes
@@ -214,7 +214,7 @@ class _Lowering:
         values[words.PADDING] = (self.graph.type_of(read).per_tensor.zero_point & 0xFF) * 0x01010101
         if add is not None:
             self._add_constants(values, node, add)
-        return Weights(_wrap(values))
+        return Weights(wrap_int32(values))
 
     def _add_constants(self, values: NDArray[np.int64], first: ir.Node, add: ir.Node) -> None:
         """``first`` is the summand that the kernel computes, or the addition's first."""
@@ -233,14 +233,14 @@ class _Lowering:
         """Biases and, of int8, sums of weights and multipliers, ``count`` of each; ``matrix`` (channels, products)."""
         bias = self.graph.constants[node.inputs[2]].data
         if not self.e.integer:
-            return [Weights(_padded(bias.astype(np.float32), count))]
+            return [Weights(pad_to(bias.astype(np.float32), count))]
         source, weights = self.graph.type_of(read), self.graph.type_of(node.inputs[1])
         total = matrix.astype(np.int64).sum(axis=1)
         start = bias.astype(np.int64) - source.per_tensor.zero_point * total
         multipliers = arithmetic.output_multipliers(
             self.graph.type_of(node.inputs[0]).per_tensor.scale, weights.per_axis.scales, node.type.per_tensor.scale
         )
-        return [Weights(_padded(values, count)) for values in (_wrap(start), _wrap(total), multipliers)]
+        return [Weights(pad_to(values, count)) for values in (wrap_int32(start), wrap_int32(total), multipliers)]
 
     # Operators.
 
@@ -309,7 +309,7 @@ class _Lowering:
             k = arithmetic.requantize_multiplier(source.scale, out.scale)
             values[words.ADD_A], values[words.ADD_BIAS] = k, 128 - source.zero_point * k
             values[words.ZERO] = out.zero_point
-            constants = Weights(_wrap(values))
+            constants = Weights(wrap_int32(values))
         else:
             constants = self._parameters(node, False, node.inputs[0], node if kind == "add" else None)
         return self._call(node, kernel, [*inputs, constants, target])
@@ -325,7 +325,7 @@ class _Lowering:
             values[words.ZERO], values[words.LOW] = out.zero_point, arithmetic.INT8_MIN
             values[words.ADD_BIAS] = -pixels * source.per_tensor.zero_point
             m = arithmetic.average_multiplier(source.per_tensor.scale, out.scale, pixels)
-            constants = [Weights(_wrap(values)), Weights(np.repeat(m.reshape(1), 4))]
+            constants = [Weights(wrap_int32(values)), Weights(np.repeat(m.reshape(1), 4))]
         else:
             real = np.zeros(words.REAL_PARAMETERS, np.float32)
             real[words.REAL_SCALE] = 1.0 / (height * width)
@@ -367,12 +367,3 @@ def _shape(kind: ir.TensorType) -> tuple[int, int, int, int]:
     """(N, H, W, C) of (N, H, W, C) or (N, C)."""
     shape = kind.shape
     return (shape[0], 1, 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2], shape[3])
-
-
-def _wrap(values: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Modulo 2^32: sums of accumulators are exact where the final one fits."""
-    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-
-
-def _padded(values: Array, size: int) -> Array:
-    return np.concatenate([values, np.zeros(size - values.size, values.dtype)])

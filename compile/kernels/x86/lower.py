@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import TargetSpec
-from ..call import Activation, KernelCall, Weights, task_size
+from ..call import Activation, KernelCall, Weights, pad_to, task_size, wrap_int32
 from . import layout
 from .conv import Convolution, Producer, Rows
 from .depthwise import Depthwise, DepthwiseAlone, DepthwiseAny
@@ -227,8 +227,8 @@ class _Lowering:
         order = np.concatenate([first + lane_order(isa, vectors).reshape(-1) for first, vectors in starts])
         constants = (
             _pack_matrix(isa, matrix, order),
-            Weights(_padded(bias, order.size)[order]),
-            Weights(_padded(multipliers, order.size)[order]),
+            Weights(pad_to(bias, order.size)[order]),
+            Weights(pad_to(multipliers, order.size)[order]),
         )
         return constants, bounded
 
@@ -241,7 +241,7 @@ class _Lowering:
         )
         corrected = bias - (128 + source.per_tensor.zero_point) * matrix.sum(axis=1)
         largest = (np.abs(matrix).sum(axis=1) * 255 + np.abs(bias)).astype(np.float64) * multipliers
-        return _wrap(corrected), multipliers, bool(largest.max(initial=0) < INT32_LIMIT)
+        return wrap_int32(corrected), multipliers, bool(largest.max(initial=0) < INT32_LIMIT)
 
     def _depthwise_producer(
         self, node: ir.Node, parameters: NDArray[np.int32]
@@ -265,7 +265,7 @@ class _Lowering:
                 rows[2] = 0
             bias, _, _ = self._biases(node, rows.reshape(9, channels).T)
             packed.append(_pack_taps(isa, rows, total))
-            biases.append(_in_lanes(isa, _padded(bias, total)))
+            biases.append(_in_lanes(isa, pad_to(bias, total)))
         zero = node.type.per_tensor.zero_point
         parameters[layout.ROW_ZERO] = zero + 128
         parameters[layout.ROW_LOW] = arithmetic.lower_bound(zero, node.op.relu) + 128
@@ -277,7 +277,7 @@ class _Lowering:
         constants = (
             Weights(np.concatenate(packed)),
             Weights(np.concatenate(biases)),
-            Weights(_in_lanes(isa, _padded(multipliers, total))),
+            Weights(_in_lanes(isa, pad_to(multipliers, total))),
         )
         return producer, constants, self._activation(read), height * width * 9 * channels
 
@@ -306,12 +306,12 @@ class _Lowering:
         parameters[0] = source.per_tensor.zero_point + 128
         parameters[layout.ROW_ZERO] = node.type.per_tensor.zero_point + 128
         parameters[layout.ROW_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
-        in_lanes = [_in_lanes(isa, _padded(tap, total)) for tap in taps.reshape(kh * kw, channels)]
+        in_lanes = [_in_lanes(isa, pad_to(tap, total)) for tap in taps.reshape(kh * kw, channels)]
         operands = (
             self._activation(node.inputs[0]),
             Weights(np.concatenate(in_lanes)),
-            Weights(_in_lanes(isa, _padded(bias, total))),
-            Weights(_in_lanes(isa, _padded(multipliers, total))),
+            Weights(_in_lanes(isa, pad_to(bias, total))),
+            Weights(_in_lanes(isa, pad_to(multipliers, total))),
             Weights(parameters),
             target,
         )
@@ -364,7 +364,7 @@ class _Lowering:
         target = self._activation(node.name)
         kernel = Elementwise(self.isa, kind, target.count)
         inputs = [self._activation(name) for name in node.inputs]
-        operands: tuple[Activation | Weights, ...] = (*inputs, Weights(_wrap(parameters)), target)
+        operands: tuple[Activation | Weights, ...] = (*inputs, Weights(wrap_int32(parameters)), target)
         return KernelCall(kernel.symbol, kernel.build, operands, target.name, kernel.tasks, node.name, node.path)
 
     def _average_pool(self, node: ir.Node) -> KernelCall:
@@ -377,7 +377,7 @@ class _Lowering:
         target = self._activation(node.name)
         operands = (
             self._activation(node.inputs[0]),
-            Weights(_wrap(parameters)),
+            Weights(wrap_int32(parameters)),
             Weights(m.reshape(1)),
             target,
         )
@@ -397,15 +397,6 @@ def _is_pointwise(graph: ir.Graph, node: ir.Node) -> bool:
         and op.strides == (1, 1)
         and not any(op.padding)
     )
-
-
-def _wrap(values: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Modulo 2^32: sums of accumulators are exact where the final one fits."""
-    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-
-
-def _padded(values: Array, size: int) -> Array:
-    return np.concatenate([values, np.zeros(size - values.size, values.dtype)])
 
 
 def _pack_matrix(isa: Isa, matrix: NDArray[np.int64], order: NDArray[np.int64]) -> Weights:
