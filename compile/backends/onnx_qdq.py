@@ -63,7 +63,7 @@ class Departure:
     def __str__(self) -> str:
         return (
             f"{self.agreeing} of {self.images} golden images keep the contract's class, no logit is more than "
-            f"{self.largest_difference_steps} steps off (ONNX's operators in float32, computed with numpy)"
+            f"{self.largest_difference_steps} step{'s' * (self.largest_difference_steps != 1)} off (ONNX's operators in float32, computed with numpy)"
         )
 
 

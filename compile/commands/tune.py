@@ -16,7 +16,9 @@ def tune(
     model: Annotated[str, typer.Option(help="A checkpoint, or demo or xception; only its layers' shapes matter.")] = (
         "xception"
     ),
-    size: Annotated[int | None, typer.Option(min=71, help="Input height and width, where the file has none.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
+    ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns each candidate takes.")] = 30,
@@ -34,7 +36,7 @@ def tune(
     check_device(spec, device)
     with bar() as progress:
         progress("load", 0.0)
-        graph, images = sample_network(zoo.load(model, size=size), progress)
+        graph, images = sample_network(zoo.load(model, size=input_size), progress)
         tuning = measure(
             graph,
             images,
