@@ -61,9 +61,10 @@ class Departure:
     largest_difference_steps: int
 
     def __str__(self) -> str:
+        steps = self.largest_difference_steps
         return (
             f"{self.agreeing} of {self.images} golden images keep the contract's class, no logit is more than "
-            f"{self.largest_difference_steps} step{'s' * (self.largest_difference_steps != 1)} off (ONNX's operators in float32, computed with numpy)"
+            f"{steps} {'step' if steps == 1 else 'steps'} off (ONNX's operators in float32, computed with numpy)"
         )
 
 
