@@ -198,8 +198,18 @@ def test_a_gpu_that_shares_the_memory_copies_nothing(fake: Fake, tmp_path: Path)
     assert (done.status, done.error) == (0, "")
     assert "cuMemHostAlloc 1536 flags 2" in done.calls
     assert not [call for call in done.calls if "captured" in call]
+    assert "cuMemHostGetDevicePointer 0" in done.calls
     launches = [call.partition(": ")[2] for call in done.calls if call.startswith("cuLaunchKernel")]
     assert launches == ["host2+0 device1+0 device0+1024", "device0+1024 host2+1024"]
+
+
+def test_an_operand_within_an_input_is_found_there(fake: Fake, tmp_path: Path) -> None:
+    whole = plan()
+    rest = Argument("arena", "int8", 512, 88)
+    steps = (whole.steps[0], replace(whole.steps[1], arguments=(rest, whole.steps[1].arguments[1])))
+    done = fake.run(write_bundle(tmp_path / "b", replace(whole, steps=steps)), FAKE_INTEGRATED="1")
+    assert (done.status, done.error) == (0, "")
+    assert next(call for call in done.calls if "cuLaunchKernel fold" in call).endswith(": host2+512 host2+1024")
 
 
 def test_a_tensor_whose_memory_is_used_again_is_copied(fake: Fake, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ __attribute__((format(printf, 1, 2))) static int record(const char *format, ...)
 #define GUARD 4352 /* with it memory is aligned to 256 bytes and no more, as a driver aligns it */
 #define GUARD_BYTE 0xC5
 #define RUBBISH 0xA5
+#define NO_HANDLE ((void *)(uintptr_t)RUBBISH) /* what a call that failed leaves where a handle was to be */
 
 struct function {
     char name[200];
@@ -221,7 +222,7 @@ static bool guards_hold(const struct memory *memory)
 }
 static int allocate(void **memory, size_t size, const char *kind, bool reachable, int result)
 {
-    *memory = NULL;
+    *memory = NO_HANDLE;
     if (result == 0)
         result = need_context(0);
     for (int i = 0; result == 0 && i < MAX_MEMORIES; i++)
@@ -343,7 +344,7 @@ API int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *s
 API int cuStreamCreate(void **stream, unsigned flags)
 {
     int result = need_context(record("cuStreamCreate %u", flags));
-    *stream = result == 0 ? malloc(1) : NULL;
+    *stream = result == 0 ? malloc(1) : NO_HANDLE;
     return result;
 }
 API int cuStreamDestroy_v2(void *stream)
@@ -470,6 +471,7 @@ API int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int
     if (said != NULL && count == 2 && options[0] == 5 && options[1] == 6)
         snprintf(values[0], (size_t)(uintptr_t)values[1], "%s", said);
     struct module *made = result == 0 ? calloc(1, sizeof *made) : NULL;
+    *module = NO_HANDLE;
     if (result != 0)
         return result;
     if (made == NULL)
@@ -568,7 +570,7 @@ API int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, un
 API int cuEventCreate(void **event, unsigned flags)
 {
     int result = need_context(record("cuEventCreate %u", flags));
-    *event = result == 0 ? calloc(1, sizeof(struct event)) : NULL;
+    *event = result == 0 ? calloc(1, sizeof(struct event)) : NO_HANDLE;
     return result;
 }
 API int cuEventRecord(void *event, void *stream)
@@ -629,7 +631,7 @@ API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned lon
         made->nodes = malloc((size_t)from->count * sizeof *from->nodes);
         memcpy(made->nodes, from->nodes, (size_t)from->count * sizeof *from->nodes);
     }
-    *executable = made;
+    *executable = made != NULL ? (void *)made : NO_HANDLE;
     return result;
 }
 API int cuGraphDestroy(void *graph)
