@@ -26,6 +26,10 @@ SUPPORTED = (
     "before a max pooling, addition, global average pooling, flattening of a 1x1 map, Linear, Dropout, Identity"
 )
 _REASONS = {
+    **dict.fromkeys(
+        ("sub", "div", "mul"),
+        "it has no int8 form here; if it scales pixels, export without it and give --preprocessing",
+    ),
     "softmax": "end the network at its logits: the class of the largest is the same",
     "log_softmax": "end the network at its logits: the class of the largest is the same",
     "_native_batch_norm_legit": "it uses the statistics of a batch; call eval() before exporting",

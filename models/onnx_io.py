@@ -29,20 +29,26 @@ class OnnxError(ValueError):
     """A file that is no ONNX network, or a damaged one."""
 
 
-def load_onnx(path: str | Path) -> ir.Graph:
-    """Reads a file. Raises OnnxError where it is no sound ONNX model, UnsupportedLayer for what a graph cannot say."""
+def load_onnx(path: str | Path, size: int | None = None) -> ir.Graph:
+    """Reads a file; ``size`` as for ``from_onnx``.
+
+    Raises OnnxError where it is no sound ONNX model, UnsupportedLayer for what a graph cannot say.
+    """
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker have no common error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OnnxError(f"{path}: is no sound ONNX model ({reason}); export it again") from error
-    return from_onnx(model)
+    return from_onnx(model, size)
 
 
-def from_onnx(model: onnx.ModelProto) -> ir.Graph:
-    """A float model with images in NCHW and fixed sizes; a batch without a size becomes 1. Raises UnsupportedLayer."""
-    importer = _Importer(model)
+def from_onnx(model: onnx.ModelProto, size: int | None = None) -> ir.Graph:
+    """A float model with images in NCHW; an open height or width becomes ``size``, an open batch 1.
+
+    Raises UnsupportedLayer.
+    """
+    importer = _Importer(model, size)
     for node in model.graph.node:
         importer.visit(node)
     origin = Origin("", "output", "output")
@@ -85,7 +91,8 @@ class _Call:
 class _Importer:
     """Walks the nodes, which ONNX keeps in topological order. ``env`` holds tensors and constants by name."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, size: int | None) -> None:
+        self.size = size
         self.builder = GraphBuilder()
         self.opsets = list(model.opset_import)
         self.env: dict[str, _Operand] = {"": None}
@@ -107,8 +114,10 @@ class _Importer:
             raise origin.refuse(f"it is {TensorProto.DataType.Name(tensor.elem_type)}; only float32 networks are read")
         if shape and shape[0] == 0:
             shape[0] = 1
+        if len(shape) == 4 and self.size is not None:
+            shape[2:] = [length or self.size for length in shape[2:]]
         if 0 in shape:
-            raise origin.refuse(f"its shape {shape} has open sizes; export it with fixed ones")
+            raise origin.refuse(f"its shape {shape} has open sizes; give --input-size, or export it with fixed ones")
         return self.builder.input(value.name, tuple(shape), origin)
 
     def visit(self, node: onnx.NodeProto) -> None:
@@ -173,6 +182,10 @@ class _Importer:
 
 _REASONS = {
     "Softmax": "end the network at its logits: the class of the largest is the same",
+    **dict.fromkeys(
+        ("Sub", "Div", "Mul"),
+        "it has no int8 form here; if it scales pixels, export without it and give --preprocessing",
+    ),
     "Shape": "export the network with fixed sizes, the batch included",
     "Transpose": "images must enter as (N, C, H, W) and stay so",
     "QuantizeLinear": "only float networks are read; give the network before quantization",

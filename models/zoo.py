@@ -41,8 +41,8 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
 
     Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), of Keras
     (.h5, .weights.h5, .keras), exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height
-    and width, in pixels, of an Xception; the last two kinds carry their own. Raises ModelError, CheckpointError,
-    UnsupportedLayer or ValueError, each with what is wrong, where, and what to do.
+    and width, in pixels, of an Xception; the last two kinds carry their own, unless ONNX leaves it open. Raises
+    ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where, and what to do.
     """
     if str(source) == "xception":
         return _random_xception(size)
@@ -53,9 +53,10 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     if path.suffix in (".pt2", ".onnx"):
-        if size is not None:
+        model = _program(path) if path.suffix == ".pt2" else _onnx(path, size)
+        if size is not None and (model.input_spec.height, model.input_spec.width) != (size, size):
             raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
-        return _program(path) if path.suffix == ".pt2" else _onnx(path)
+        return model
     return _xception(_read_checkpoint(path), size, path.name.split(".")[0])
 
 
@@ -143,12 +144,12 @@ def _program(path: Path) -> Model:
     return _bare_model(from_torch(load_program(path), name=path.stem), path, "exported program")
 
 
-def _onnx(path: Path) -> Model:
+def _onnx(path: Path, size: int | None) -> Model:
     """Likewise of a float ONNX network."""
     from .onnx_io import load_onnx
 
     # Exporters call every graph main_graph.
-    return _bare_model(replace(load_onnx(path), name=path.stem), path, "ONNX")
+    return _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
 
 
 def _bare_model(graph: Graph, path: Path, kind: str) -> Model:

@@ -207,8 +207,10 @@ def test_unsupported_operators_are_refused_with_their_place(name: str) -> None:
 
 def test_open_sizes() -> None:
     assert from_onnx(model(("Relu", "x", "y", {}), shape=("batch", 3, 8, 9))).inputs[0].type.shape == (1, 8, 9, 3)
-    with pytest.raises(UnsupportedLayer, match="open sizes; export it with fixed ones"):
-        from_onnx(model(("Relu", "x", "y", {}), shape=(1, 3, "height", "width")))
+    proto = model(("Relu", "x", "y", {}), shape=(1, 3, "height", "width"))
+    assert from_onnx(proto, 96).inputs[0].type.shape == (1, 96, 96, 3)
+    with pytest.raises(UnsupportedLayer, match="open sizes; give --input-size, or export it with fixed ones"):
+        from_onnx(proto)
 
 
 def small_network() -> ir.Graph:
