@@ -144,8 +144,12 @@ def _indexer(names: Iterable[str], labels: Sequence[str], where: Path) -> Callab
 
 def _images_under(folder: Path) -> list[Path]:
     """Images at any depth, through links, hidden files left out, sorted by path. Raises OSError."""
-    walk = os.walk(folder, onerror=_raise, followlinks=True)
-    found = (Path(place, name) for place, _, names in walk for name in names)
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        here = Path(place).resolve()
+        above = (here, *here.parents)  # a link to one of these would be walked for ever
+        folders[:] = [name for name in folders if Path(place, name).resolve() not in above]
+        found += (Path(place, name) for name in names)
     images = (p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
     return sorted(p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 

@@ -41,6 +41,7 @@ def test_classes_may_be_links_to_folders_elsewhere(tmp_path: Path) -> None:
     write_image(tmp_path / "store" / "deep" / "a.png")
     write_image(tmp_path / "data" / "dog" / "b.png")
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "again").symlink_to(tmp_path / "data" / "cat")
     assert found(tmp_path / "data", LABELS) == [("cat/deep/a.png", 0), ("dog/b.png", 1)]
 
 
