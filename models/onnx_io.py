@@ -43,6 +43,13 @@ def load_onnx(path: str | Path, size: int | None = None) -> ir.Graph:
     return from_onnx(model, size)
 
 
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files beside a sound model that hold its larger tensors, in order of name; large exports have some."""
+    model = onnx.load(str(path), load_external_data=False)
+    stored = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return tuple(path.parent / name for name in sorted({entry.value for entry in stored if entry.key == "location"}))
+
+
 def from_onnx(model: onnx.ModelProto, size: int | None = None) -> ir.Graph:
     """A float model with images in NCHW; an open height or width becomes ``size``, an open batch 1.
 

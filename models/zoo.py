@@ -146,10 +146,12 @@ def _program(path: Path) -> Model:
 
 def _onnx(path: Path, size: int | None) -> Model:
     """Likewise of a float ONNX network."""
-    from .onnx_io import load_onnx
+    from .onnx_io import data_files, load_onnx
 
     # Exporters call every graph main_graph.
-    return _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
+    model = _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
+    data = {f"sha256 of {each.name}": _sha256(each) for each in data_files(path)}
+    return replace(model, provenance=model.provenance | data)
 
 
 def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
@@ -163,5 +165,9 @@ def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
         raise ModelError(
             f"{path}: makes {[list(graph.type_of(n).shape) for n in graph.outputs]}; (1, classes) is needed"
         )
-    provenance = {"source": path.name, "kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    provenance = {"source": path.name, "kind": kind, "sha256": _sha256(path)}
     return Model(graph, InputSpec(shape[1], shape[2]), tuple(str(i) for i in range(out[1])), provenance)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

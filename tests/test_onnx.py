@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,14 @@ def test_files(tmp_path: Path) -> None:
         path.write_bytes(contents)
         with pytest.raises(OnnxError, match=r"net\.onnx: is no sound ONNX model \(.*\); export it again"):
             load_onnx(path)
+
+
+def test_tensors_in_a_file_beside_count_for_provenance(tmp_path: Path) -> None:
+    path, data = tmp_path / "net.onnx", tmp_path / "net.onnx.data"
+    onnx.save(to_onnx(small_network()), path, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = zoo.load(path).provenance
+    assert before["sha256 of net.onnx.data"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    after = zoo.load(path).provenance
+    assert after["sha256"] == before["sha256"]
+    assert after != before
