@@ -46,7 +46,6 @@ import numpy as np
 
 TURNS, RUNS, WARMUP = 20, 20, 10
 DEADLINE_S = 560
-BEGAN = time.monotonic()
 TIME_STEPS = 2  # XCT_TIME_STEPS
 GPU = 1  # XCT_DEVICE_GPU
 # Of the tensor cores, dense, int8 multiply-accumulates a clock and multiprocessor by compute capability: NVIDIA's data
@@ -746,11 +745,11 @@ def tell(line: dict[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
-def run(kit: Path) -> Iterator[dict[str, Any]]:
-    """Everything, result by result. Raises NoGpu where there is none."""
+def run(kit: Path, end: float) -> Iterator[dict[str, Any]]:
+    """Everything until ``end`` on the clock of time.monotonic(), result by result. Raises NoGpu where there is none."""
     entries = json.loads((kit / "kit.json").read_text())["networks"]
     first = start_part(kit, ("machine",), 60)
     if first.get("error", "").startswith("NoGpu: "):
@@ -760,7 +759,7 @@ def run(kit: Path) -> Iterator[dict[str, Any]]:
     with_steps = {entry["name"] for entry in entries if entry["dtype"] == "int8"}
     while waiting:
         part = waiting.pop(0)
-        left_s = DEADLINE_S - (time.monotonic() - BEGAN)
+        left_s = end - time.monotonic()
         if part.limit_s is None:
             limit_s = left_s / (1 + sum(each.limit_s is None for each in waiting))
         else:
@@ -801,6 +800,7 @@ def all_equal(lines: list[dict[str, Any]]) -> bool:
 
 
 def main() -> int:
+    end = time.monotonic() + DEADLINE_S
     kit = Path(sys.argv[1] if len(sys.argv) > 1 else __file__).resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part under way is ended, too
     lines: list[dict[str, Any]] = []
@@ -808,7 +808,7 @@ def main() -> int:
         with unpacked(kit if kit.is_dir() else kit.parent) as folder:
             if sys.argv[2:]:
                 return do_part(folder, sys.argv[2:])
-            for line in run(folder):
+            for line in run(folder, end):
                 tell(line)
                 lines.append(line)
     except Unusable as error:
