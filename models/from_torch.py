@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +16,6 @@ from torch.export.graph_signature import InputKind, OutputKind
 from .graph import Graph, Pads
 from .nchw import NO_PADS, Array, GraphBuilder, Origin, UnsupportedLayer, Value
 from .preprocess import InputSpec
-from .weights import CheckpointError, first_line
 
 SUPPORTED = (
     "Conv2d (dense or depthwise), BatchNorm2d, ReLU, MaxPool2d, zero padding before a convolution and minus infinity "
@@ -46,7 +42,8 @@ def from_torch(
     """Captures a network in evaluation mode; weights become NHWC float32 constants, nodes keep their module's path.
 
     ``inputs`` gives the shape of the one image input: an InputSpec, or (N, C, H, W) as torch has it. An exported
-    program carries its own shape and needs none. The module itself is left unchanged.
+    program carries its own shape and needs none; a batch that it leaves open is 1 then. The module itself is left
+    unchanged.
     Raises UnsupportedLayer for what the graph cannot say, ValueError where the shape is missing or differs.
     """
     shape = _nchw_shape(inputs)
@@ -61,38 +58,6 @@ def from_torch(
         # No operator is broken up; in-place operators are made functional.
         program = program.run_decompositions({})
     return _Importer(program, shape).graph(name or type(network).__name__)
-
-
-def load_program(path: str | Path) -> ExportedProgram:
-    """A ``.pt2`` file of ``torch.export.save``, without executing what may be pickled in it. Raises CheckpointError."""
-    try:
-        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
-        # torch unpickles these freely, or loads them as machine code.
-        if unsafe := [r for r in records if any(kind in r for kind in ("custom_obj", "opaque_obj", "aotinductor"))]:
-            raise CheckpointError(f"holds {unsafe[0]}, which is code and is not executed; export a plain network", path)
-        with _weights_only(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(str(path))
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch raises many kinds on files that are damaged or hold pickled code
-        raise CheckpointError(
-            f"is no exported program, or damaged, or holds code ({first_line(error)}); export it again", path
-        ) from error
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.export.load falls back to executing pickled code; this variable of torch's forbids it (torch.load)."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def _nchw_shape(inputs: InputSpec | tuple[int, int, int, int] | None) -> tuple[int, ...] | None:
@@ -125,6 +90,7 @@ class _Importer:
         self.shape = shape
         self.builder = GraphBuilder()
         self.env: dict[str, Value | _Weight | None] = {}
+        self.open_batch: dict[Any, int] = {}  # the sympy.Symbol of what the program leaves open, and what it becomes
 
     def graph(self, name: str) -> Graph:
         """The whole program as a graph."""
@@ -150,7 +116,10 @@ class _Importer:
     def _placeholder(self, node: torch.fx.Node, spec: Any) -> Value | _Weight | None:
         if spec.kind == InputKind.USER_INPUT:
             origin = Origin("", node.name, "input")
-            shape = _static_shape(node, origin)
+            batch = node.meta["val"].shape[0]
+            if isinstance(batch, torch.SymInt):
+                self.open_batch = {batch.node.expr: 1 if self.shape is None else self.shape[0]}
+            shape = self._static_shape(node, origin)
             if self.shape is not None and shape != self.shape:
                 raise ValueError(f"the program takes {list(shape)}, {list(self.shape)} was asked for")
             return self.builder.input(node.name, shape, origin)
@@ -160,9 +129,18 @@ class _Importer:
         values = tensor.detach().cpu()
         return spec.target, (values.float() if values.is_floating_point() else values).numpy()
 
-    def _call(self, node: torch.fx.Node) -> Value | _Weight:
+    def _static_shape(self, node: torch.fx.Node, origin: Origin) -> tuple[int, ...]:
+        shape = node.meta["val"].shape
+        fixed = [size if isinstance(size, int) else size.node.expr.xreplace(self.open_batch) for size in shape]
+        if not all(isinstance(size, int) or size.is_Integer for size in fixed):
+            raise origin.refuse(f"its shape {list(shape)} is open; export it with only the batch open, or nothing")
+        return tuple(int(size) for size in fixed)
+
+    def _call(self, node: torch.fx.Node) -> Value | _Weight | None:
         operator = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         origin = _origin(node, operator)
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            return None  # part of a shape, which the tensor it becomes has, too
         arguments = [_resolve(argument, self.env) for argument in _arguments(node)]
         first = arguments[0] if arguments else None
         if operator == "getitem":
@@ -171,6 +149,8 @@ class _Importer:
             return _tensor(first, origin)
         if isinstance(first, tuple) and operator != "addmm":
             return _weight(operator, first, arguments, origin)
+        if operator in _RESHAPES:
+            return self.builder.reshape(_tensor(first, origin), self._static_shape(node, origin), origin)
         handler = _HANDLERS.get(operator)
         if handler is None:
             raise origin.refuse(_REASONS.get(operator, f"there is no int8 form of it here; supported are {SUPPORTED}"))
@@ -193,13 +173,6 @@ def _arguments(node: torch.fx.Node) -> list[Any]:
     given = list(node.args)
     rest = schema.arguments[len(given) :]
     return given + [node.kwargs.get(argument.name, argument.default_value) for argument in rest]
-
-
-def _static_shape(node: torch.fx.Node, origin: Origin) -> tuple[int, ...]:
-    shape = tuple(node.meta["val"].shape)
-    if not all(type(size) is int for size in shape):
-        raise origin.refuse("a dynamic shape; export the program with fixed shapes")
-    return shape
 
 
 def _module_path(node: torch.fx.Node) -> str:
@@ -384,11 +357,6 @@ def _average_pool(builder: GraphBuilder, origin: Origin, node: torch.fx.Node, ar
     return builder.global_average_pool(x, origin)
 
 
-def _reshape(builder: GraphBuilder, origin: Origin, node: torch.fx.Node, arguments: list[_Argument]) -> Value:
-    """view, flatten, squeeze and their like: the result's shape says it all."""
-    return builder.reshape(_tensor(arguments[0], origin), _static_shape(node, origin), origin)
-
-
 def _linear(builder: GraphBuilder, origin: Origin, node: torch.fx.Node, arguments: list[_Argument]) -> Value:
     x, weight, bias = arguments
     bias = None if bias is None else _as_weight(bias, origin)
@@ -412,6 +380,8 @@ def _dropout(builder: GraphBuilder, origin: Origin, node: torch.fx.Node, argumen
     return _tensor(arguments[0], origin)
 
 
+# The result's shape says all of what they do.
+_RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze"})
 _HANDLERS: dict[str, Callable[[GraphBuilder, Origin, torch.fx.Node, list[_Argument]], Value]] = {
     "conv2d": _conv2d,
     "convolution": _convolution,
@@ -427,12 +397,6 @@ _HANDLERS: dict[str, Callable[[GraphBuilder, Origin, torch.fx.Node, list[_Argume
     "adaptive_avg_pool2d": _adaptive_pool,
     "_adaptive_avg_pool2d": _adaptive_pool,
     "avg_pool2d": _average_pool,
-    "view": _reshape,
-    "_unsafe_view": _reshape,
-    "reshape": _reshape,
-    "flatten": _reshape,
-    "squeeze": _reshape,
-    "unsqueeze": _reshape,
     "linear": _linear,
     "addmm": _addmm,
     "dropout": _dropout,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +54,9 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
         raise ModelError(f"{source}: {what}; give xception, demo or a file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    if path.suffix in (".pt2", ".onnx"):
-        model = _program(path) if path.suffix == ".pt2" else _onnx(path, size)
+    program = _is_program(path)
+    if program or path.suffix == ".onnx":
+        model = _program(path) if program else _onnx(path, size)
         if size is not None and (model.input_spec.height, model.input_spec.width) != (size, size):
             raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
         return model
@@ -137,9 +140,18 @@ def resized(spec: InputSpec, size: int) -> InputSpec:
     return replace(spec, height=size, width=size, resize=resize)
 
 
+def _is_program(path: Path) -> bool:
+    """Whether it is what ``torch.export.save`` writes, or calls itself so."""
+    if path.suffix != ".pt2":
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/archive_format") for name in archive.namelist())
+    return path.suffix == ".pt2"
+
+
 def _program(path: Path) -> Model:
     """An exported program; what it was trained on is unknown, so pixels are taken in [-1, 1] as Xception's are."""
-    from .from_torch import from_torch, load_program
+    from .exported_program import load_program
+    from .from_torch import from_torch
 
     return _bare_model(from_torch(load_program(path), name=path.stem), path, "exported program")
 

@@ -242,10 +242,14 @@ def test_unsupported_layers_are_refused_with_their_place(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_dynamic_shapes_are_refused() -> None:
-    batch = torch.export.Dim("batch")
+def test_open_sizes() -> None:
+    """Of the batch they become what is asked for; others are refused."""
+    batch, height = torch.export.Dim("batch"), torch.export.Dim("height")
     program = torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=({0: batch},))
-    with pytest.raises(UnsupportedLayer, match="export the program with fixed shapes"):
+    assert from_torch(program).inputs[0].type.shape == (1, 4, 4, 3)
+    assert from_torch(program, (5, 3, 4, 4)).inputs[0].type.shape == (5, 4, 4, 3)
+    program = torch.export.export(nn.ReLU(), (torch.zeros(1, 3, 4, 4),), dynamic_shapes=({2: height},))
+    with pytest.raises(UnsupportedLayer, match="export it with only the batch open, or nothing"):
         from_torch(program)
 
 

@@ -97,14 +97,14 @@ def compile_command(
     if measured is not None:
         measured.check_target(spec)
     with bar() as progress:
-        if "tvm" in (backend or BACKENDS):
-            progress(f"compile the runtime for {spec.name}", 0.0)
-            _check_tools(spec)
         progress("load", 0.0)
         loaded = zoo.load(model, size=input_size)
         loaded = loaded if labels is None else zoo.with_labels(loaded, labels)
         loaded = loaded if preprocessing is None else zoo.with_preprocessing(loaded, preprocessing)
         dataset = open_dataset(calibration)
+        if "tvm" in (backend or BACKENDS):
+            progress(f"compile the runtime for {spec.name}", 0.0)
+            _check_tools(spec)
         count = min(images, len(dataset))
         judged_on = None if data is None else _judged_on(data, loaded, data_images)
         # All before the first is used: a damaged one at the end must not show after minutes of calibration.
