@@ -116,9 +116,11 @@ class _Importer:
     def _placeholder(self, node: torch.fx.Node, spec: Any) -> Value | _Weight | None:
         if spec.kind == InputKind.USER_INPUT:
             origin = Origin("", node.name, "input")
-            batch = node.meta["val"].shape[0]
-            if isinstance(batch, torch.SymInt):
-                self.open_batch = {batch.node.expr: 1 if self.shape is None else self.shape[0]}
+            if not isinstance(node.meta.get("val"), Tensor):
+                raise origin.refuse("an input that is no tensor; export a network of one image")
+            for batch in node.meta["val"].shape[:1]:
+                if isinstance(batch, torch.SymInt):
+                    self.open_batch = {batch.node.expr: 1 if self.shape is None else self.shape[0]}
             shape = self._static_shape(node, origin)
             if self.shape is not None and shape != self.shape:
                 raise ValueError(f"the program takes {list(shape)}, {list(self.shape)} was asked for")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,11 +139,12 @@ def resized(spec: InputSpec, size: int) -> InputSpec:
 
 
 def _is_program(path: Path) -> bool:
-    """Whether it is what ``torch.export.save`` writes, or calls itself so."""
-    if path.suffix != ".pt2":
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/archive_format") for name in archive.namelist())
-    return path.suffix == ".pt2"
+    """Whether it is what ``torch.export.save`` writes, under a name that says so or says no more than PyTorch."""
+    if path.suffix not in (".pt", ".pth"):
+        return path.suffix == ".pt2"
+    from torch.export.pt2_archive import is_pt2_package
+
+    return is_pt2_package(str(path))
 
 
 def _program(path: Path) -> Model:

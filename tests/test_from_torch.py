@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ class Function(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(self, *inputs)
 
 
 def randomize(module: nn.Module) -> nn.Module:
@@ -251,6 +252,14 @@ def test_open_sizes() -> None:
     program = torch.export.export(nn.ReLU(), (torch.zeros(1, 3, 4, 4),), dynamic_shapes=({2: height},))
     with pytest.raises(UnsupportedLayer, match="export it with only the batch open, or nothing"):
         from_torch(program)
+
+
+@pytest.mark.parametrize(("more", "reason"), [(2, "an input that is no tensor"), (torch.tensor(2.0), "of shape []")])
+def test_inputs_that_are_no_images(more: Any, reason: str) -> None:
+    program = torch.export.export(Function(lambda _, x, more: x.relu()), (torch.zeros(SHAPE), more))
+    with pytest.raises(UnsupportedLayer) as caught:
+        from_torch(program)
+    assert reason in caught.value.reason
 
 
 def test_the_module_is_left_as_it_was() -> None:
