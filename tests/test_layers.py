@@ -37,7 +37,8 @@ WHEN_CALLED: dict[str, set[str]] = {
 
 # The files of models/ that travel to devices, and the files that are about torch.
 NUMPY_FILES = {f"models/{name}.py" for name in ("atomic_write", "graph", "preprocess", "serialize", "text", "verify")}
-TORCH_FILES = {f"models/{name}.py" for name in ("xception", "from_torch", "keras_weights", "train", "weights")}
+TORCH_NAMES = ("xception", "exported_program", "from_torch", "keras_weights", "train", "weights")
+TORCH_FILES = {f"models/{name}.py" for name in TORCH_NAMES}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")
 
