@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from .graph import Graph, Pads
-from .nchw import NO_PADS, Array, GraphBuilder, Origin, UnsupportedLayer, Value
+from .nchw import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, UnsupportedLayer, Value
 from .preprocess import InputSpec
 
 SUPPORTED = (
@@ -22,12 +22,8 @@ SUPPORTED = (
     "before a max pooling, addition, global average pooling, flattening of a 1x1 map, Linear, Dropout, Identity"
 )
 _REASONS = {
-    **dict.fromkeys(
-        ("sub", "div", "mul"),
-        "it has no int8 form here; if it scales pixels, export without it and give --preprocessing",
-    ),
-    "softmax": "end the network at its logits: the class of the largest is the same",
-    "log_softmax": "end the network at its logits: the class of the largest is the same",
+    **dict.fromkeys(("sub", "div", "mul"), SCALE_OUTSIDE),
+    **dict.fromkeys(("softmax", "log_softmax"), END_AT_LOGITS),
     "_native_batch_norm_legit": "it uses the statistics of a batch; call eval() before exporting",
     "_native_batch_norm_legit_functional": "it uses the statistics of a batch; call eval() before exporting",
 }

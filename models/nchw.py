@@ -15,6 +15,9 @@ from . import graph as ir
 
 Array = NDArray[np.generic]
 NO_PADS: ir.Pads = (0, 0, 0, 0)
+# Of operators that the graph has not, in either framework: what to do.
+END_AT_LOGITS = "end the network at its logits: the class of the largest is the same"
+SCALE_OUTSIDE = "it has no int8 form here; if it scales pixels, export without it and give --preprocessing"
 
 
 class UnsupportedLayer(ValueError):

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from . import graph as ir
-from .nchw import NO_PADS, Array, GraphBuilder, Origin, Value
+from .nchw import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, Value
 
 SUPPORTED = (
     "Conv (dense or depthwise), BatchNormalization, Relu, MaxPool, Pad before them, Add, GlobalAveragePool, ReduceMean "
@@ -188,11 +188,8 @@ class _Importer:
 
 
 _REASONS = {
-    "Softmax": "end the network at its logits: the class of the largest is the same",
-    **dict.fromkeys(
-        ("Sub", "Div", "Mul"),
-        "it has no int8 form here; if it scales pixels, export without it and give --preprocessing",
-    ),
+    "Softmax": END_AT_LOGITS,
+    **dict.fromkeys(("Sub", "Div", "Mul"), SCALE_OUTSIDE),
     "Shape": "export the network with fixed sizes, the batch included",
     "Transpose": "images must enter as (N, C, H, W) and stay so",
     "QuantizeLinear": "only float networks are read; give the network before quantization",

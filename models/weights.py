@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .atomic_write import write_atomically
 from .preprocess import InputSpec, timm_input_spec
+from .provenance import provenance_of
 from .serialize import in_order
 from .xception import Xception, scaled_channels
 
@@ -313,8 +314,7 @@ TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
 def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind: str) -> Checkpoint:
     """The kinds of file without a model card: classes are named by their numbers."""
     labels = tuple(str(i) for i in range(module.classifier.out_features))
-    provenance = {"source": path.name, "kind": kind, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return Checkpoint(module, input_spec, labels, provenance)
+    return Checkpoint(module, input_spec, labels, provenance_of(path, kind))
 
 
 # Where training scripts put the state dict, first found first: averaged weights before the last ones, as

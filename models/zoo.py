@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .graph import Graph
 from .preprocess import InputSpec, keras_input_spec
+from .provenance import file_sha256, provenance_of
 
 if TYPE_CHECKING:
     from .weights import Checkpoint
@@ -161,7 +161,7 @@ def _onnx(path: Path, size: int | None) -> Model:
 
     # Exporters call every graph main_graph.
     model = _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
-    data = {f"sha256 of {each.name}": _sha256(each) for each in data_files(path)}
+    data = {f"sha256 of {each.name}": file_sha256(each) for each in data_files(path)}
     return replace(model, provenance=model.provenance | data)
 
 
@@ -176,9 +176,5 @@ def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
         raise ModelError(
             f"{path}: makes {[list(graph.type_of(n).shape) for n in graph.outputs]}; (1, classes) is needed"
         )
-    provenance = {"source": path.name, "kind": kind, "sha256": _sha256(path)}
-    return Model(graph, InputSpec(shape[1], shape[2]), tuple(str(i) for i in range(out[1])), provenance)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    labels = tuple(str(i) for i in range(out[1]))
+    return Model(graph, InputSpec(shape[1], shape[2]), labels, provenance_of(path, kind))

@@ -91,9 +91,7 @@ class NativeProgramEngine:
 
         Under an emulator these are the emulator's times: to be called rehearsed.
         """
-        timing = (f"--repeat={repeats}", f"--warmup={warmup}")
-        count = (repeats + warmup) * self._input.shape[0]
-        report = self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
+        report = self._timed(x, repeats, warmup)
         try:
             return [float(sample) for sample in report["samples_ms"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -101,9 +99,7 @@ class NativeProgramEngine:
 
     def profile(self, x: Array, repeats: int, warmup: int) -> dict[str, Any]:
         """What ``--layers`` prints of the batch ``x``: samples of the whole and of every step, and the roof."""
-        timing = (f"--repeat={repeats}", f"--warmup={warmup}", "--layers")
-        count = (repeats + warmup) * self._input.shape[0]
-        return self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
+        return self._timed(x, repeats, warmup, "--layers")
 
     def peak_rss_bytes(self) -> int | None:
         """The most memory the program held for one inference; None where it cannot say."""
@@ -133,6 +129,11 @@ class NativeProgramEngine:
         if x.shape[1:] != shape[1:] or x.dtype != dtype:
             raise EngineError(f"native: the network takes {dtype} {shape}, not {x.dtype} {x.shape}")
         return x.tobytes()
+
+    def _timed(self, x: Array, repeats: int, warmup: int, *options: str) -> dict[str, Any]:
+        timing = (f"--repeat={repeats}", f"--warmup={warmup}", *options)
+        count = (repeats + warmup) * self._input.shape[0]
+        return self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
 
     def _run(
         self, *options: str, images: bytes | None = None, result: bool = False, inferences: int = 0

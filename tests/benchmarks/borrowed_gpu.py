@@ -37,7 +37,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -675,13 +675,18 @@ def do(kit: Path, words: list[str]) -> dict[str, Any]:
     return bench(library, kit, entry, rest[1] if what == "torch" else None)
 
 
+def heading(words: Sequence[str]) -> dict[str, Any]:
+    """What every result begins with."""
+    return {"how": "rehearsed", "part": " ".join(words)}
+
+
 def do_part(kit: Path, words: list[str]) -> int:
     """A part in this process: one line of JSON on standard output, whatever else is printed on standard error."""
     faulthandler.enable()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive who started it
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    line: dict[str, Any] = {"how": "rehearsed", "part": " ".join(words)}
+    line = heading(words)
     try:
         line |= do(kit, words)
     except Exception as error:
@@ -717,7 +722,7 @@ def start_part(kit: Path, words: tuple[str, ...], limit_s: float) -> dict[str, A
             kill(process)
         errors.seek(0)
         said = errors.read()[-3000:].decode("utf-8", "replace")
-    line: dict[str, Any] = {"how": "rehearsed", "part": " ".join(words)}
+    line = heading(words)
     if text.endswith(b"\n"):
         line = json.loads(text)
     elif late.is_set():
@@ -764,11 +769,10 @@ def run(kit: Path, end: float) -> Iterator[dict[str, Any]]:
             limit_s = left_s / (1 + sum(each.limit_s is None for each in waiting))
         else:
             limit_s = min(left_s, part.limit_s)
-        name = " ".join(part.words)
         if limit_s < 5:
-            yield {"how": "rehearsed", "part": name, "error": "left out: no time is left for it"}
+            yield {**heading(part.words), "error": "left out: no time is left for it"}
             continue
-        say(f"{name}: about {part.expected_s} s, at most {limit_s:.0f} s")
+        say(f"{' '.join(part.words)}: about {part.expected_s} s, at most {limit_s:.0f} s")
         line = start_part(kit, part.words, limit_s)
         yield line
         if part.words[0] == "check" and not line.get("equal") and part.words[1] in with_steps:
@@ -776,8 +780,8 @@ def run(kit: Path, end: float) -> Iterator[dict[str, Any]]:
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the issue asks, in a line: whether all is equal, and our time of the best of torch's."""
-    found: dict[str, Any] = {"how": "rehearsed", "part": "summary", "equal": all_equal(lines)}
+    """In a line: whether all is equal, and our time of the best of torch's."""
+    found = {**heading(("summary",)), "equal": all_equal(lines)}
     found["failed"] = [line["part"] for line in lines if failed(line)]
     ratios: dict[str, dict[str, float]] = {}
     for line in lines:
