@@ -41,10 +41,10 @@ lint: $(STAMP)
 	    -m xceptile $(PACKAGES:%=-p xceptile.%)
 
 bench: $(STAMP)
-	$(PY) tests/benchmarks/table.py $(BENCH_FLAGS)
+	PYTHONPATH=tests $(PY) tests/benchmarks/table.py $(BENCH_FLAGS)
 
 gpu-kit: $(STAMP)
-	$(PY) tests/benchmarks/gpu_kit.py
+	PYTHONPATH=tests $(PY) tests/benchmarks/gpu_kit.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

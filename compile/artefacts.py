@@ -16,7 +16,7 @@ from ..targets.spec import TargetSpec
 from . import gpu_cost
 from .backends import tflite
 from .float16_range import Float16RangeError, check_float16_range
-from .passes.with_pixels import with_pixels
+from .passes.take_int8_pixels import take_int8_pixels
 
 Progress = Callable[[str, float], None]  # what is being done, and how much of it, 0..1
 
@@ -33,10 +33,10 @@ class Made:
 
 def native_cpu(int8: Graph, target: TargetSpec, choices: Mapping[str, int] | None, progress: Progress) -> Made:
     """Kernels for the target's processor, the runtime, and the program that measures the machine's roof."""
-    from .backends import native_runtime, roof, tvm
+    from .backends import cpu, native_runtime, roof
 
     progress(f"compile kernels for {target.name}", 0.0)
-    native = tvm.build_files(int8, target, choices)
+    native = cpu.build_files(int8, target, choices)
     progress(f"compile the runtime for {target.name}", 0.6)
     files = {f"{bundles.NATIVE}/{name}": data for name, data in (native | native_runtime.build(target)).items()}
     files |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
@@ -63,7 +63,7 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     try:
         check_float16_range(real, table)
         pixels = int8.inputs[0].type.per_tensor
-        graphs["float16"] = with_pixels(real, pixels)
+        graphs["float16"] = take_int8_pixels(real, pixels)
     except Float16RangeError as error:
         told["no float16 build"] = str(error)
     artefacts: list[Artefact] = []

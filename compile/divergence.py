@@ -114,9 +114,9 @@ def _run(
 def _compile(graph: ir.Graph, target: TargetSpec, engine: str) -> tuple[Artefact, dict[str, bytes]]:
     if engine != "native":
         return Artefact("litert", "int8", (bundles.LITERT_INT8,)), {bundles.LITERT_INT8: tflite.serialize(graph)}
-    from .backends import cuda, native_runtime, opencl, tvm
+    from .backends import cpu, cuda, native_runtime, opencl
 
-    built = {"cpu": tvm, "opencl": opencl, "cuda": cuda}[target.engine].build_files(graph, target)
+    built = {"cpu": cpu, "opencl": opencl, "cuda": cuda}[target.engine].build_files(graph, target)
     files = {f"{bundles.NATIVE}/{name}": data for name, data in (built | native_runtime.build(target)).items()}
     if target.engine != "cpu":
         rehearsal = native_runtime.build_rehearsal()

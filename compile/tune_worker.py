@@ -24,7 +24,7 @@ from ..runtime.engines.native import LIBRARY, NativeEngine
 from ..runtime.engines.native_program import PROGRAM
 from ..runtime.session import LOCAL
 from ..targets import catalog
-from .backends import native_runtime, tvm
+from .backends import cpu, native_runtime
 from .tune import BASELINE
 
 WARM_UP = 3
@@ -36,10 +36,10 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     graph, target = serialize.load(folder / "graph.safetensors"), catalog.get(job["target"])
     choices: dict[str, int] = job["choices"]
-    calls = tvm.lower(graph, target, choices)
+    calls = cpu.lower(graph, target, choices)
     trial = folder / ("trial" if choices else BASELINE)
     trial.mkdir(exist_ok=True)
-    for name, data in tvm.build_files(graph, target, choices).items():
+    for name, data in cpu.build_files(graph, target, choices).items():
         (trial / name).write_bytes(data)
     result: dict[str, Any]
     if choices:

@@ -2,7 +2,8 @@
 
 Every pixel comes from additions, multiplications, divisions, square roots, minima and roundings, which IEEE 754 fixes
 to the bit, and from numpy's PCG64; sines, whose last bit differs between libraries, are rounded to 2**-16 first. The
-images are therefore the same bytes under every numpy and on every processor (tests/test_drawn.py pins their hashes).
+images are therefore the same bytes under every numpy and on every processor (tests/models/test_drawn.py pins their
+hashes).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from .graph import Graph, Pads
-from .nchw import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, UnsupportedLayer, Value
+from .graph_builder import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, UnsupportedLayer, Value
 from .preprocess import InputSpec
 
 SUPPORTED = (

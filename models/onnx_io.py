@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from . import graph as ir
-from .nchw import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, Value
+from .graph_builder import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, Value
 
 SUPPORTED = (
     "Conv (dense or depthwise), BatchNormalization, Relu, MaxPool, Pad before them, Add, GlobalAveragePool, ReduceMean "

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
-from needs import HARDWARE
+from support.needs import HARDWARE
 
 if TYPE_CHECKING:
     from xceptile.runtime.bundle import Bundle
@@ -41,6 +41,6 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A whole bundle for this machine of a network that compiles in seconds."""
-    from small_bundle import write_small_bundle
+    from support.small_bundle import write_small_bundle
 
     return write_small_bundle(tmp_path_factory.mktemp("small") / "bundle")

@@ -41,8 +41,8 @@ class Compiled:
 
 
 def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
-    """Given: an int8 graph, or a float graph behind ``passes.with_pixels``, of any batch size. Result: everything the
-    native runtime needs to run it on ``target``, in int8 or in float16.
+    """Given: an int8 graph, or a float graph behind ``passes.take_int8_pixels``, of any batch size. Result: everything
+    the native runtime needs to run it on ``target``, in int8 or in float16.
 
     Raises GraphError for what has no kernel, ValueError for a target without a GPU, nvrtc.NvrtcMissing or
     nvrtc.NvrtcError where the kernels cannot be compiled.

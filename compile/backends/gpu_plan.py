@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ...models import graph as ir
 from ...runtime.plan import GPU_ALIGNMENT_BYTES, Launch, Plan, Step
+from ..arena_planner import plan_offsets
 from ..kernels.gpu_call import GpuCall
-from ..memory import plan_offsets
 from .layout import ends_of, lifetimes, place_operands
 
 

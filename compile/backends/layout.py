@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from ...models import graph as ir
 from ...runtime.plan import ITEM_BYTES, Argument, PlanTensor
-from ..kernels.call import Activation, KernelCall, Weights
+from ..arena_planner import Lifetime
 from ..kernels.gpu_call import GpuCall
-from ..memory import Lifetime
+from ..kernels.kernel_call import Activation, KernelCall, Weights
 
 
 def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Lifetime]:

@@ -54,8 +54,8 @@ def _check_parameters(source: str, call: GpuCall) -> None:
 def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     """The files of a bundle's native folder: plan.bin, weights.bin, kernels.cl.
 
-    ``graph`` is int8, or a float one behind ``passes.with_pixels`` for the float16 build. Raises what ``opencl.lower``
-    does.
+    ``graph`` is int8, or a float one behind ``passes.take_int8_pixels`` for the float16 build. Raises what
+    ``opencl.lower`` does.
     """
     return files_of(graph, opencl.lower(graph, target))
 

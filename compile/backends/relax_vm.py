@@ -10,8 +10,8 @@ from tvm import relax, tirx
 
 from ...models import graph as ir
 from ...targets.spec import TargetSpec
-from ..kernels.call import Activation, KernelCall
-from .tvm import llvm_target, lower, zig_linker
+from ..kernels.kernel_call import Activation, KernelCall
+from .cpu import llvm_target, lower, zig_linker
 
 
 def build(graph: ir.Graph, target: TargetSpec) -> bytes:

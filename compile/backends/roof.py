@@ -25,9 +25,9 @@ from ...runtime.plan import ALIGNMENT_BYTES, Argument, Plan, PlanTensor, Step, p
 from ...targets.spec import TargetSpec
 from ..kernels.arm import neon as arm_neon
 from ..kernels.arm.neon import Register
-from ..kernels.call import Activation, KernelCall, Weights
+from ..kernels.kernel_call import Activation, KernelCall, Weights
 from ..kernels.x86 import vector as x86_vector
-from .tvm import compile_kernels, link
+from .cpu import compile_kernels, link
 
 Expr: TypeAlias = tirx.Expr
 

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from ...models import graph as ir
-from .call import Activation, KernelCall
+from .kernel_call import Activation, KernelCall
 
 JOINED = 14  # tensors that one call puts together; a step of a plan has 16 operands at most
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import tvm
 
 from ...models.graph import DepthwiseConv2d, Graph, Node, Relu
-from .call import Activation, Weights
+from .kernel_call import Activation, Weights
 
 
 @dataclass(frozen=True)

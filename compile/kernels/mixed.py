@@ -15,8 +15,8 @@ import numpy as np
 from ...models import graph as ir
 from ...runtime import arithmetic
 from ...targets.spec import TargetSpec
-from .call import Activation, KernelCall, Weights
 from .float_kernels import FloatAverage, FloatConv, FloatDepthwise, FloatElementwise, FloatMaxPool, FloatWindow
+from .kernel_call import Activation, KernelCall, Weights
 
 Family = Callable[..., tuple[KernelCall, ...]]
 

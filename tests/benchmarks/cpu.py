@@ -1,6 +1,6 @@
 """Our int8 against LiteRT's on this machine: the full Xception at 299x299, one image, interleaved runs.
 
-``python tests/benchmarks/cpu.py [--threads 1 2] [--rounds 30] [--layers]``
+``PYTHONPATH=tests python tests/benchmarks/cpu.py [--threads 1 2] [--rounds 30] [--layers]``
 
 Prints the median and quartiles of single inferences, and of the ratio of the two within a round, so that a machine
 that slows down slows both. On one thread also processor time, which other programs disturb less than the clock on the
@@ -14,21 +14,17 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from benchmarks.interleaved import interleave
+from support import int8_graphs
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import int8_graphs
-from interleaved import interleave
-
+from xceptile.compile.backends import cpu as backend
 from xceptile.compile.backends import native_runtime, tflite
-from xceptile.compile.backends import tvm as backend
 from xceptile.runtime import reference
 from xceptile.runtime.engines.litert import LiteRtEngine
 from xceptile.runtime.engines.native import NativeEngine

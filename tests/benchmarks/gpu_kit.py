@@ -1,4 +1,4 @@
-"""Makes the kit that ``borrowed_gpu.py`` runs on a machine with an NVIDIA GPU: ``python tests/benchmarks/gpu_kit.py``.
+"""Makes the kit that ``borrowed_gpu.py`` runs on a machine with an NVIDIA GPU: ``make gpu-kit``.
 
 The kit (build/gpu_kit) is one folder to be copied, of less than 60 MiB: compiled operators for every Jetson
 architecture, the whole Xception at 299x299 for Jetson Orin in int8, batch 1 and 8, and a narrow one in float16, each
@@ -11,26 +11,22 @@ import argparse
 import json
 import math
 import shutil
-import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from cuda_graphs import chains, operator_graphs
-from emulated_bundle import merged
-from int8_graphs import as_float, photo, random_input, random_xception
-from torch_network import AXES, symmetric
+from benchmarks.torch_network import AXES, symmetric
+from support.cuda_graphs import chains, operator_graphs
+from support.emulated_bundle import merged
+from support.int8_graphs import as_float, photo, random_input, random_xception
 
 from xceptile.compile.backends import cuda, native_runtime
 from xceptile.compile.kernels.cuda import lower as family
 from xceptile.compile.kernels.gpu_call import GpuCall
 from xceptile.compile.passes.set_batch import set_batch
-from xceptile.compile.passes.with_pixels import with_pixels
+from xceptile.compile.passes.take_int8_pixels import take_int8_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 from xceptile.runtime.plan import ITEM_BYTES, Plan, unpack
@@ -140,7 +136,7 @@ def networks(kit: Path, graph: ir.Graph, batches: tuple[int, ...]) -> list[dict[
 def float16(kit: Path, graph: ir.Graph) -> dict[str, Any]:
     """Its float network as the float16 build computes it, of two images: not to be timed."""
     real, image = as_float(graph), graph.inputs[0]
-    half = set_batch(with_pixels(real, image.type.per_tensor), 2)
+    half = set_batch(take_int8_pixels(real, image.type.per_tensor), 2)
     _, height, width, _ = image.type.shape
     x = np.concatenate([photo(height, width, seed) for seed in range(2)])
     expected = np.concatenate([reference.run(real, each[None].astype(np.float32) + 128)[0] for each in x])

@@ -3,7 +3,7 @@
 An emulator's time says nothing; what it executes is exact and repeatable. One inference is the difference between a
 process that runs n + 1 images and one that runs n, so that start-up, packing and the interpreter are not counted.
 
-    python tests/benchmarks/instructions.py [a53 a72 dotprod i8mm avx2]
+    PYTHONPATH=tests python tests/benchmarks/instructions.py [a53 a72 dotprod i8mm avx2]
 
 Prints a table and ends with status 1 where a ratio is above its limit. About five minutes for each row. The plugin
 knows the classes of AArch64 only: of x86-64 it counts all instructions together.
@@ -20,20 +20,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from support.emulated_bundle import EmulatedBundle
+from support.int8_graphs import differences, photo, random_xception
+from support.tree import TESTS
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
-
-from emulated_bundle import EmulatedBundle  # noqa: E402  (tests/ is not a package)
-from int8_graphs import differences, photo, random_xception  # noqa: E402
-
-from xceptile.compile.backends import tflite  # noqa: E402
-from xceptile.compile.backends import tvm as backend  # noqa: E402
-from xceptile.models import graph as ir  # noqa: E402
-from xceptile.runtime.devices import qemu  # noqa: E402
-from xceptile.runtime.devices.qemu import emulator_command  # noqa: E402
-from xceptile.runtime.engines.litert_qemu import LiteRtQemuEngine  # noqa: E402
-from xceptile.targets import catalog  # noqa: E402
+from xceptile.compile.backends import cpu as backend
+from xceptile.compile.backends import tflite
+from xceptile.models import graph as ir
+from xceptile.runtime.devices import qemu
+from xceptile.runtime.devices.qemu import emulator_command
+from xceptile.runtime.engines.litert_qemu import LiteRtQemuEngine
+from xceptile.targets import catalog
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ ROWS = {
 LITERT_RUNS = """
 import sys
 import numpy as np
+from support.tree import TESTS
 from ai_edge_litert.interpreter import Interpreter
 interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
 interpreter.allocate_tensors()
@@ -70,7 +68,7 @@ np.save(sys.argv[4], interpreter.get_tensor(interpreter.get_output_details()[0][
 def build_plugin(folder: Path) -> Path:
     """The counting plugin, compiled."""
     plugin = folder / "libcount.so"
-    source = TESTS / "qemu_plugin" / "count.c"
+    source = TESTS / "benchmarks" / "qemu_plugin" / "count.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(plugin), str(source)], check=True)
     return plugin
 

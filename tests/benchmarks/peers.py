@@ -1,6 +1,6 @@
 """One peer's int8 Xception against ours on this machine, in turns: ONNX Runtime, OpenVINO or ExecuTorch.
 
-    python tests/benchmarks/peers.py {onnxruntime,openvino,executorch} FOLDER [--rounds 20]
+    PYTHONPATH=tests python tests/benchmarks/peers.py {onnxruntime,openvino,executorch} FOLDER [--rounds 20]
 
 table.py writes FOLDER and calls this: ``float.onnx`` (pixel values in, NCHW), ``photos.npy`` (int8, N H W 3), of which
 the first is run and all calibrate, and our compiled network in ``native``. A peer quantizes the float network by its
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from interleaved import Samples, interleave, ratio
+from benchmarks.interleaved import Samples, interleave, ratio
 
 from xceptile.runtime.engines.native import NativeEngine
 

@@ -1,6 +1,6 @@
 """Every goal of speed, size and compile time in one table: what, goal, reached, how it was obtained.
 
-    python tests/benchmarks/table.py [PART ...] [--all] [--peers-python .venv-peers/bin/python]
+    PYTHONPATH=tests python tests/benchmarks/table.py [PART ...] [--all] [--peers-python .venv-peers/bin/python]
 
 Parts: host, memory, open, compile, throughput, onnxruntime, openvino, executorch; --all adds a53, a72, dotprod,
 i8mm and avx2, which count the instructions of ours and LiteRT's on emulated processors. A part's lines are kept in
@@ -36,29 +36,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from benchmarks import cpu, instructions, throughput
+from benchmarks.interleaved import interleave, ratio
+from support.int8_graphs import as_float, photo, random_xception
+from support.tree import ROOT, TESTS
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-import cpu  # noqa: E402  (tests/ is not a package)
-import instructions  # noqa: E402
-import throughput  # noqa: E402
-from int8_graphs import as_float, photo, random_xception  # noqa: E402
-from interleaved import interleave, ratio  # noqa: E402
-
-from xceptile.calibration.recipe import QuantRecipe  # noqa: E402
-from xceptile.calibration.table import CalibrationTable  # noqa: E402
-from xceptile.compile.backends import native_runtime, tflite  # noqa: E402
-from xceptile.compile.backends import tvm as backend  # noqa: E402
-from xceptile.compile.pipeline import Quantized, build_bundle_files  # noqa: E402
-from xceptile.models import graph as ir  # noqa: E402
-from xceptile.models import onnx_io, zoo  # noqa: E402
-from xceptile.runtime import reference  # noqa: E402
-from xceptile.runtime.bundle import write_bundle  # noqa: E402
-from xceptile.runtime.engines.litert import LiteRtEngine  # noqa: E402
-from xceptile.runtime.engines.native import NativeEngine  # noqa: E402
-from xceptile.targets import host  # noqa: E402
+from xceptile.calibration.recipe import QuantRecipe
+from xceptile.calibration.table import CalibrationTable
+from xceptile.compile.backends import cpu as backend
+from xceptile.compile.backends import native_runtime, tflite
+from xceptile.compile.pipeline import Quantized, build_bundle_files
+from xceptile.models import graph as ir
+from xceptile.models import onnx_io, zoo
+from xceptile.runtime import reference
+from xceptile.runtime.bundle import write_bundle
+from xceptile.runtime.engines.litert import LiteRtEngine
+from xceptile.runtime.engines.native import NativeEngine
+from xceptile.targets import host
 
 KEPT = ROOT / "build" / "bench"
 THREADS = (1, 2)
@@ -299,7 +293,7 @@ def peer_part(name: str, options: argparse.Namespace) -> list[Line]:
     known = [options.peers_python, "-c", f"import {name}"]
     if subprocess.run(known, capture_output=True, check=False).returncode != 0:
         return [Line(f"int8: ours / {name}", "", "skipped", f"{name} is not installed: see tests/benchmarks/table.py")]
-    command = [options.peers_python, str(HERE / "peers.py"), name, str(peers_folder())]
+    command = [options.peers_python, str(TESTS / "benchmarks" / "peers.py"), name, str(peers_folder())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -1,6 +1,6 @@
 """The inner loops of the matrix products on llvm-mca's models of the cores: the share of the multipliers' peak.
 
-    python tests/benchmarks/throughput.py
+    PYTHONPATH=tests python tests/benchmarks/throughput.py
 
 An estimate, by LLVM's scheduling models and without a memory hierarchy. Needs llvm-mca (apt install llvm-19; models of
 older versions know fewer cores). Ends with status 1 where a share is below 85 %.
@@ -15,11 +15,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from support.int8_graphs import random_operator_graph
 
-from int8_graphs import random_operator_graph
-
-from xceptile.compile.backends import tvm as backend
+from xceptile.compile.backends import cpu as backend
 from xceptile.targets import catalog
 
 LEAST = 0.85

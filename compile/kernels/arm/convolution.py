@@ -14,20 +14,20 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from . import depthwise_dot as dot
-from . import epilogue, neon, stream
-from .chain import Corrections, padded_pixels
+from . import epilogue, neon, vector_loads
 from .depthwise import LANES, Depthwise, DepthwiseOperands, DepthwiseShape, Window, stage_bytes
 from .gemm import BLOCKS, ROW_STEP, Accumulators, Bias, Block, pack, plane_bytes
+from .int16_sums import Corrections, padded_pixels
 from .neon import Buffer, Expr
 from .product import Product, Products
-from .stream import Kept
+from .vector_loads import Kept
 
 
 @dataclass(frozen=True)
 class ConvolutionShape:
     """A dense convolution. ``in_channels`` is the stride of a pixel in memory; ``depth`` the input channels that
     matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``range``: of the
-    accumulators. ``chained``: weights are split as ``chain`` has it."""
+    accumulators. ``chained``: weights are split as ``int16_sums`` has it."""
 
     isa: str
     window: Window
@@ -107,7 +107,7 @@ def build(shape: ConvolutionShape) -> Any:
             y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
-            with stream.functions(product.definition() for product in _products(shape)):
+            with vector_loads.functions(product.definition() for product in _products(shape)):
                 most = max(band_pixels(shape))
                 # Vectors, and rows of pairs, reach beyond the last pixel.
                 room = padded_pixels(most) if shape.chained else most + ROW_STEP
@@ -141,7 +141,7 @@ def _front_parameters(front: DepthwiseShape, isa: str) -> tuple[Buffer, Buffer, 
 
 
 def _corrections_parameters(outputs: int) -> tuple[Buffer, Buffer]:
-    """``chain.Split``'s starts and entries, of which there are as many as the weights have."""
+    """``int16_sums.Split``'s starts and entries, of which there are as many as the weights have."""
     starts = T.arg("starts", T.buffer((outputs + 1,), "int32"))
     return starts, T.arg("entries", T.buffer((T.int32(),), "int32"))
 

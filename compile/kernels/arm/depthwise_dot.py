@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from . import epilogue, neon
 from .depthwise import LANES, Depthwise, Window
 from .neon import Buffer, Expr
-from .stream import Kept
+from .vector_loads import Kept
 
 _QUAD = 4  # output pixels, and channels, of a result
 _VECTORS = 6  # of weights, for 4 channels

@@ -9,7 +9,7 @@ as [output panel][steps][channels][depth of a step], made by ``pack_weights``. B
 * neon: 4 x 4, in steps of 32 input channels. Two int8 products summed in int16 (weights are at least -127, so |sum|
   <= 2 * 127 * 128 < 2^15), pairs of sums added to int32: 2 smull, 2 smlal2 and 2 sadalp for 32 products. ``chained``,
   four products are summed in int16: smull, smlal2, smlal, smlal2 and one sadalp. That wants weights that
-  ``chain.split`` has proven.
+  ``int16_sums.split`` has proven.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import neon
 from .neon import Buffer, Expr, Register
-from .stream import Kept, Stream
+from .vector_loads import Kept, Stream
 
 _MOST_UNROLLED = 6  # steps: the loop's own instructions are near 1 %
 ROW_STEP = 4  # rows that a panel is packed in
@@ -133,7 +133,7 @@ class Accumulators:
         """start + x W for ``block.channels`` outputs of ``rows`` pixels: for every pixel its int32x4 vectors.
 
         ``pixels`` and ``weights``: where they begin, in bytes; ``plane``: bytes from one group of input channels to the
-        next; ``k`` the input channels; ``start(n)`` the first values of n registers, as ``Bias`` or ``chain`` have
+        next; ``k`` the input channels; ``start(n)`` the first values of n registers, as ``Bias`` or ``int16_sums`` have
         them.
         """
         block = self.block

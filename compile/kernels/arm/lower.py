@@ -20,8 +20,8 @@ from tvm.tirx import PrimFunc
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import TargetSpec
-from ..call import Activation, KernelCall, TaskSize, Weights, task_size
-from . import chain, convolution, depthwise, depthwise_dot, elementwise, epilogue
+from ..kernel_call import Activation, KernelCall, TaskSize, Weights, task_size
+from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums
 from .depthwise import LANES, DepthwiseShape, Window
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
 
@@ -193,8 +193,8 @@ class _Lowering:
         width = -(-outputs // self.block.channels) * self.block.channels
         corrections: tuple[Weights, ...] = ()
         if self.block.isa == "neon" and shape.splits == 1:
-            parts = chain.split(packed)
-            if chain.pays(parts, max(convolution.band_pixels(shape))):
+            parts = int16_sums.split(packed)
+            if int16_sums.pays(parts, max(convolution.band_pixels(shape))):
                 shape, packed = replace(shape, chained=True), parts.chained
                 corrections = _corrections(parts, width)
         bias, multipliers = _scaling(graph, node, width)
@@ -284,7 +284,7 @@ def _clamps(node: ir.Node) -> bool:
     return bool(getattr(node.op, "relu", False)) and node.type.per_tensor.zero_point != arithmetic.INT8_MIN
 
 
-def _corrections(parts: chain.Split, outputs: int) -> tuple[Weights, Weights]:
+def _corrections(parts: int16_sums.Split, outputs: int) -> tuple[Weights, Weights]:
     """For ``outputs`` channels; one entry at least, so that there is something to point at."""
     starts = np.pad(parts.starts, (0, outputs + 1 - parts.starts.size), mode="edge")
     entries = parts.entries if parts.entries.size else np.zeros(1, np.int32)

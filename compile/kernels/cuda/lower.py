@@ -5,8 +5,8 @@ point is folded into the bias: sum (x - z) w + b = sum x w + (b - z sum w), exac
 computed by the depthwise convolutions that read it; an addition by the convolution before it; a depthwise convolution
 by the pointwise one behind it where the cost model says that this pays.
 
-A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``passes.with_pixels``), and gives
-float32. It is the rival the int8 build is compared with, not bound by the contract.
+A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``passes.take_int8_pixels``), and
+gives float32. It is the rival the int8 build is compared with, not bound by the contract.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import GpuSpec, TargetSpec
-from ..call import Activation, Weights
 from ..gpu_call import GpuCall, only_depthwise_reads
+from ..kernel_call import Activation, Weights
 from . import cost
 from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
 from .elementwise import Add, Export, Map, MatVec, MaxPool, Mean, Patches

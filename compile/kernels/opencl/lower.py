@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import GpuSpec, TargetSpec
-from ..call import Activation, Weights, pad_to, wrap_int32
 from ..gpu_call import GpuCall, only_depthwise_reads
+from ..kernel_call import Activation, Weights, pad_to, wrap_int32
 from . import element as words
 from . import shapes
 from .convolution import PLAIN_CHANNELS, Convolution, Tile

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ....models import graph as ir
 from ....runtime import arithmetic
 from ....targets.spec import TargetSpec
-from ..call import Activation, KernelCall, Weights, pad_to, task_size, wrap_int32
+from ..kernel_call import Activation, KernelCall, Weights, pad_to, task_size, wrap_int32
 from . import layout
 from .conv import Convolution, Producer, Rows
 from .depthwise import Depthwise, DepthwiseAlone, DepthwiseAny

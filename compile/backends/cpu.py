@@ -1,0 +1,128 @@
+"""The TVM backend: an int8 graph -> TIR kernels -> one library of machine code, a plan and packed weights."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tvm
+
+from ...models import graph as ir
+from ...runtime import native as native_sources
+from ...runtime.plan import ALIGNMENT_BYTES, Plan, Step, pack
+from ...targets.spec import TargetSpec
+from ..arena_planner import plan_offsets
+from ..kernels.arm import lower as arm
+from ..kernels.batch import repeat
+from ..kernels.kernel_call import KernelCall
+from ..kernels.mixed import is_mixed, lower_mixed
+from ..kernels.x86 import lower as x86
+from ..passes.set_batch import set_batch
+from .layout import ends_of, lifetimes, place_operands
+
+GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
+_FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A network for one CPU: the plan, the weights it points into, and the kernels' shared object."""
+
+    plan: Plan
+    weights: bytes = field(repr=False)
+    library: bytes = field(repr=False)
+
+
+def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
+    """The network as kernel calls, with measured task sizes where ``choices`` has them (``call.TaskSize``).
+
+    Layers that stay in float run on the float kernels, which are the same for every processor; a batch runs image
+    after image. Raises GraphError for what has no kernel, ValueError for an unknown processor or a choice that cannot
+    be.
+    """
+    if graph.inputs[0].type.shape[0] != 1:
+        return repeat(graph, lower(set_batch(graph, 1), target, choices))
+    try:
+        family = _FAMILIES[target.architecture]
+    except KeyError:
+        known = ", ".join(_FAMILIES)
+        raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
+    return lower_mixed(graph, target, choices, family) if is_mixed(graph) else family(graph, target, choices)
+
+
+def llvm_target(target: TargetSpec) -> tvm.target.Target:
+    """What TVM generates code for."""
+    options: dict[str, str | list[str]] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    if target.llvm_features:
+        options["mattr"] = list(target.llvm_features)
+    return tvm.target.Target(options)
+
+
+def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runtime.Executable:
+    """Machine code for every distinct kernel, however often it is called."""
+    builders = {call.symbol: call.build for call in calls}
+    functions = {symbol: build() for symbol, build in builders.items()}
+    # The pipeline "s_tir", the default, has a pass that is quadratic in the statements of an unrolled kernel.
+    return tvm.compile(tvm.IRModule(functions), target=llvm_target(target), tir_pipeline="tirx")
+
+
+def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -> tuple[Plan, bytes]:
+    """The plan and the weights' bytes. Equal weights are stored once, each at a multiple of 64 bytes."""
+    offsets, arena_bytes = plan_offsets(lifetimes(graph, calls), ALIGNMENT_BYTES)
+    arguments, weights = place_operands(calls, offsets, ALIGNMENT_BYTES)
+    steps = tuple(
+        Step(call.symbol, operands, call.tasks, call.name, call.path, call.macs)
+        for call, operands in zip(calls, arguments, strict=True)
+    )
+    tensors = ends_of(graph, offsets)
+    return Plan("cpu", arena_bytes, len(weights), tensors, steps, target.features), weights
+
+
+def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
+    """Given: an int8 graph. Result: everything the native runtime needs to run it on ``target``.
+
+    Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
+    """
+    calls = lower(graph, target, choices)
+    plan, weights = assemble(graph, calls, target)
+    return Compiled(plan, weights, link(compile_kernels(calls, target), target))
+
+
+def build_files(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> dict[str, bytes]:
+    """``build``'s result as the files of a bundle: plan.bin, weights.bin, kernels.so."""
+    compiled = build(graph, target, choices)
+    digests = (hashlib.sha256(data).hexdigest() for data in (compiled.weights, compiled.library))
+    plan = pack(compiled.plan, *digests)
+    return {"plan.bin": plan, "weights.bin": compiled.weights, "kernels.so": compiled.library}
+
+
+def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
+    """The kernels as a shared object that needs no library, with the stub that stands for TVM's error function."""
+    stub = Path(native_sources.__file__).with_name("kernel_stub.c")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        executable.export_library(str(path), fcompile=zig_linker(target, stub))
+        return path.read_bytes()
+
+
+def zig_triple(target: TargetSpec) -> str:
+    """The target in zig's words, with the oldest C library to link against."""
+    return f"{target.architecture}-linux-gnu.{GLIBC}"
+
+
+def zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
+    """What ``export_library`` calls to make a shared object of object files, C ``sources`` added."""
+
+    def link_objects(output: str, objects: list[str], options: list[str] | None = None) -> None:
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_triple(target), "-shared", "-fPIC", "-O2"]
+        command += ["-s", "-o", output, *objects, *map(str, sources), *(options or [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"linking the kernels for {target.name} failed: {done.stderr.strip()[-2000:]}")
+
+    return link_objects

@@ -1,0 +1,279 @@
+"""torch networks become graphs that compute the same; what a graph cannot say is refused with its place."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xceptile.models import graph as ir
+from xceptile.models.from_torch import from_torch
+from xceptile.models.graph_builder import UnsupportedLayer
+from xceptile.models.preprocess import InputSpec
+from xceptile.models.verify import verify
+from xceptile.models.xception import Xception
+from xceptile.runtime import reference
+
+SHAPE = (1, 3, 13, 14)
+
+
+class Function(nn.Module):
+    """A network of one Python function, with layers by name."""
+
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(self, *inputs)
+
+
+def randomize(module: nn.Module) -> nn.Module:
+    """Random batch statistics and affine parameters."""
+    torch.manual_seed(0)
+    for each in module.modules():
+        if isinstance(each, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(each.running_mean, 0, 0.3)
+            nn.init.uniform_(each.running_var, 0.5, 2)
+            if each.affine:
+                nn.init.uniform_(each.weight, 0.5, 1.5)
+                nn.init.normal_(each.bias, 0, 0.3)
+    return module.eval()
+
+
+def nhwc(x: Tensor) -> np.ndarray:
+    return x.permute(0, 2, 3, 1).contiguous().numpy() if x.ndim == 4 else x.numpy()
+
+
+def compare(module: nn.Module, shape: tuple[int, ...] = SHAPE, tolerance: float = 1e-5) -> ir.Graph:
+    """The graph, after comparing its outputs with torch's."""
+    module = randomize(module)
+    graph = from_torch(module, shape)
+    verify(graph)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        expected = module(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for ours, theirs in zip(reference.run(graph, nhwc(x)), expected, strict=True):
+        theirs = nhwc(theirs[:, :, 0, 0] if theirs.shape[2:] == (1, 1) and ours.ndim == 2 else theirs)
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    return graph
+
+
+def head(channels: int, classes: int = 4) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels, classes)
+
+
+NETWORKS: dict[str, nn.Module] = {
+    "dense with bias": nn.Conv2d(3, 8, 3, stride=2, padding=1),
+    "rectangular": nn.Conv2d(3, 8, (3, 5), stride=(1, 2), padding=(0, 2)),
+    "same, even kernel": nn.Conv2d(3, 8, (4, 2), padding="same"),
+    "valid": nn.Conv2d(3, 8, 3, padding="valid"),
+    "strided 1x1": nn.Conv2d(3, 8, 1, stride=2, bias=False),
+    "depthwise": nn.Conv2d(3, 3, 3, padding=1, groups=3),
+    "depthwise 5x5 strided": nn.Conv2d(3, 3, 5, stride=2, padding=2, groups=3, bias=False),
+    "one channel": nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 3, groups=1)),
+    "norms": nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, eps=0.1)),
+    "max pool": nn.MaxPool2d(3, 2, padding=1),
+    "max pool, ceil": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "max pool, padded and ceil": nn.MaxPool2d((2, 3), (3, 2), padding=1, ceil_mode=True),
+    "zero padding": nn.Sequential(nn.ZeroPad2d((0, 1, 2, 3)), nn.Conv2d(3, 8, 3, stride=2, padding=1)),
+    "padding twice": nn.Sequential(nn.ZeroPad2d(1), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(3, 8, 3)),
+    "head": nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), *head(8)),
+    "linear head with norm": nn.Sequential(*head(3)[:2], nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Identity()),
+    "1x1 convolution as head": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1), nn.Flatten()),
+    "map of one pixel": nn.Sequential(nn.Conv2d(3, 8, (13, 14)), nn.Flatten(), nn.Linear(8, 4, bias=False)),
+    "whole-map average": nn.Sequential(nn.AvgPool2d((13, 14)), nn.Flatten()),
+    "mean": Function(lambda _, x: x.mean((2, 3))),
+    "mean kept": Function(lambda _, x: x.mean((-1, -2), keepdim=True)),
+    "squeeze": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
+    "view": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
+    "functional": Function(lambda m, x: F.relu(m.a(x)) + m.a(x), a=nn.Conv2d(3, 4, 3)),
+    "shared weights": Function(lambda m, x: m.a(m.a(x)), a=nn.Conv2d(3, 3, 3, padding=1)),
+    "a padding with two readers": Function(
+        lambda m, x: (lambda p: m.a(p) + m.b(p))(F.pad(x, (0, 1, 0, 1))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 3)
+    ),
+    "in place": Function(
+        lambda m, x: m.b(m.a(x).relu_().add_(m.c(x))), a=nn.Conv2d(3, 3, 1), b=nn.BatchNorm2d(3), c=nn.Conv2d(3, 3, 1)
+    ),
+    "two outputs": Function(lambda m, x: (m.a(x), x.mean((2, 3))), a=nn.Conv2d(3, 4, 3)),
+    "minus infinity": Function(lambda _, x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-math.inf), 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_supported_layers(name: str) -> None:
+    compare(NETWORKS[name])
+
+
+@pytest.mark.parametrize(("size", "same_padding"), [((71, 72), True), ((96, 96), True), ((96, 101), False)])
+def test_xception(size: tuple[int, int], same_padding: bool) -> None:
+    """Both paddings, on odd and even maps."""
+    network = Xception(5, width=0.1, same_padding=same_padding)
+    network.train()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(torch.randn(2, 3, *size))
+    network.eval()
+    graph = from_torch(network, InputSpec(*size))
+    verify(graph)
+    x = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = network(x).numpy()
+    assert np.abs(reference.run(graph, nhwc(x))[0] - expected).max() < 1e-4 * np.abs(expected).max()
+    pools = [node.op.padding for node in graph.nodes if isinstance(node.op, ir.MaxPool2d)]
+    if same_padding and size == (96, 96):  # maps of 45, 23, 12, 6
+        assert pools == [(1, 1, 1, 1), (1, 1, 1, 1), (0, 1, 0, 1), (0, 1, 0, 1)]
+    assert same_padding or set(pools) == {(1, 1, 1, 1)}
+    assert {node.path for node in graph.nodes} >= {"conv1", "blocks.2.shortcut.0", "sepconv4.pointwise", "classifier"}
+    assert graph.node("blocks.4.sepconvs.2.depthwise").path == "blocks.4.sepconvs.2.depthwise"
+
+
+def test_paths_and_names() -> None:
+    inner = Function(lambda m, x: F.relu(m.conv(x)) + x, conv=nn.Conv2d(3, 3, 1))
+    graph = compare(nn.Sequential(nn.Sequential(inner, nn.ReLU()), inner))
+    assert [(n.name, n.path) for n in graph.nodes[1:]] == [
+        ("0.0.conv", "0.0.conv"),
+        ("0.0.relu", "0.0"),
+        ("0.0.add", "0.0"),
+        ("0.1", "0.1"),
+        ("1.conv", "1.conv"),
+        ("1.relu", "1"),
+        ("1.add", "1"),
+    ]
+    assert set(graph.constants) == {"1.conv.weight", "1.conv.bias"}, "shared weights are kept once"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("core", [False, True])
+def test_exported_programs(strict: bool, core: bool) -> None:
+    """As torch.export makes them, strict or not, lowered to the core operators or not, saved and loaded."""
+    network = randomize(
+        nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), *head(8))
+    )
+    program = torch.export.export(network, (torch.zeros(SHAPE),), strict=strict)
+    if core:
+        program = program.run_decompositions()
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    graph = from_torch(torch.export.load(file))
+    verify(graph)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        expected = network(x).numpy()
+    assert np.allclose(reference.run(graph, nhwc(x))[0], expected, atol=1e-5)
+    assert [n.path for n in graph.nodes if isinstance(n.op, ir.Conv2d | ir.FullyConnected)] == ["0", "7"]
+    with pytest.raises(ValueError, match=r"takes \[1, 3, 13, 14\], \[1, 3, 9, 9\] was asked for"):
+        from_torch(program, (1, 3, 9, 9))
+
+
+REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
+    "relu6": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6()), "1", "aten.hardtanh", "there is no int8 form of it here"),
+    "silu": (nn.Sequential(nn.Sequential(nn.SiLU())), "0.0", "aten.silu", "supported are Conv2d"),
+    "softmax": (nn.Sequential(*head(3), nn.Softmax(1)), "4", "aten.softmax", "end the network at its logits"),
+    "dilation": (nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2)), "0", "aten.conv2d", "dilation [2, 2]"),
+    "groups": (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, groups=2)),
+        "1",
+        "aten.conv2d",
+        "2 groups from 4 to 8",
+    ),
+    "depth multiplier": (nn.Conv2d(3, 6, 1, groups=3), "", "aten.conv2d", "3 groups from 3 to 6"),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), "0", "aten.conv_transpose2d", "no int8 form"),
+    "padding mode": (nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3)), "0", "aten.pad", "padding mode reflect"),
+    "other padding value": (
+        nn.Sequential(nn.ConstantPad2d(1, 2.0), nn.Conv2d(3, 4, 3)),
+        "0",
+        "aten.pad",
+        "padding with 2",
+    ),
+    "zeros before a maximum": (
+        nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3)),
+        "0",
+        "aten.pad",
+        "which pads with -inf",
+    ),
+    "padding alone": (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU()), "0", "aten.pad", "followed by 1 (aten.relu)"),
+    "cropping": (nn.Sequential(nn.ZeroPad2d(-1), nn.Conv2d(3, 4, 1)), "0", "aten.pad", "negative padding"),
+    "average pool": (nn.Sequential(nn.AvgPool2d(2)), "0", "aten.avg_pool2d", "only the whole map is"),
+    "adaptive pool": (nn.Sequential(nn.AdaptiveAvgPool2d(2)), "0", "aten.adaptive_avg_pool2d", "only to 1x1"),
+    "flatten a map": (nn.Sequential(nn.Flatten(), nn.Linear(546, 4)), "0", "aten.view", "pool the map to 1x1"),
+    "mean of rows": (Function(lambda _, x: x.mean(3)), "", "aten.mean", "only height and width together"),
+    "a number": (Function(lambda _, x: x + 1), "", "aten.add", "its operand is 1"),
+    "a factor": (Function(lambda _, x: torch.add(x, x, alpha=2)), "", "aten.add", "with a factor of 2"),
+    "broadcast": (Function(lambda _, x: x + x.mean((2, 3), keepdim=True)), "", "aten.add", "they must be equal"),
+    "multiplication": (Function(lambda _, x: x * x), "", "aten.mul", "no int8 form"),
+    "batch statistics": (nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "0", "aten.batch_norm", "batch"),
+    "computed weights": (
+        Function(lambda m, x: F.conv2d(x, m.a.weight * 2), a=nn.Conv2d(3, 4, 1)),
+        "",
+        "aten.mul",
+        "a.weight is computed from while the network runs",
+    ),
+    "small image": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, 8), nn.MaxPool2d(3)),
+        "",
+        "torch.export",
+        "",
+    ),
+    "data-dependent": (Function(lambda _, x: x if x.sum() > 0 else -x), "", "torch.export", "cannot be exported"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_layers_are_refused_with_their_place(name: str) -> None:
+    module, path, operator, reason = REFUSED[name]
+    with pytest.raises(UnsupportedLayer) as caught:
+        from_torch(module.eval(), SHAPE)
+    assert (caught.value.path, caught.value.operator) == (path, operator)
+    assert reason in caught.value.reason
+    assert "\n" not in str(caught.value)
+
+
+def test_open_sizes() -> None:
+    """Of the batch they become what is asked for; others are refused."""
+    batch, height = torch.export.Dim("batch"), torch.export.Dim("height")
+    program = torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=({0: batch},))
+    assert from_torch(program).inputs[0].type.shape == (1, 4, 4, 3)
+    assert from_torch(program, (5, 3, 4, 4)).inputs[0].type.shape == (5, 4, 4, 3)
+    program = torch.export.export(nn.ReLU(), (torch.zeros(1, 3, 4, 4),), dynamic_shapes=({2: height},))
+    with pytest.raises(UnsupportedLayer, match="export it with only the batch open, or nothing"):
+        from_torch(program)
+
+
+@pytest.mark.parametrize(("more", "reason"), [(2, "an input that is no tensor"), (torch.tensor(2.0), "of shape []")])
+def test_inputs_that_are_no_images(more: Any, reason: str) -> None:
+    program = torch.export.export(Function(lambda _, x, more: x.relu()), (torch.zeros(SHAPE), more))
+    with pytest.raises(UnsupportedLayer) as caught:
+        from_torch(program)
+    assert reason in caught.value.reason
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
+    network[1].eval()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    graph = from_torch(network, SHAPE)
+    assert [m.training for m in network] == [True, False, True]
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    with torch.no_grad():
+        network[0].weight.zero_()
+    assert graph.constants["0.weight"].data.any(), "the graph owns its weights"
+
+
+def test_a_shape_is_needed() -> None:
+    with pytest.raises(ValueError, match="needs the input's shape"):
+        from_torch(nn.ReLU())
