@@ -34,7 +34,6 @@ LEAST_ADD_RATIO, ADD_RATIO_LIMIT = 2.0**-10, 2.0**8
 LEAST_MEAN_RATIO, MEAN_RATIO_LIMIT = 2.0**-8, 2.0**7
 
 Weighted = ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected
-WEIGHT_AXIS: dict[type[ir.Op], int] = {ir.Conv2d: 0, ir.DepthwiseConv2d: 2, ir.FullyConnected: 0}
 
 
 def f32(value: float) -> float:
@@ -244,7 +243,7 @@ class _Quantizer:
         made = quantize_weights(
             weights,
             bias,
-            WEIGHT_AXIS[type(node.op)],
+            ir.channel_axis(node.op),
             self.params[node.inputs[0]].scale,
             self.params[node.name].scale,
         )
@@ -256,7 +255,7 @@ class _Quantizer:
         match node.op:
             case ir.Relu():
                 return ir.PerTensor(inputs[0].scale, arithmetic.INT8_MIN)
-            case ir.MaxPool2d():
+            case op if ir.FACTS[type(op)].keeps_quantization:
                 return inputs[0]
             case ir.Input():
                 return self._observed_params(node, "affine")

@@ -19,7 +19,7 @@ from ..models.preprocess import InputSpec
 from ..runtime import reference
 from .collect import network_input
 from .images import Pixels
-from .quantize import ACCUMULATOR_LIMIT, BIAS_LIMIT, WEIGHT_AXIS, Weighted, accumulator_bound, pixel_table
+from .quantize import ACCUMULATOR_LIMIT, BIAS_LIMIT, Weighted, accumulator_bound, pixel_table
 
 Array = NDArray[Any]
 
@@ -116,7 +116,7 @@ class _Walk:
         """Takes each step's weights and bias, unless they break the accumulator's bound."""
         for step in steps:
             weights, bias = step(layer)
-            if accumulator_bound(weights, bias, WEIGHT_AXIS[type(layer.node.op)]).max() < ACCUMULATOR_LIMIT:
+            if accumulator_bound(weights, bias, ir.channel_axis(layer.node.op)).max() < ACCUMULATOR_LIMIT:
                 self.constants |= {layer.node.inputs[1]: weights, layer.node.inputs[2]: bias}
                 layer = replace(layer, int8_weights=weights, int8_bias=bias)
 

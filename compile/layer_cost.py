@@ -56,13 +56,6 @@ def lost_ms(graph: ir.Graph, node: ir.Node, target: TargetSpec) -> float:
         int(np.prod(graph.type_of(name).shape)) for name in node.inputs if name not in graph.constants
     )
     # A depthwise layer and what has no weights is bound by its elements, 1 byte against 4; conversions move 5.
-    macs = _dense_macs(graph, node)
+    macs = 0 if isinstance(node.op, ir.DepthwiseConv2d) else ir.multiply_accumulates(graph, node)
     cycles = macs / core.float32 - macs / core.int8 + elements * (4 - 1 + 5) / core.bytes
     return cycles / (CLOCK_GHZ * 1e6)
-
-
-def _dense_macs(graph: ir.Graph, node: ir.Node) -> int:
-    """Multiply-accumulates of a convolution or a fully connected layer; 0 of any other."""
-    if not isinstance(node.op, ir.Conv2d | ir.FullyConnected):
-        return 0
-    return int(np.prod(node.type.shape)) * int(np.prod(graph.type_of(node.inputs[1]).shape[1:]))

@@ -10,6 +10,7 @@ fully connected weights (O, I); biases (O,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -153,8 +154,15 @@ class GlobalAveragePool:
 
 
 @dataclass(frozen=True)
-class Requantize:
-    """int8 -> int8 with other parameters."""
+class Lookup:
+    """A function of each element by itself: in int8 a table of 256 entries, ``arithmetic.lookup_table``.
+
+    ``function`` is a key of ``arithmetic.FUNCTIONS``; "identity" gives int8 other parameters (a requantization).
+    ``parameters`` are the function's own, in its order.
+    """
+
+    function: str
+    parameters: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,10 +185,46 @@ Op = (
     | MaxPool2d
     | Add
     | GlobalAveragePool
-    | Requantize
+    | Lookup
     | Quantize
     | Dequantize
 )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is the same of every node of an operator.
+
+    ``ranks`` are its inputs' (None: 2 or 4); the last ``constants`` of them are weights and the like, the others
+    tensors. ``channel_axis`` is the weights' axis of output channels, where it has weights. ``keeps_quantization``:
+    its int8 output has its input's scale and zero point.
+    """
+
+    ranks: tuple[int | None, ...]
+    constants: int = 0
+    channel_axis: int | None = None
+    keeps_quantization: bool = False
+
+    @property
+    def tensors(self) -> int:
+        """How many of the inputs are tensors."""
+        return len(self.ranks) - self.constants
+
+
+FACTS: Mapping[type[Op], Facts] = {
+    Input: Facts(()),
+    Conv2d: Facts((4, 4, 1), constants=2, channel_axis=0),
+    DepthwiseConv2d: Facts((4, 3, 1), constants=2, channel_axis=2),
+    FullyConnected: Facts((2, 2, 1), constants=2, channel_axis=0),
+    BatchNorm: Facts((None, 1, 1, 1, 1), constants=4),
+    Relu: Facts((None,)),
+    MaxPool2d: Facts((4,), keeps_quantization=True),
+    Add: Facts((None, None)),
+    GlobalAveragePool: Facts((4,)),
+    Lookup: Facts((None,)),
+    Quantize: Facts((None,)),
+    Dequantize: Facts((None,)),
+}
 
 
 @dataclass(frozen=True)
@@ -228,6 +272,90 @@ class Graph:
         pool = self.constants if constants is None else constants
         read = {name for node in nodes for name in node.inputs}
         return replace(self, nodes=nodes, constants={k: v for k, v in pool.items() if k in read})
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A node's window over a batch of images; of an operator without one, a window of one pixel.
+
+    Sizes are in pixels; a tensor (N, C) is an image of one pixel.
+    """
+
+    batch: int
+    in_height: int
+    in_width: int
+    in_channels: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: Pads = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def in_pixels(self) -> int:
+        """Of one image."""
+        return self.in_height * self.in_width
+
+    @property
+    def out_pixels(self) -> int:
+        """Of one image."""
+        return self.out_height * self.out_width
+
+    @property
+    def taps(self) -> int:
+        """Positions of the window."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether every output pixel is made of the input pixel in its place, and of no other."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """(N, H, W, C) of (N, H, W, C) or (N, C)."""
+    if len(shape) == 2:
+        return shape[0], 1, 1, shape[1]
+    n, h, w, c = shape
+    return n, h, w, c
+
+
+def geometry(graph: Graph, node: Node) -> Geometry:
+    """Of a node with at least one input. ``GlobalAveragePool``'s window is its whole input."""
+    batch, in_height, in_width, in_channels = image_shape(graph.type_of(node.inputs[0]).shape)
+    _, out_height, out_width, out_channels = image_shape(node.type.shape)
+    sizes = (batch, in_height, in_width, in_channels, out_height, out_width, out_channels)
+    match node.op:
+        case Conv2d(strides, padding):
+            _, kh, kw, _ = graph.type_of(node.inputs[1]).shape
+            return Geometry(*sizes, (kh, kw), strides, padding)
+        case DepthwiseConv2d(strides, padding):
+            kh, kw, _ = graph.type_of(node.inputs[1]).shape
+            return Geometry(*sizes, (kh, kw), strides, padding)
+        case MaxPool2d(kernel, strides, padding):
+            return Geometry(*sizes, kernel, strides, padding)
+        case GlobalAveragePool():
+            return Geometry(*sizes, (in_height, in_width))
+    return Geometry(*sizes)
+
+
+def channel_axis(op: Op) -> int:
+    """The axis of an operator's weights that numbers its output channels. Raises GraphError for one without weights."""
+    axis = FACTS[type(op)].channel_axis
+    if axis is None:
+        raise GraphError(f"{type(op).__name__} has no weights")
+    return axis
+
+
+def multiply_accumulates(graph: Graph, node: Node) -> int:
+    """Of the whole batch; 0 for an operator without weights. Padding counts as pixels."""
+    axis = FACTS[type(node.op)].channel_axis
+    if axis is None:
+        return 0
+    weights = graph.type_of(node.inputs[1]).shape
+    return math.prod(node.type.shape) * math.prod(weights) // weights[axis]
 
 
 def conv_output_size(size: int, kernel: int, stride: int, before: int, after: int) -> int:

@@ -480,7 +480,7 @@ def _write(writer: _Writer, node: ir.Node) -> None:
         case ir.GlobalAveragePool():
             writer.node("GlobalAveragePool", inputs, f"{name}/map")
             writer.node("Flatten", (f"{name}/map",), output)
-        case ir.Requantize() | ir.Quantize() | ir.Dequantize():  # changes of form alone, written in real values
+        case ir.Lookup("identity") | ir.Quantize() | ir.Dequantize():  # changes of form alone, written in real values
             writer.node("Identity", inputs, output)
         case _:
             raise ir.GraphError(f"{type(op).__name__} {name} has no float ONNX form", name, node.path)

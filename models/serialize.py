@@ -96,11 +96,13 @@ def make_op(name: str, fields: Mapping[str, Any]) -> ir.Op:
     op: ir.Op = OPS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     for field in dataclasses.fields(op):
         value = getattr(op, field.name)
-        known = {"bool": bool, "float": float, "tuple[int, int]": tuple, "Pads": tuple}[str(field.type)]
-        lengths = {"tuple[int, int]": 2, "Pads": 4}
-        whole = known is not tuple or (
-            len(value) == lengths[str(field.type)] and all(type(item) is int for item in value)
-        )
+        kinds = {"bool": bool, "float": float, "str": str}
+        known = kinds.get(str(field.type), tuple)
+        if known is tuple and str(field.type) != "tuple[float, ...]":
+            whole = len(value) == {"tuple[int, int]": 2, "Pads": 4}[str(field.type)]
+            whole = whole and all(type(item) is int for item in value)
+        else:
+            whole = known is not tuple or all(type(item) is float for item in value)
         if not isinstance(value, known) or not whole:
             raise TypeError(f"{name}.{field.name} is {value!r}, not {field.type}")
     return op

@@ -12,13 +12,6 @@ import numpy as np
 
 from . import graph as ir
 
-_PARAMETERS = {  # how many of an operator's inputs are constants, which come last
-    ir.Conv2d: 2,
-    ir.DepthwiseConv2d: 2,
-    ir.FullyConnected: 2,
-    ir.BatchNorm: 4,
-}
-_ACTIVATIONS = {ir.Input: 0, ir.Add: 2}  # how many are tensors; one, where not said
 WEIGHT_MAX = 127
 ACCUMULATOR_LIMIT = 2**31
 LARGEST_DIFFERENCE = 255  # |x - zero point| of two int8 values
@@ -55,15 +48,14 @@ def _check_place(graph: ir.Graph, node: ir.Node, index: int, seen: dict[str, ir.
         raise _error(node, "has no name of its own: every node and constant needs one")
     if isinstance(node.op, ir.Input) and any(not isinstance(n.op, ir.Input) for n in graph.nodes[:index]):
         raise _error(node, "comes after other nodes: inputs come first")
-    parameters = _PARAMETERS.get(type(node.op), 0)
-    activations = _ACTIVATIONS.get(type(node.op), 1)
-    if len(node.inputs) != parameters + activations:
-        raise _error(node, f"has {len(node.inputs)} inputs, it takes {parameters + activations}")
-    for name in node.inputs[:activations]:
+    facts = ir.FACTS[type(node.op)]
+    if len(node.inputs) != len(facts.ranks):
+        raise _error(node, f"has {len(node.inputs)} inputs, it takes {len(facts.ranks)}")
+    for name in node.inputs[: facts.tensors]:
         if name not in seen:
             fault = "is a constant, not a tensor" if name in graph.constants else "is not made before it"
             raise _error(node, f"input {name} {fault}")
-    for name in node.inputs[activations:]:
+    for name in node.inputs[facts.tensors :]:
         if name not in graph.constants:
             raise _error(node, f"input {name} must be a constant")
         _check_type(node, graph.constants[name].type, f"constant {name}")
@@ -140,28 +132,12 @@ def _infer(graph: ir.Graph, node: ir.Node) -> tuple[int, ...]:
             return shapes[0]
         case ir.GlobalAveragePool():
             return (shapes[0][0], shapes[0][3])
-        case ir.Relu() | ir.Requantize() | ir.Quantize() | ir.Dequantize():
+        case ir.Relu() | ir.Lookup() | ir.Quantize() | ir.Dequantize():
             return shapes[0]
 
 
-_RANKS = {  # of each input; None: 2 or 4
-    ir.Input: (),
-    ir.Conv2d: (4, 4, 1),
-    ir.DepthwiseConv2d: (4, 3, 1),
-    ir.FullyConnected: (2, 2, 1),
-    ir.BatchNorm: (None, 1, 1, 1, 1),
-    ir.Relu: (None,),
-    ir.MaxPool2d: (4,),
-    ir.Add: (None, None),
-    ir.GlobalAveragePool: (4,),
-    ir.Requantize: (None,),
-    ir.Quantize: (None,),
-    ir.Dequantize: (None,),
-}
-
-
 def _check_ranks(node: ir.Node, shapes: list[tuple[int, ...]]) -> None:
-    for name, shape, rank in zip(node.inputs, shapes, _RANKS[type(node.op)], strict=True):
+    for name, shape, rank in zip(node.inputs, shapes, ir.FACTS[type(node.op)].ranks, strict=True):
         if len(shape) != rank and not (rank is None and len(shape) in (2, 4)):
             raise _error(node, f"input {name} has shape {list(shape)}; its rank must be {rank or '2 or 4'}")
 
@@ -177,7 +153,7 @@ def _check_dtypes(graph: ir.Graph, node: ir.Node) -> None:
         _per_tensor_or_float(node, node.type, "its tensor")
         return
     types = [graph.type_of(name) for name in node.inputs]
-    activations = types[: len(types) - _PARAMETERS.get(type(node.op), 0)]
+    activations = types[: ir.FACTS[type(node.op)].tensors]
     dtypes = tuple(type_.dtype for type_ in (*activations, node.type))
     for name, type_ in zip((*node.inputs[: len(activations)], node.name), (*activations, node.type), strict=True):
         _per_tensor_or_float(node, type_, f"tensor {name}")
@@ -187,7 +163,7 @@ def _check_dtypes(graph: ir.Graph, node: ir.Node) -> None:
             wanted = ("float32", "int8")
         case ir.Dequantize():
             wanted = ("int8", "float32")
-        case ir.Requantize():
+        case ir.Lookup():
             wanted = ("int8", "int8")
         case ir.BatchNorm():
             wanted = ("float32", "float32")
@@ -197,7 +173,7 @@ def _check_dtypes(graph: ir.Graph, node: ir.Node) -> None:
         raise _error(node, f"works on {', '.join(dtypes)}; it takes {', '.join(wanted)}")
     if dtypes[0] == "int8":
         _check_contract(graph, node, types)
-    elif isinstance(node.op, ir.BatchNorm | ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected):
+    elif ir.FACTS[type(node.op)].constants:
         _check_float_constants(graph, node)
 
 
@@ -227,13 +203,11 @@ def _check_contract(graph: ir.Graph, node: ir.Node, types: list[ir.TensorType]) 
                 raise _error(
                     node, f"maps {types[0].quant} to {node.type.quant}; a ReLU keeps the scale, with zero point -128"
                 )
-        case ir.MaxPool2d():
+        case op if ir.FACTS[type(op)].keeps_quantization:
             if node.type.quant != types[0].quant:
-                raise _error(node, f"maps {types[0].quant} to {node.type.quant}; a maximum keeps its parameters")
-        case ir.Conv2d() | ir.FullyConnected():
-            _check_weights(graph, node, types[0].per_tensor, 0)
-        case ir.DepthwiseConv2d():
-            _check_weights(graph, node, types[0].per_tensor, 2)
+                raise _error(node, f"maps {types[0].quant} to {node.type.quant}; it keeps its input's parameters")
+        case op if (axis := ir.FACTS[type(op)].channel_axis) is not None:
+            _check_weights(graph, node, types[0].per_tensor, axis)
 
 
 def _check_weights(graph: ir.Graph, node: ir.Node, x: ir.PerTensor, axis: int) -> None:

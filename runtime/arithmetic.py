@@ -12,6 +12,7 @@ quantized add, as LiteRT executes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -119,3 +120,33 @@ def requantize(x: Int8, input_zero_point: int, multiplier: int, zero_point: int)
 def average_multiplier(input_scale: float, output_scale: float, pixels: int) -> Float32:
     """m = f32(f32(s_in / s_out) / N), for the sum of N pixels."""
     return f32_quotient(f32_quotient(input_scale, output_scale), float(pixels))
+
+
+def _identity(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x
+
+
+# The functions of ``Lookup`` on real numbers, each of x and its parameters.
+FUNCTIONS: Mapping[str, Callable[..., NDArray[np.float64]]] = {"identity": _identity}
+
+
+def lookup_table(
+    function: str,
+    parameters: tuple[float, ...],
+    input_scale: float,
+    input_zero_point: int,
+    output_scale: float,
+    output_zero_point: int,
+) -> Int8:
+    """The int8 results of a ``Lookup`` for the inputs -128 to 127, (256,).
+
+    "identity" is a requantization, as ``requantize`` computes it. Raises KeyError for an unknown function, ValueError
+    outside XNNPACK's domain.
+    """
+    inputs = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
+    if function == "identity":
+        k = requantize_multiplier(input_scale, output_scale)
+        return requantize(inputs, input_zero_point, k, output_zero_point)
+    real = FUNCTIONS[function]((inputs.astype(np.float64) - input_zero_point) * input_scale, *parameters)
+    rounded = np.rint(real / output_scale) + output_zero_point
+    return np.asarray(np.clip(rounded, INT8_MIN, INT8_MAX), np.int8)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..models import graph as ir
 from . import arithmetic
+from .units import Addition, Convolution, DepthwiseConvolution, MaxPool, Mean, Rectifier, Stage, Table, Unit
 
 Array = NDArray[Any]
 
@@ -114,11 +115,13 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
                 out.per_tensor.zero_point,
                 op.relu,
             )
-        case ir.Requantize():
-            k = arithmetic.requantize_multiplier(types[0].per_tensor.scale, out.per_tensor.scale)
-            return arithmetic.requantize(
-                args[0].astype(np.int8, copy=False), types[0].per_tensor.zero_point, k, out.per_tensor.zero_point
+        case ir.Lookup(function, parameters):
+            q = types[0].per_tensor
+            table = arithmetic.lookup_table(
+                function, parameters, q.scale, q.zero_point, out.per_tensor.scale, out.per_tensor.zero_point
             )
+            looked_up: Array = table[args[0].astype(np.int16) - arithmetic.INT8_MIN]
+            return looked_up
         case ir.GlobalAveragePool():
             pixels = types[0].shape[1] * types[0].shape[2]
             total = args[0].astype(np.int64).sum(axis=(1, 2)) - pixels * types[0].per_tensor.zero_point
@@ -158,6 +161,8 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
         case ir.GlobalAveragePool():
             mean_: Array = args[0].mean(axis=(1, 2), dtype=np.float32)
             return mean_
+        case ir.Lookup(function, parameters):
+            return arithmetic.FUNCTIONS[function](args[0].astype(np.float64), *parameters).astype(np.float32)
         case ir.Quantize():
             q = node.type.per_tensor
             # Times the reciprocal, as XNNPACK does: a quotient rounds some ties differently.
@@ -206,3 +211,63 @@ def run(graph: ir.Graph, *inputs: Array) -> tuple[Array, ...]:
     wanted = set(graph.outputs)
     outputs = {name: value for name, value in iterate(graph, feeds) if name in wanted}
     return tuple(outputs[name] for name in graph.outputs)
+
+
+def run_units(units: Iterable[Unit], feeds: Mapping[str, Array], outputs: Iterable[str]) -> dict[str, Array]:
+    """The tensors ``outputs`` of an int8 network's units, computed with the constants that kernels use: the fused form.
+
+    ``feeds`` holds a value for every input of the network.
+    """
+    values = dict(feeds)
+    for unit in units:
+        value = values[unit.inputs[0]]
+        for stage in unit:
+            value = _run_stage(stage, value, values)
+        values[unit.name] = value
+    return {name: values[name] for name in outputs}
+
+
+def _run_stage(stage: Stage, x: Array, values: Mapping[str, Array]) -> Array:
+    """One stage on int8 ``x``."""
+    match stage:
+        case Convolution() | DepthwiseConvolution():
+            return _run_weighted(stage, x)
+        case Rectifier():
+            assert stage.zero_point is not None
+            return arithmetic.relu(x, stage.zero_point)
+        case MaxPool():
+            assert isinstance(stage.node.op, ir.MaxPool2d)
+            return _max_pool(x, stage.node.op, arithmetic.INT8_MIN)
+        case Addition():
+            assert stage.integers is not None
+            constants, zero_point = stage.integers.constants, stage.integers.zero_point
+            return arithmetic.add(x, values[stage.other], constants, zero_point, stage.relu)
+        case Mean():
+            assert stage.integers is not None
+            total = x.astype(np.int64).sum(axis=(1, 2)) + stage.integers.start
+            return arithmetic.scale_accumulator(
+                total.astype(np.int32), stage.integers.multiplier, stage.integers.zero_point
+            )
+        case Table():
+            assert stage.table is not None
+            looked_up: Array = stage.table[x.astype(np.int16) - arithmetic.INT8_MIN]
+            return looked_up
+
+
+def _run_weighted(stage: Convolution | DepthwiseConvolution, x: Array) -> Array:
+    integers, geometry = stage.integers, stage.geometry
+    assert integers is not None
+    image = x.reshape(geometry.batch, geometry.in_height, geometry.in_width, geometry.in_channels)
+    padded = pad_image(image, geometry.padding, integers.padding)
+    if isinstance(stage, DepthwiseConvolution):
+        weights = stage.weights.astype(np.int32)
+        acc = _convolve_depthwise(padded.astype(np.int32), weights, geometry.strides, (0, 0, 0, 0))
+    else:
+        # |x| <= 128 here, within the bound that ``_exact_dtype`` assumes.
+        dtype = _exact_dtype(stage.weights)
+        acc = _convolve(padded.astype(dtype), stage.weights.astype(dtype), geometry.strides, (0, 0, 0, 0))
+    total = _to_int32(acc, integers.start)
+    if np.any(total < integers.least) or np.any(total > integers.greatest):
+        raise OverflowError(f"{stage.node.name}: an accumulator leaves the bound that its weights prove")
+    made = arithmetic.scale_accumulator(total, integers.multipliers, integers.zero_point, stage.relu)
+    return made.reshape(stage.node.type.shape)

@@ -154,7 +154,7 @@ def _evaluate(form: _Form, x: NDArray[np.float32]) -> NDArray[np.float32]:
     for node in graph.nodes:
         if isinstance(node.op, ir.Input):
             value = x + np.float32(form.offsets.get(node.name, 0.0))
-        elif isinstance(node.op, ir.Requantize | ir.Quantize | ir.Dequantize):
+        elif isinstance(node.op, ir.Lookup | ir.Quantize | ir.Dequantize):
             value = values[node.inputs[0]]
         else:
             args = [values[name] if name in values else graph.constants[name].data for name in node.inputs]

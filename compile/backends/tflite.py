@@ -279,7 +279,7 @@ class _Program:
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Relu():
                 form, fields = ("RELU", 2 if int8 else 1, ""), {}
-            case ir.Requantize() | ir.Quantize():
+            case ir.Lookup("identity") | ir.Quantize():
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Dequantize():
                 form, fields = ("DEQUANTIZE", 2, "DequantizeOptions"), {}

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from ...models import graph as ir
 from ...models.rewrite import bypass, float_constant, replace_inputs
 
-# Where the output channel lies in each operator's weights.
-_CHANNEL_AXIS: dict[type[ir.Op], int] = {ir.Conv2d: 0, ir.DepthwiseConv2d: -1, ir.FullyConnected: 0}
-
 
 def fold_batch_norm(graph: ir.Graph) -> ir.Graph:
     """See the module. Raises GraphError for a normalization of a vector that no fully connected layer makes."""
@@ -37,7 +34,7 @@ def _fold_one(graph: ir.Graph, norm: ir.Node) -> ir.Graph:
     layer = next((n for n in graph.nodes if n.name == source), None)
     foldable = (
         layer is not None
-        and type(layer.op) in _CHANNEL_AXIS
+        and ir.FACTS[type(layer.op)].channel_axis is not None
         and not getattr(layer.op, "relu", False)
         and len(graph.users(source)) == 1
         and source not in graph.outputs
@@ -73,6 +70,6 @@ def _scale_layer(
 ) -> tuple[ir.Node, dict[str, ir.Constant]]:
     weights, bias = (graph.constants[name].data.astype(np.float64) for name in layer.inputs[1:])
     shape = [1] * weights.ndim
-    shape[_CHANNEL_AXIS[type(layer.op)]] = -1
+    shape[ir.channel_axis(layer.op)] = -1
     changed = {1: float_constant(weights * factor.reshape(shape)), 2: float_constant(bias * factor + shift)}
     return replace_inputs(graph, layer, changed)

@@ -218,7 +218,7 @@ def test_a_quantized_layer_never_leaves_int32_on_the_worst_inputs(graph, table):
         if isinstance(node.op, q.Weighted):
             w, b = (int8.constants[n] for n in node.inputs[1:])
             z = int8.type_of(node.inputs[0]).per_tensor.zero_point
-            axis = q.WEIGHT_AXIS[type(node.op)]
+            axis = ir.channel_axis(node.op)
             flat = np.moveaxis(w.data.astype(np.int64), axis, 0).reshape(w.data.shape[axis], -1)
             worst = np.where(flat > 0, 127 - z, -128 - z)
             assert (np.abs((flat * worst).sum(1) + b.data) <= q.accumulator_bound(w, b, axis)).all()

@@ -104,7 +104,7 @@ INT8: list[tuple[Change, str, str]] = [
     (node("x", dtype="int32"), "x", "an activation is float32, or int8 per tensor"),
     (node("relu", quant=Y), "relu", "a ReLU keeps the scale, with zero point -128"),
     (node("relu", quant=ir.PerTensor(4.0, -128)), "relu", "a ReLU keeps the scale, with zero point -128"),
-    (node("pool", quant=ir.PerTensor(0.5, 4)), "pool", "a maximum keeps its parameters"),
+    (node("pool", quant=ir.PerTensor(0.5, 4)), "pool", "keeps its input's parameters"),
     (node("real", dtype="int8", quant=X), "real", "works on int8, int8; it takes int8, float32"),
     (node("mean", dtype="float32", quant=None), "mean", "works on int8, float32; it takes int8, int8"),
     (

@@ -224,7 +224,7 @@ class Int8Builder:
         return self._append("add", ir.Add(relu), (a, b), y.shape, quant, path)
 
     def requantize(self, x: str, quant: ir.PerTensor, path: str = "") -> str:
-        return self._append("requantize", ir.Requantize(), (x,), self.values[x].shape, quant, path)
+        return self._append("requantize", ir.Lookup("identity"), (x,), self.values[x].shape, quant, path)
 
     def average_pool(self, x: str, *, quant: ir.PerTensor | None = None, path: str = "") -> str:
         """The output scale is nudged until every engine's mean agrees, as the quantizer guarantees."""
@@ -291,7 +291,7 @@ def tie_graph(kind: str, shape: tuple[int, ...], *, zero_point: int = 0, relu: b
     x = ir.Node("x", ir.Input(), (), source)
     if kind in ("add", "requantize"):
         others = (ir.Node("other", ir.Input(), (), source),) if kind == "add" else ()
-        op: ir.Op = ir.Add(relu) if kind == "add" else ir.Requantize()
+        op: ir.Op = ir.Add(relu) if kind == "add" else ir.Lookup("identity")
         y = ir.Node("y", op, ("x", *(n.name for n in others)), ir.TensorType(shape, "int8", target))
         return ir.Graph(f"ties_{kind}", (x, *others, y), {}, ("y",))
     channels = shape[-1]

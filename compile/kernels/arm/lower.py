@@ -84,7 +84,7 @@ class _Lowering:
                 self._depthwise(node)
             case ir.Add():
                 self._add(node)
-            case ir.Requantize():
+            case ir.Lookup():
                 self._requantize(node)
             case ir.Relu():
                 x = self._padded(node.inputs[0])

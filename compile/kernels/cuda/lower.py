@@ -92,7 +92,7 @@ class _Lowering:
                 self._depthwise(node, node.op)
             case ir.Add():
                 self._add(node, node.op)
-            case ir.Relu() | ir.Requantize():
+            case ir.Relu() | ir.Lookup():
                 self._map(node)
             case ir.MaxPool2d():
                 if max(node.op.padding[:2]) >= node.op.kernel[0] or max(node.op.padding[2:]) >= node.op.kernel[1]:

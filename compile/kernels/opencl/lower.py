@@ -96,7 +96,7 @@ class _Lowering:
                 return [self._elementwise(node, "add")]
             case ir.Relu():
                 return [self._elementwise(node, "relu")]
-            case ir.Requantize():
+            case ir.Lookup():
                 return [self._elementwise(node, "requantize")]
             case ir.GlobalAveragePool():
                 return [self._mean(node)]

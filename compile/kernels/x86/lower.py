@@ -91,7 +91,7 @@ class _Lowering:
                 return self._depthwise(node)
             case ir.MaxPool2d():
                 return [self._max_pool(node, node.op)]
-            case ir.Add() | ir.Relu() | ir.Requantize():
+            case ir.Add() | ir.Relu() | ir.Lookup():
                 return [self._elementwise(node)]
             case ir.GlobalAveragePool():
                 return [self._average_pool(node)]
