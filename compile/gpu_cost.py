@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from ..models.graph import GraphError
 from ..targets.spec import GpuSpec
-from .kernels.gpu_call import GpuCall
+from .kernels.kernel_call import KernelCall
 
 MODEL = "roofline: launch_us + max(operations / peak, traffic / bandwidth) for each launch"
 _RATES = {"int8": "int8_gops", "float16": "fp16_gflops"}
@@ -63,7 +63,7 @@ class Estimate:
         return sum(launch.traffic_bytes for launch in self.launches)
 
 
-def estimate(calls: Sequence[GpuCall], gpu: GpuSpec, dtype: str) -> Estimate:
+def estimate(calls: Sequence[KernelCall], gpu: GpuSpec, dtype: str) -> Estimate:
     """The model of one network's launches, ``int8`` or ``float16``. Raises GraphError for no launches at all."""
     if not calls:
         raise GraphError("a network without a launch has no latency")

@@ -72,6 +72,7 @@ ITEM_BYTES = {
     "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "float16": 2, "float32": 4,
 }  # fmt: skip
 ENGINES = ("cpu", "opencl", "cuda")
+COPY = "copy"  # of a tensor into another layout
 KINDS = ("input", "output")
 SPACES = ("arena", "weights")
 

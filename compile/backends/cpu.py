@@ -14,16 +14,15 @@ import tvm
 
 from ...models import graph as ir
 from ...runtime import native as native_sources
-from ...runtime.plan import ALIGNMENT_BYTES, Plan, Step, pack
+from ...runtime.plan import Plan, pack
 from ...targets.spec import TargetSpec
-from ..arena_planner import plan_offsets
 from ..kernels.arm import lower as arm
 from ..kernels.batch import repeat
 from ..kernels.kernel_call import KernelCall
 from ..kernels.mixed import is_mixed, lower_mixed
 from ..kernels.x86 import lower as x86
 from ..passes.set_batch import set_batch
-from .layout import ends_of, lifetimes, place_operands
+from .assembly import assemble
 
 GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
 _FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
@@ -71,25 +70,13 @@ def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runt
     return tvm.compile(tvm.IRModule(functions), target=llvm_target(target), tir_pipeline="tirx")
 
 
-def assemble(graph: ir.Graph, calls: Sequence[KernelCall], target: TargetSpec) -> tuple[Plan, bytes]:
-    """The plan and the weights' bytes. Equal weights are stored once, each at a multiple of 64 bytes."""
-    offsets, arena_bytes = plan_offsets(lifetimes(graph, calls), ALIGNMENT_BYTES)
-    arguments, weights = place_operands(calls, offsets, ALIGNMENT_BYTES)
-    steps = tuple(
-        Step(call.symbol, operands, call.tasks, call.name, call.path, call.macs)
-        for call, operands in zip(calls, arguments, strict=True)
-    )
-    tensors = ends_of(graph, offsets)
-    return Plan("cpu", arena_bytes, len(weights), tensors, steps, target.features), weights
-
-
 def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
     """Given: an int8 graph. Result: everything the native runtime needs to run it on ``target``.
 
     Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
     """
     calls = lower(graph, target, choices)
-    plan, weights = assemble(graph, calls, target)
+    plan, weights = assemble(graph, calls, "cpu", target.features)
     return Compiled(plan, weights, link(compile_kernels(calls, target), target))
 
 

@@ -19,9 +19,9 @@ from ...models import graph as ir
 from ...runtime.plan import Plan, pack
 from ...targets.spec import TargetSpec
 from ..kernels.cuda import lower as family
-from ..kernels.gpu_call import GpuCall
+from ..kernels.kernel_call import KernelCall
 from . import nvrtc
-from .gpu_plan import assemble
+from .assembly import assemble
 
 _PREAMBLE = Path(family.__file__).with_name("preamble.cuh")
 _SIGNATURE = re.compile(r'(extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?)(\w+)_kernel\(([^)]*)\)')
@@ -52,7 +52,7 @@ def build(graph: ir.Graph, target: TargetSpec) -> Compiled:
     return _compile(graph, calls, target.gpu.arch)
 
 
-def _compile(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> Compiled:
+def _compile(graph: ir.Graph, calls: Sequence[KernelCall], arch: str) -> Compiled:
     plan, weights = assemble(graph, calls, "cuda")
     source = kernel_source(calls, arch)
     binary = nvrtc.compile_source(source, arch)
@@ -65,7 +65,7 @@ def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     return files_of(graph, family.lower(graph, target), target.gpu.arch)
 
 
-def files_of(graph: ir.Graph, calls: Sequence[GpuCall], arch: str) -> dict[str, bytes]:
+def files_of(graph: ir.Graph, calls: Sequence[KernelCall], arch: str) -> dict[str, bytes]:
     """``build_files`` for a graph that ``cuda.lower`` has made ``calls`` of."""
     compiled = _compile(graph, calls, arch)
     kernels = {
@@ -97,7 +97,7 @@ def requirements(target: TargetSpec) -> dict[str, str]:
     }
 
 
-def kernel_source(calls: Sequence[GpuCall], arch: str) -> str:
+def kernel_source(calls: Sequence[KernelCall], arch: str) -> str:
     """CUDA C++ of every distinct kernel, however often it is launched. Kernels bear their symbols' names."""
     functions = {call.symbol: call.build() for call in {call.symbol: call for call in calls}.values()}
     target = tvm.target.Target({"kind": "cuda", "arch": arch, "max_threads_per_block": 1024}, host={"kind": "llvm"})

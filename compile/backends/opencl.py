@@ -12,14 +12,14 @@ import tvm
 from ...models import graph as ir
 from ...runtime.plan import pack
 from ...targets.spec import TargetSpec
-from ..kernels.gpu_call import GpuCall
+from ..kernels.kernel_call import KernelCall
 from ..kernels.opencl import lower as opencl
-from .gpu_plan import assemble
+from .assembly import assemble
 
 PREAMBLE = Path(opencl.__file__).with_name("preamble.cl")
 
 
-def generate(calls: Sequence[GpuCall]) -> str:
+def generate(calls: Sequence[KernelCall]) -> str:
     """OpenCL C of every distinct kernel, behind the preamble. A kernel's name is its symbol."""
     functions = {symbol: build() for symbol, build in {call.symbol: call.build for call in calls}.items()}
     # The host's code is not used; the kernels do not depend on which Mali or Adreno it is.
@@ -28,7 +28,7 @@ def generate(calls: Sequence[GpuCall]) -> str:
     (module,) = executable.mod.imports
     source = module.inspect_source()
     source = re.sub(r"^__kernel void (\w+)_kernel\([^;{]*\);\n", "", source, flags=re.MULTILINE)
-    sizes = {call.symbol: ", ".join(map(str, call.group_size)) for call in calls}
+    sizes = {call.symbol: ", ".join(map(str, call.launch.group_size)) for call in calls if call.launch}
     # With a group's size known, a compiler gives each work-item the registers that there are for it and no more.
     source = re.sub(
         r"^__kernel void (\w+)_kernel\(",
@@ -42,7 +42,7 @@ def generate(calls: Sequence[GpuCall]) -> str:
     return PREAMBLE.read_text(encoding="utf-8") + "\n" + source
 
 
-def _check_parameters(source: str, call: GpuCall) -> None:
+def _check_parameters(source: str, call: KernelCall) -> None:
     """Raises RuntimeError where the generated kernel does not take the call's operands in order: the code generator
     sorts parameters by name and drops those that nothing reads."""
     found = re.search(rf"^__kernel .* void {call.symbol}\((.*)\) {{$", source, flags=re.MULTILINE)
@@ -60,7 +60,7 @@ def build_files(graph: ir.Graph, target: TargetSpec) -> dict[str, bytes]:
     return files_of(graph, opencl.lower(graph, target))
 
 
-def files_of(graph: ir.Graph, calls: Sequence[GpuCall]) -> dict[str, bytes]:
+def files_of(graph: ir.Graph, calls: Sequence[KernelCall]) -> dict[str, bytes]:
     """``build_files`` for a graph that ``opencl.lower`` has made ``calls`` of."""
     plan, weights = assemble(graph, calls, "opencl")
     kernels = generate(calls).encode()

@@ -187,10 +187,17 @@ def lower(target: TargetSpec) -> tuple[KernelCall, ...]:
     start = Weights(operands(best).reshape(-1))
     macs = peak_macs(best)
     return (
-        KernelCall("roof_fill", lambda: _fill(best.words), (_BUFFER,), "buffer", BLOCKS, "fill"),
-        KernelCall("roof_stream", lambda: _stream(best.words), (_BUFFER, _SUMS), "sums", BLOCKS, "stream"),
+        KernelCall("roof_fill", lambda: _fill(best.words), (_BUFFER,), "buffer", "fill", tasks=BLOCKS),
+        KernelCall("roof_stream", lambda: _stream(best.words), (_BUFFER, _SUMS), "sums", "stream", tasks=BLOCKS),
         KernelCall(
-            "roof_peak", lambda: _peak(best), (start, _PRODUCTS), "products", PEAK_TASKS, "peak", best.name, macs
+            "roof_peak",
+            lambda: _peak(best),
+            (start, _PRODUCTS),
+            "products",
+            "peak",
+            path=best.name,
+            macs=macs,
+            tasks=PEAK_TASKS,
         ),
     )
 

@@ -78,7 +78,7 @@ def _take(name: str, kind: ir.TensorType, image: int) -> KernelCall:
     count = int(np.prod(kind.shape[1:]))
     copy = Copy(kind.dtype, (kind.shape[0] * count,), image * count, count)
     operands = Activation(name, kind.dtype, copy.counts[0]), Activation(f"{name}[{image}]", kind.dtype, count)
-    return KernelCall(copy.symbol, copy.build, operands, f"{name}[{image}]", 1, f"{name}[{image}]")
+    return KernelCall(copy.symbol, copy.build, operands, f"{name}[{image}]", f"{name}[{image}]")
 
 
 def _join(name: str, kind: ir.TensorType) -> list[KernelCall]:
@@ -91,6 +91,6 @@ def _join(name: str, kind: ir.TensorType) -> list[KernelCall]:
         sources = [*together, *(Activation(f"{name}[{i}]", kind.dtype, count) for i in range(first, last))]
         copy = Copy(kind.dtype, tuple(source.count for source in sources), 0, last * count)
         target = Activation(name if last == batch else f"{name}[..{last}]", kind.dtype, last * count)
-        calls.append(KernelCall(copy.symbol, copy.build, (*sources, target), target.name, 1, target.name))
+        calls.append(KernelCall(copy.symbol, copy.build, (*sources, target), target.name, target.name))
         together = [target]
     return calls

@@ -1,16 +1,18 @@
-"""The form every processor family lowers an int8 graph into: a straight line of kernel calls on flat buffers.
+"""The form every family of kernels lowers a network into: a straight line of calls on flat buffers.
 
-A family (``x86/``, ``arm/``) has a module ``lower`` with one function::
+A family (``x86/``, ``arm/``, ``generic/``, ``opencl/``, ``cuda/``) has a module ``lower`` with one function::
 
     lower(graph: Graph, target: TargetSpec, choices: Mapping[str, int] | None) -> tuple[KernelCall, ...]
 
-It decides alone how a tensor lies in memory between its kernels (channel padding, sign bit flipped), which operators
-share a kernel, and how weights are packed. The network's inputs and outputs are plain NHWC int8.
-``choices`` are measured task sizes by ``TaskSize.key``; where there is none, a cost model chooses.
+What shares a kernel, and what it computes, is decided by ``compile/fusion.py``. The family decides how a tensor lies in
+memory between its kernels (channel padding, sign bit flipped), which tile a kernel has, and how weights are packed. The
+network's inputs and outputs are plain NHWC. ``choices`` are measured task sizes by ``TaskSize.key``; where there is
+none, a cost model chooses (GPU families take none).
 
-A kernel is a TIR PrimFunc over flat, one-dimensional buffers followed by two int32 scalars, ``begin`` and ``end``:
-it does the tasks numbered begin <= t < end of ``tasks``. Tasks of one call are independent and may run on any thread.
-Calls run in order; every call sees all writes of the calls before it.
+A processor's kernel is a TIR PrimFunc over flat, one-dimensional buffers followed by two int32 scalars, ``begin`` and
+``end``: it does the tasks numbered begin <= t < end of ``tasks``. Tasks of one call are independent and may run on any
+thread. A GPU's kernel has the buffers alone, and a ``launch``. Calls run in order; every call sees all writes of the
+calls before it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import tvm
 from numpy.typing import NDArray
+
+from ...runtime.plan import COPY, Launch
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,25 @@ def task_size(choices: Mapping[str, int] | None, key: str, modelled: int, total:
 class KernelCall:
     """One call. ``symbol`` decodes to everything the generated code depends on, so equal symbols share one kernel;
     ``build`` makes its PrimFunc and is called once per symbol. ``operands`` are in the order of its parameters.
-    ``output`` is the operand written (the others are only read); ``name`` is the graph node it completes; ``macs``
-    the multiply-accumulates and ``path`` the module path, for per-layer tables; ``size`` what tuning may change.
+    ``output`` is the operand written (the others are only read).
+
+    For per-layer tables: ``name`` is the graph node it completes, ``kind`` one of ``plan.STEP_KINDS``, ``path`` the
+    module path, ``macs`` the multiply-accumulates. A processor's call has ``tasks``, and ``size`` is what tuning may
+    change of it; a GPU's has a ``launch``. ``traffic_bytes`` is what a launch moves to and from global memory, counted
+    from its tiling; each kernel says what it takes a cache to serve. ``requested_bytes`` are all loads and stores of
+    all work-groups that local memory or registers do not serve, as if there were no cache (0: not counted).
     """
 
     symbol: str
     build: Callable[[], tvm.tirx.PrimFunc] = field(repr=False, compare=False)
     operands: tuple[Activation | Weights, ...] = field(repr=False)
     output: str
-    tasks: int
     name: str
+    kind: str = COPY
     path: str = ""
     macs: int = 0
+    tasks: int = 1
     size: TaskSize | None = None
+    launch: Launch | None = None
+    traffic_bytes: int = 0
+    requested_bytes: int = 0

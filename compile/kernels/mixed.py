@@ -65,7 +65,14 @@ def _lower_float(graph: ir.Graph, node: ir.Node) -> KernelCall:
         macs = int(np.prod(node.type.shape)) * kernel.window.kernel[0] * kernel.window.kernel[1]
     output = _activation(graph, node.name)
     return KernelCall(
-        kernel.symbol, kernel.build, (*operands, output), node.name, kernel.tasks, node.name, node.path, macs
+        kernel.symbol,
+        kernel.build,
+        (*operands, output),
+        node.name,
+        node.name,
+        path=node.path,
+        macs=macs,
+        tasks=kernel.tasks,
     )
 
 

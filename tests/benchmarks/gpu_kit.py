@@ -24,7 +24,7 @@ from support.int8_graphs import as_float, photo, random_input, random_xception
 
 from xceptile.compile.backends import cuda, native_runtime
 from xceptile.compile.kernels.cuda import lower as family
-from xceptile.compile.kernels.gpu_call import GpuCall
+from xceptile.compile.kernels.kernel_call import KernelCall
 from xceptile.compile.passes.set_batch import set_batch
 from xceptile.compile.passes.take_int8_pixels import take_int8_pixels
 from xceptile.models import graph as ir
@@ -85,7 +85,7 @@ def trace(graph: ir.Graph, x: list[np.ndarray]) -> tuple[list[np.ndarray], Rows]
     return [outputs[name] for name in graph.outputs], rows
 
 
-def describe_steps(plan: Plan, calls: Sequence[GpuCall], rows: Rows) -> dict[str, Any]:
+def describe_steps(plan: Plan, calls: Sequence[KernelCall], rows: Rows) -> dict[str, Any]:
     """What ``borrowed_gpu.walk`` launches. A step whose output is no tensor of the graph has no rows; in memory a
     pixel's channels are padded."""
     steps = []

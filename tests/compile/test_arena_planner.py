@@ -7,8 +7,8 @@ import pytest
 from support import int8_graphs
 
 from xceptile.compile.arena_planner import Lifetime, plan_offsets
+from xceptile.compile.backends import assembly
 from xceptile.compile.backends import cpu as backend
-from xceptile.compile.backends import layout
 from xceptile.targets import catalog
 
 ALIGNMENT = 64
@@ -72,7 +72,7 @@ def test_nothing_needs_no_arena() -> None:
 @pytest.mark.parametrize("target", ["avx2", "avx512vnni"])
 def test_xception_is_near_the_bound(target: str) -> None:
     graph = int8_graphs.random_xception(96, 0.25, 10)
-    lifetimes = layout.lifetimes(graph, backend.lower(graph, catalog.get(target)))
+    lifetimes = assembly.lifetimes(graph, backend.lower(graph, catalog.get(target)))
     offsets, total = plan_offsets(lifetimes, ALIGNMENT)
     assert overlapping(lifetimes, dict(offsets)) == []
     assert total <= 1.05 * most_alive_bytes(lifetimes)

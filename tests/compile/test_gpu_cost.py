@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from xceptile.compile.gpu_cost import estimate, estimate_to_json
-from xceptile.compile.kernels.gpu_call import GpuCall
+from xceptile.compile.kernels.kernel_call import KernelCall
 from xceptile.models.graph import GraphError
+from xceptile.runtime.plan import Launch
 from xceptile.targets.spec import GpuSpec
 
 GPU = GpuSpec("toy", 1, 1000.0, 500.0, 10.0, 5.0, 1 << 15, 32, True, ())
@@ -19,8 +20,10 @@ def never() -> Any:
     raise AssertionError("an estimate needs no kernel")
 
 
-def launch(macs: int, traffic_bytes: int) -> GpuCall:
-    return GpuCall("k", never, (), "y", (1, 1, 1), (1, 1, 1), "y", traffic_bytes, macs=macs)
+def launch(macs: int, traffic_bytes: int) -> KernelCall:
+    return KernelCall(
+        "k", never, (), "y", "y", macs=macs, launch=Launch((1, 1, 1), (1, 1, 1)), traffic_bytes=traffic_bytes
+    )
 
 
 @pytest.mark.parametrize(

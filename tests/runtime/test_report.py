@@ -17,7 +17,7 @@ from support.needs import requires
 
 from xceptile.calibration.sensitivity import LayerSensitivity
 from xceptile.compile import cli
-from xceptile.compile.backends import cpu, gpu_plan, layout
+from xceptile.compile.backends import assembly, cpu
 from xceptile.compile.kernels.cuda import lower as cuda
 from xceptile.compile.kernels.opencl import lower as opencl
 from xceptile.runtime import arena as memory
@@ -238,9 +238,9 @@ def test_residents_are_the_tensors_that_the_compiler_placed(name: str) -> None:
     graph = int8_graphs.random_xception(96, 0.125, 10)
     target = catalog.get(name)
     calls = cpu.lower(graph, target)
-    plan, _ = cpu.assemble(graph, calls, target)
+    plan, _ = assembly.assemble(graph, calls, "cpu", target.features)
     last = len(calls) - 1
-    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in layout.lifetimes(graph, calls))
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in assembly.lifetimes(graph, calls))
     assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
 
 
@@ -249,9 +249,9 @@ def test_residents_are_the_tensors_that_the_compiler_placed_for_a_gpu(name: str,
     graph = int8_graphs.random_xception(96, 0.125, 10)
     target = catalog.get(name)
     calls = family.lower(graph, target)
-    plan, _ = gpu_plan.assemble(graph, calls, target.engine)
+    plan, _ = assembly.assemble(graph, calls, target.engine)
     last = len(calls) - 1
-    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in layout.lifetimes(graph, calls))
+    placed = sorted((x.size_bytes, max(x.first, 0), min(x.last, last)) for x in assembly.lifetimes(graph, calls))
     assert sorted((x.size_bytes, x.first, x.last) for x in memory.residents(plan)) == placed
 
 

@@ -15,7 +15,7 @@ from support.needs import requires
 from support.tree import TEST_SOURCES
 
 from xceptile.compile.backends import cuda as backend
-from xceptile.compile.backends.gpu_plan import assemble
+from xceptile.compile.backends.assembly import assemble
 from xceptile.compile.kernels.cuda import lower as family
 from xceptile.compile.kernels.kernel_call import Activation, Weights
 from xceptile.models import graph as ir

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from xceptile.compile.backends import assembly, native_runtime
 from xceptile.compile.backends import cpu as backend
-from xceptile.compile.backends import native_runtime
 from xceptile.compile.kernels.kernel_call import KernelCall
 from xceptile.models import graph as ir
 from xceptile.runtime.devices.qemu import emulator_command
@@ -51,7 +51,7 @@ class EmulatedBundle:
 
     def assemble(self, calls: Sequence[KernelCall]) -> None:
         """The plan and the weights of calls whose kernels are compiled."""
-        plan, weights = backend.assemble(self.graph, calls, self.target)
+        plan, weights = assembly.assemble(self.graph, calls, "cpu", self.target.features)
         library = (self.folder / "kernels.so").read_bytes()
         digests = [hashlib.sha256(data).hexdigest() for data in (weights, library)]
         (self.folder / "weights.bin").write_bytes(weights)

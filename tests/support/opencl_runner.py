@@ -68,8 +68,8 @@ class OpenclRunner:
         for node, value in zip(self.graph.inputs, inputs, strict=True):
             cl.enqueue_copy(self.queue, self.memory[node.name], np.ascontiguousarray(value))
         for call, arguments in zip(self.calls, self.arguments, strict=True):
-            total = tuple(a * b for a, b in zip(call.groups, call.group_size, strict=True))
-            self.kernels[call.symbol](self.queue, total, call.group_size, *arguments)
+            total = tuple(a * b for a, b in zip(call.launch.groups, call.launch.group_size, strict=True))
+            self.kernels[call.symbol](self.queue, total, call.launch.group_size, *arguments)
         results = []
         for name in self.graph.outputs:
             kind = self.graph.type_of(name)

@@ -129,11 +129,11 @@ class _Lowering:
                 build,
                 (*operands, stored.activation),
                 name,
-                tasks,
                 node.name,
-                node.path,
-                macs,
-                size,
+                path=node.path,
+                macs=macs,
+                tasks=tasks,
+                size=size,
             )
         )
         self.stored[node.name] = stored
@@ -145,7 +145,7 @@ class _Lowering:
         pixels = min(source.count, target.count) // channels
         shape = elementwise.Restride(pixels, channels, source.count // pixels, target.count // pixels)
         path = self.graph.node(name).path
-        self.calls.append(KernelCall(shape.symbol, shape.build, (source, target), target.name, 1, name, path))
+        self.calls.append(KernelCall(shape.symbol, shape.build, (source, target), target.name, name, path=path))
 
     def _padded(self, name: str) -> _Stored:
         """A tensor with whole vectors of channels; a network input that has not is copied once."""

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ....models import graph as ir
 from ....runtime import arithmetic
+from ....runtime.plan import Launch
 from ....targets.spec import GpuSpec, TargetSpec
-from ..gpu_call import GpuCall, only_depthwise_reads
-from ..kernel_call import Activation, Weights
+from ..kernel_call import Activation, KernelCall, Weights
 from . import cost
 from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
 from .elementwise import Add, Export, Map, MatVec, MaxPool, Mean, Patches
@@ -40,7 +40,7 @@ Array = NDArray[np.generic]
 Operands = tuple[Activation | Weights, ...]
 
 
-def lower(graph: ir.Graph, target: TargetSpec) -> tuple[GpuCall, ...]:
+def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
     """The launches of a graph of any batch size, all int8 or all float32.
 
     Raises ir.GraphError where there is no kernel, ValueError for a target without a GPU.
@@ -65,16 +65,16 @@ class _Lowering:
         self.dtype = "float16" if any(node.type.dtype == "float32" for node in graph.nodes) else "int8"
         # Tensors that are the network's input as it comes: plain int8 pixels.
         self.plain = {node.name: node for node in graph.nodes if self._check_kind(node)}
-        self.calls: list[GpuCall] = []
+        self.calls: list[KernelCall] = []
         self.stored: dict[str, Activation] = {}
-        self.relus = {node.name for node in graph.nodes if only_depthwise_reads(graph, node)}
+        self.relus = {node.name for node in graph.nodes if _only_depthwise_reads(graph, node)}
         self.fronts: set[str] = set()
         for node in graph.nodes:
             if self._front_pays(node):
                 self.fronts.add(node.name)
         self.additions = {add.name: node.name for node in graph.nodes if (add := self._addition(node))}
 
-    def run(self) -> tuple[GpuCall, ...]:
+    def run(self) -> tuple[KernelCall, ...]:
         for node in self.graph.nodes:
             if node.name not in self.relus and node.name not in self.fronts and node.name not in self.additions:
                 self._lower_node(node)
@@ -176,9 +176,10 @@ class _Lowering:
             self._check_size(node, operand)
         grid = kernel.grid
         self.calls.append(
-            GpuCall(
-                kernel.symbol, kernel.build, (*operands, target), target.name, (grid.blocks, 1, 1),
-                (grid.threads, 1, 1), node.name, kernel.traffic_bytes, node.path, macs, grid.shared_bytes,
+            KernelCall(
+                kernel.symbol, kernel.build, (*operands, target), target.name, node.name, path=node.path, macs=macs,
+                launch=Launch((grid.blocks, 1, 1), (grid.threads, 1, 1), grid.shared_bytes),
+                traffic_bytes=kernel.traffic_bytes,
             )
         )  # fmt: skip
 
@@ -444,3 +445,14 @@ def _rows(weights: Array, stored_channels: int) -> Array:
     rows = np.zeros((outputs, kh, kw, stored_channels), weights.dtype)
     rows[..., :inputs] = weights
     return rows.reshape(outputs, -1)
+
+
+def _only_depthwise_reads(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether a node is a ReLU that depthwise convolutions alone read: they take it in as they load."""
+    users = graph.users(node.name)
+    return (
+        isinstance(node.op, ir.Relu)
+        and bool(users)
+        and node.name not in graph.outputs
+        and all(isinstance(user.op, ir.DepthwiseConv2d) for user in users)
+    )

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ....models import graph as ir
 from ....runtime import arithmetic
+from ....runtime.plan import Launch
 from ....targets.spec import GpuSpec, TargetSpec
-from ..gpu_call import GpuCall, only_depthwise_reads
-from ..kernel_call import Activation, Weights, pad_to, wrap_int32
+from ..kernel_call import Activation, KernelCall, Weights, pad_to, wrap_int32
 from . import element as words
 from . import shapes
 from .convolution import PLAIN_CHANNELS, Convolution, Tile
@@ -34,7 +34,7 @@ Kernel = Convolution | Window | Elementwise | Mean | Linear | Convert
 _DRAFT = Tile(1, 1, 1, 1, False)  # before ``shapes`` has chosen
 
 
-def lower(graph: ir.Graph, target: TargetSpec) -> tuple[GpuCall, ...]:
+def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
     """Given: an int8 graph, or a float one behind int8 pixels, of any batch size. Result: its launches in order.
 
     Raises GraphError for an operator, or a mixture of types, that there is no kernel for; ValueError for a target
@@ -64,13 +64,13 @@ class _Lowering:
 
     def __init__(self, graph: ir.Graph, gpu: GpuSpec, element: Element) -> None:
         self.graph, self.gpu, self.e = graph, gpu, element
-        self.absorbed = {node.name for node in graph.nodes if only_depthwise_reads(graph, node)}
+        self.absorbed = {node.name for node in graph.nodes if _only_depthwise_reads(graph, node)}
         ends = ((node.name, self._ended_by(node)) for node in graph.nodes)
         # Additions, and the convolutions they end.
         self.ended = {addition: convolution for addition, convolution in ends if convolution is not None}
 
-    def calls(self) -> tuple[GpuCall, ...]:
-        result: list[GpuCall] = []
+    def calls(self) -> tuple[KernelCall, ...]:
+        result: list[KernelCall] = []
         for node in self.graph.nodes:
             if len(node.type.shape) not in (2, 4):
                 raise ir.GraphError(f"{node.name}: no kernel for shape {node.type.shape}", node.name, node.path)
@@ -80,7 +80,7 @@ class _Lowering:
                 result.append(self._export(node))
         return tuple(result)
 
-    def _node(self, node: ir.Node) -> list[GpuCall]:
+    def _node(self, node: ir.Node) -> list[KernelCall]:
         match node.op:
             case ir.Input():
                 return self._input(node)
@@ -155,7 +155,9 @@ class _Lowering:
     def _plain(self, node: ir.Node) -> Activation:
         return Activation(node.name, node.type.dtype, math.prod(node.type.shape))
 
-    def _call(self, node: ir.Node, kernel: Kernel, operands: list[Activation | Weights], *, macs: int = 0) -> GpuCall:
+    def _call(
+        self, node: ir.Node, kernel: Kernel, operands: list[Activation | Weights], *, macs: int = 0
+    ) -> KernelCall:
         output = operands[-1]
         assert isinstance(output, Activation)
         if isinstance(kernel, Convolution | Window):
@@ -163,21 +165,20 @@ class _Lowering:
         traffic_bytes = kernel.requested_bytes  # those of the other kinds load nothing twice
         if isinstance(kernel, Convolution | Window | Linear):
             traffic_bytes = kernel.traffic_bytes(shapes.cache_bytes(self.gpu))
-        return GpuCall(
+        return KernelCall(
             kernel.symbol,
             kernel.build,
             tuple(operands),
             output.name,
-            kernel.groups,
-            kernel.group_size,
             node.name,
-            traffic_bytes,
-            node.path,
-            macs,
+            path=node.path,
+            macs=macs,
+            launch=Launch(kernel.groups, kernel.group_size),
+            traffic_bytes=traffic_bytes,
             requested_bytes=kernel.requested_bytes,
         )
 
-    def _input(self, node: ir.Node) -> list[GpuCall]:
+    def _input(self, node: ir.Node) -> list[KernelCall]:
         if self._read_plain(node):
             return []
         batch, height, width, channels = _shape(node.type)
@@ -187,7 +188,7 @@ class _Lowering:
         operands.append(self._activation(node.name))
         return [self._call(node, Convert("import", self.e, batch, height * width, channels), operands)]
 
-    def _export(self, node: ir.Node) -> GpuCall:
+    def _export(self, node: ir.Node) -> KernelCall:
         batch, height, width, channels = _shape(node.type)
         kernel = Convert("export", self.e, batch, height * width, channels)
         return self._call(node, kernel, [self._activation(node.name), self._plain(node)])
@@ -244,7 +245,7 @@ class _Lowering:
 
     # Operators.
 
-    def _convolution(self, node: ir.Node, add: ir.Node | None) -> GpuCall:
+    def _convolution(self, node: ir.Node, add: ir.Node | None) -> KernelCall:
         assert isinstance(node.op, ir.Conv2d)
         source = self._source(node.inputs[0])
         weights = self.graph.constants[node.inputs[1]].data
@@ -270,7 +271,7 @@ class _Lowering:
         last = add or node
         return self._call(last, made, [*operands, self._activation(last.name)], macs=made.macs)
 
-    def _window(self, node: ir.Node, op: ir.DepthwiseConv2d | ir.MaxPool2d) -> GpuCall:
+    def _window(self, node: ir.Node, op: ir.DepthwiseConv2d | ir.MaxPool2d) -> KernelCall:
         read = node.inputs[0]
         relu = read in self.absorbed
         if relu:
@@ -296,7 +297,7 @@ class _Lowering:
             operands += [bias, *rest[1:], self._parameters(node, op.relu, read)]  # without the sums of weights
         return self._call(node, made, [*operands, self._activation(node.name)], macs=made.macs)
 
-    def _elementwise(self, node: ir.Node, kind: str) -> GpuCall:
+    def _elementwise(self, node: ir.Node, kind: str) -> KernelCall:
         target = self._activation(node.name)
         inputs = [self._activation(name) for name in node.inputs]
         kernel = Elementwise(kind, self.e, target.count // VECTOR_BYTES)
@@ -314,7 +315,7 @@ class _Lowering:
             constants = self._parameters(node, False, node.inputs[0], node if kind == "add" else None)
         return self._call(node, kernel, [*inputs, constants, target])
 
-    def _mean(self, node: ir.Node) -> GpuCall:
+    def _mean(self, node: ir.Node) -> KernelCall:
         source = self.graph.type_of(node.inputs[0])
         batch, height, width, channels = _shape(source)
         kernel = Mean(self.e, batch, height * width, channels)
@@ -332,7 +333,7 @@ class _Lowering:
             constants = [Weights(real)]
         return self._call(node, kernel, [self._activation(node.inputs[0]), *constants, self._activation(node.name)])
 
-    def _linear(self, node: ir.Node) -> GpuCall:
+    def _linear(self, node: ir.Node) -> KernelCall:
         assert isinstance(node.op, ir.FullyConnected)
         weights = self.graph.constants[node.inputs[1]].data
         outputs, inputs = weights.shape
@@ -367,3 +368,14 @@ def _shape(kind: ir.TensorType) -> tuple[int, int, int, int]:
     """(N, H, W, C) of (N, H, W, C) or (N, C)."""
     shape = kind.shape
     return (shape[0], 1, 1, shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2], shape[3])
+
+
+def _only_depthwise_reads(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether a node is a ReLU that depthwise convolutions alone read: they take it in as they load."""
+    users = graph.users(node.name)
+    return (
+        isinstance(node.op, ir.Relu)
+        and bool(users)
+        and node.name not in graph.outputs
+        and all(isinstance(user.op, ir.DepthwiseConv2d) for user in users)
+    )

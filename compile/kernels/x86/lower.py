@@ -146,14 +146,16 @@ class _Lowering:
         kernel = Convert("import", pixels, channels)
         source = Activation(node.name, "int8", pixels * channels)
         target = self._activation(node.name)
-        return [KernelCall(kernel.symbol, kernel.build, (source, target), target.name, kernel.tasks, node.name)]
+        return [KernelCall(kernel.symbol, kernel.build, (source, target), target.name, node.name, tasks=kernel.tasks)]
 
     def _export(self, node: ir.Node) -> KernelCall:
         pixels, channels = _pixels(node.type.shape)
         kernel = Convert("export", pixels, channels)
         target = Activation(node.name, "int8", pixels * channels)
         operands = (self._activation(node.name), target)
-        return KernelCall(kernel.symbol, kernel.build, operands, node.name, kernel.tasks, node.name, node.path)
+        return KernelCall(
+            kernel.symbol, kernel.build, operands, node.name, node.name, path=node.path, tasks=kernel.tasks
+        )
 
     # Operators that multiply matrices.
 
@@ -183,11 +185,11 @@ class _Lowering:
             product = replace(draft, pixels_per_task=size.value)
             y = Activation(target.name, "uint8", product.output_count)
             operands = (left.x, *left.constants, *constants, Weights(parameters), y)
-            return [finish(product.symbol, product.build, operands, y.name, product.tasks, size=size)]
+            return [finish(product.symbol, product.build, operands, y.name, tasks=product.tasks, size=size)]
         calls, a, stride = self._rows(node, left, k, parameters)
         columns = Product(self.isa, pixels, k, channels, bounded, stride)
         operands = (a, *constants, Weights(parameters), target)
-        return [*calls, finish(columns.symbol, columns.build, operands, target.name, columns.tasks)]
+        return [*calls, finish(columns.symbol, columns.build, operands, target.name, tasks=columns.tasks)]
 
     def _left_hand_side(
         self, node: ir.Node, op: ir.Conv2d, kernel: tuple[int, int], parameters: NDArray[np.int32]
@@ -216,7 +218,7 @@ class _Lowering:
         rows = Rows(self.isa, left.producer, _pixels(node.type.shape)[0], k)
         a = Activation(f"{node.name}:rows", self.isa.operand, rows.count)
         operands: tuple[Activation | Weights, ...] = (left.x, *left.constants, Weights(parameters), a)
-        call = KernelCall(rows.symbol, rows.build, operands, a.name, rows.tasks, source.name, source.path)
+        call = KernelCall(rows.symbol, rows.build, operands, a.name, source.name, path=source.path, tasks=rows.tasks)
         return [call], a, layout.row_stride(k)
 
     def _product_constants(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[tuple[Weights, ...], bool]:
@@ -290,7 +292,16 @@ class _Lowering:
             alone = DepthwiseAlone(isa, banded)
             operands: tuple[Activation | Weights, ...] = (x, *constants, Weights(parameters), target)
             return [
-                KernelCall(alone.symbol, alone.build, operands, target.name, alone.tasks, node.name, node.path, macs)
+                KernelCall(
+                    alone.symbol,
+                    alone.build,
+                    operands,
+                    target.name,
+                    node.name,
+                    path=node.path,
+                    macs=macs,
+                    tasks=alone.tasks,
+                )
             ]
         source = self.graph.type_of(node.inputs[0])
         taps = self.graph.constants[node.inputs[1]].data.astype(np.int32)
@@ -316,7 +327,18 @@ class _Lowering:
             target,
         )
         macs = out_height * out_width * kh * kw * channels
-        return [KernelCall(kernel.symbol, kernel.build, operands, target.name, out_height, node.name, node.path, macs)]
+        return [
+            KernelCall(
+                kernel.symbol,
+                kernel.build,
+                operands,
+                target.name,
+                node.name,
+                path=node.path,
+                macs=macs,
+                tasks=out_height,
+            )
+        ]
 
     # The others.
 
@@ -338,7 +360,9 @@ class _Lowering:
         )
         target = self._activation(node.name)
         operands = (self._activation(node.inputs[0]), target)
-        return KernelCall(kernel.symbol, kernel.build, operands, target.name, out_height, node.name, node.path)
+        return KernelCall(
+            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=out_height
+        )
 
     def _elementwise(self, node: ir.Node) -> KernelCall:
         sources = [self.graph.type_of(name).per_tensor for name in node.inputs]
@@ -365,7 +389,9 @@ class _Lowering:
         kernel = Elementwise(self.isa, kind, target.count)
         inputs = [self._activation(name) for name in node.inputs]
         operands: tuple[Activation | Weights, ...] = (*inputs, Weights(wrap_int32(parameters)), target)
-        return KernelCall(kernel.symbol, kernel.build, operands, target.name, kernel.tasks, node.name, node.path)
+        return KernelCall(
+            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=kernel.tasks
+        )
 
     def _average_pool(self, node: ir.Node) -> KernelCall:
         source, out = self.graph.type_of(node.inputs[0]), node.type.per_tensor
@@ -381,7 +407,9 @@ class _Lowering:
             Weights(m.reshape(1)),
             target,
         )
-        return KernelCall(kernel.symbol, kernel.build, operands, target.name, kernel.tasks, node.name, node.path)
+        return KernelCall(
+            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=kernel.tasks
+        )
 
 
 def _pixels(shape: tuple[int, ...]) -> tuple[int, int]:

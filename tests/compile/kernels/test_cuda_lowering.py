@@ -30,9 +30,11 @@ def xception() -> ir.Graph:
 def test_every_grid_of_a_large_batch_is_lawful(xception: ir.Graph, board: str, dtype: str) -> None:
     graph = xception if dtype == "int8" else take_int8_pixels(as_float(xception), PIXELS)
     calls = lower(set_batch(graph, 512), catalog.get(f"jetson-{board}"))
-    assert max(max(call.groups) for call in calls) > MAX_GROUPS[1]  # so that a grid's second dimension would not do
+    assert (
+        max(max(call.launch.groups) for call in calls) > MAX_GROUPS[1]
+    )  # so that a grid's second dimension would not do
     for call in calls:
-        assert all(1 <= groups <= most for groups, most in zip(call.groups, MAX_GROUPS, strict=True)), call
+        assert all(1 <= groups <= most for groups, most in zip(call.launch.groups, MAX_GROUPS, strict=True)), call
 
 
 def test_a_batch_whose_tensors_cannot_be_addressed_is_refused(xception: ir.Graph) -> None:

@@ -22,8 +22,7 @@ from support.tree import TEST_SOURCES
 
 from xceptile.compile.backends import native_runtime
 from xceptile.compile.backends import opencl as backend
-from xceptile.compile.kernels.gpu_call import GpuCall
-from xceptile.compile.kernels.kernel_call import Weights
+from xceptile.compile.kernels.kernel_call import KernelCall, Weights
 from xceptile.compile.kernels.opencl import lower as opencl
 from xceptile.compile.kernels.opencl import shapes as opencl_shapes
 from xceptile.compile.kernels.opencl.element import INT8
@@ -242,7 +241,7 @@ def test_channels_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_operator_graph("conv", (1, 12, 13, 40), kernel=(1, 1), channels=96)
     (call,) = (call for call in opencl.lower(graph, POWERVR) if call.symbol.startswith("conv"))
     assert call.symbol.endswith("_c2")
-    assert call.groups == (3 * 2, 2, 1)
+    assert call.launch.groups == (3 * 2, 2, 1)
     runs_as_reference(graph, POWERVR)
 
 
@@ -400,12 +399,12 @@ def xception() -> ir.Graph:
         return int8_graphs.random_xception()
 
 
-def distinct_bytes(call: GpuCall) -> int:
+def distinct_bytes(call: KernelCall) -> int:
     """Of a launch's inputs, weights and outputs, each counted once."""
     return sum(o.data.nbytes if isinstance(o, Weights) else o.count * ITEM_BYTES[o.dtype] for o in call.operands)
 
 
-def over_goal(calls: tuple[GpuCall, ...]) -> dict[str, float]:
+def over_goal(calls: tuple[KernelCall, ...]) -> dict[str, float]:
     """The launches that move more than 1.15 times their distinct bytes, and how often they do."""
     ratios = {call.name: call.traffic_bytes / distinct_bytes(call) for call in calls}
     return {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > 1.15}
@@ -444,7 +443,7 @@ def test_shapes_fit_the_gpu(xception: ir.Graph, target: TargetSpec) -> None:
     for call in opencl.lower(xception, target):
         kernel = call.build.__self__  # type: ignore[attr-defined]  # a kernel's bound method
         assert getattr(kernel, "local_bytes", 0) <= target.gpu.local_memory_bytes // 2
-        x, y, z = call.group_size
+        x, y, z = call.launch.group_size
         assert x * y * z <= 256
         assert re.fullmatch("[a-z0-9_]{1,120}", call.symbol)
     if target is MALI:

@@ -1,17 +1,40 @@
-"""Where a plan's tensors and weights lie: what the plans of processors and of GPUs share."""
+"""The plan and the weights of a network that was lowered to kernel calls, for processors and for GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ...models import graph as ir
-from ...runtime.plan import ITEM_BYTES, Argument, PlanTensor
-from ..arena_planner import Lifetime
-from ..kernels.gpu_call import GpuCall
+from ...runtime.plan import ALIGNMENT_BYTES, GPU_ALIGNMENT_BYTES, ITEM_BYTES, Argument, Plan, PlanTensor, Step
+from ..arena_planner import Lifetime, plan_offsets
 from ..kernels.kernel_call import Activation, KernelCall, Weights
 
 
-def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Lifetime]:
+def assemble(
+    graph: ir.Graph, calls: Sequence[KernelCall], engine: str, features: tuple[str, ...] = ()
+) -> tuple[Plan, bytes]:
+    """The plan for the driver ``engine`` and the weights' bytes. Equal weights are stored once.
+
+    Every offset is a multiple of 64 bytes, on a GPU of 512, so that each operand can be an OpenCL buffer of its own
+    inside the arena. There the network's inputs and outputs share their place with nothing: on memory that processor
+    and GPU share, the CUDA driver puts them where both reach them.
+    """
+    alignment_bytes, lives = ALIGNMENT_BYTES, lifetimes(graph, calls)
+    if engine != "cpu":
+        alignment_bytes = GPU_ALIGNMENT_BYTES
+        ends = {node.name for node in graph.inputs} | set(graph.outputs)
+        lives = [replace(x, first=-1, last=len(calls)) if x.name in ends else x for x in lives]
+    offsets, arena_bytes = plan_offsets(lives, alignment_bytes)
+    arguments, weights = place_operands(calls, offsets, alignment_bytes)
+    steps = tuple(
+        Step(call.symbol, operands, call.tasks, call.name, call.path, call.macs, call.launch)
+        for call, operands in zip(calls, arguments, strict=True)
+    )
+    return Plan(engine, arena_bytes, len(weights), ends_of(graph, offsets), steps, features), weights
+
+
+def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall]) -> list[Lifetime]:
     """From the step that first writes a tensor (inputs: before all) to the last that reads it (outputs: after all)."""
     sizes: dict[str, int] = {}
     first: dict[str, int] = {}
@@ -32,7 +55,7 @@ def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall | GpuCall]) -> list[Li
 
 
 def place_operands(
-    calls: Sequence[KernelCall | GpuCall], offsets: Mapping[str, int], alignment_bytes: int
+    calls: Sequence[KernelCall], offsets: Mapping[str, int], alignment_bytes: int
 ) -> tuple[list[tuple[Argument, ...]], bytes]:
     """Each call's arguments, and the weights' bytes. Equal weights are stored once, each at a multiple of the
     alignment; ``offsets`` are the activations' in the arena."""
