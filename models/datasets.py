@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import drawn
-from .preprocess import InputSpec, load_image
+from .preprocess import FORMATS, InputSpec, load_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 WNID = re.compile(r"n\d{8}")
 IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 

@@ -16,6 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# What Pillow decodes within this process, by its names, and the endings of such files. Nothing else is opened: Pillow
+# goes by what a file holds, not by its name, and starts Ghostscript on EPS.
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "PPM": (".ppm", ".pgm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")  # names of Pillow's filters, in lower case
 
 RGB = tuple[float, float, float]
@@ -123,18 +134,23 @@ def keras_input_spec(size: int = 299) -> InputSpec:
 
 
 def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3), RGB, 0..255; transparency is dropped.
+    """Pixels (height, width, 3), RGB, 0..255; transparency is dropped, of an animation the first picture is taken.
 
-    Raises ImageError for a file that is no image, truncated, missing, or grey with more than 8 bits, which Pillow would
-    clip: nothing says how such values become pixels.
+    Raises ImageError for a file that holds none of ``FORMATS``, is truncated or missing, or grey with more than 8 bits,
+    which Pillow would clip: nothing says how such values become pixels.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
             if image.mode == "F" or image.mode.startswith("I"):
                 raise ValueError(f"it is grey with more than 8 bits, mode {image.mode}; convert it to 8")
             rgb = image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path}: cannot be read as an image (it holds none of {', '.join(FORMATS)}); replace or remove the file",
+            str(path),
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)
