@@ -101,14 +101,13 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         return 2
     except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
         if debug:
-            traceback.print_exc()
+            err.print(traceback.format_exc(), highlight=False, soft_wrap=True, end="")
         # Our errors carry whole sentences, the system's a file; any other is named by its type.
         own = type(error).__module__.startswith(__package__.partition(".")[0])
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if not own and isinstance(error, OSError) and error.filename and error.strerror:
             own, text = True, f"{error.filename}: {error.strerror}"
         line = " ".join((text if own else f"{type(error).__name__}: {text}").split())
-        line = "".join(c if c.isprintable() else "?" for c in line)  # what a device said, a terminal might obey
         err.print("error: ", style="bold red", end="")
         err.print(line, highlight=False, soft_wrap=True)
         if not own and not debug:

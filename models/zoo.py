@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .graph import Graph
 from .preprocess import InputSpec, keras_input_spec
 from .provenance import file_sha256, provenance_of
+from .visible import CONTROLS
 
 if TYPE_CHECKING:
     from .weights import Checkpoint
@@ -28,12 +29,22 @@ class Model:
     """A float network as imported: input float32 NHWC, normalised as ``input_spec`` says; output logits (1, classes).
 
     ``labels[i]`` is the name of class i (its number where nobody named it); ``provenance`` says where it comes from.
+    Raises ModelError for a name with a control character, which no class has by intention.
     """
 
     graph: Graph
     input_spec: InputSpec
     labels: tuple[str, ...]
     provenance: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_names(self.labels, self.provenance.get("source", "the model"))
+
+
+def _check_names(names: tuple[str, ...], where: object) -> None:
+    for index, name in enumerate(names):
+        if CONTROLS.search(name):
+            raise ModelError(f"{where}: class {index} is named {name!r}, with a control character; name it anew")
 
 
 def load(source: str | Path, *, size: int | None = None) -> Model:
@@ -72,6 +83,7 @@ def with_labels(model: Model, path: Path) -> Model:
         raise ModelError(f"{path}: is no text in UTF-8 ({error}); give one class a line") from error
     if len(names) != len(model.labels):
         raise ModelError(f"{path}: names {len(names)} classes, the model has {len(model.labels)}; give one a line")
+    _check_names(names, path)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ModelError(f"{path}: names {twice!r} twice; classes are told apart by their names")
     return replace(model, labels=names)

@@ -13,10 +13,25 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-# No markup, no emoji: names of files, classes and devices hold brackets, and adb:X: is no cross.
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
+from ...models.visible import visible
+
+
+class _Terminal(Console):
+    """The one way out to the user: text, alone or within a table, is shown and never obeyed."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        # No markup, no emoji: names of files, classes and devices hold brackets, and adb:X: is no cross.
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What rich makes of every string before it lays it out."""
+        return super().render_str(visible(text), **options)
+
+
+out = _Terminal()
+err = _Terminal(stderr=True)
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", metavar="BUNDLE")]
 DeviceOption = Annotated[
@@ -66,6 +81,7 @@ def bar() -> Iterator[Any]:
         tasks: dict[str, Any] = {}
 
         def report(what: str, share: float) -> None:
+            what = visible(what)  # the bar's column makes its text without the console
             if what not in tasks:
                 for task in tasks.values():
                     progress.update(task, completed=1.0)
@@ -80,7 +96,8 @@ def bar() -> Iterator[Any]:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, sort_keys=True))
+    """For scripts; in printable ASCII, as JSON escapes all else but one control character."""
+    print(json.dumps(value, indent=1, sort_keys=True).replace("\x7f", "\\u007f"))
 
 
 def labelled(bundle: Any, data: str, images: int | None) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.table import Column, Table
 
-from .common import BundleArgument, JsonOption, PublicKeyOption, out
+from .common import BundleArgument, JsonOption, PublicKeyOption, out, print_json
 
 
 def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json: JsonOption = False) -> None:
@@ -16,7 +17,7 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
     opened = open_bundle(bundle, public_key)
     manifest = opened.manifest
     if as_json:
-        print(manifest_to_json(manifest), end="")
+        print_json(json.loads(manifest_to_json(manifest)))
         return
     about = Table(Column(), Column(overflow="fold"), show_header=False, title=str(bundle), title_justify="left")
     about.add_row("sha256", opened.sha256())

@@ -325,7 +325,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_p
     assert "[gpu]" in printed
     assert "[/b][red].png" in printed
     assert xceptile("inspect", tmp_path / "a\x1b[2J[/b]") == 2
-    assert "a?[2J[/b]: no such bundle" in capsys.readouterr().err
+    assert "a\\x1b[2J[/b]: no such bundle" in capsys.readouterr().err
 
 
 def test_without_a_terminal_each_phase_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
