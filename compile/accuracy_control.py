@@ -24,12 +24,12 @@ from ..calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from ..models import graph as ir
 from ..models.preprocess import normalize
 from ..models.verify import verify
+from ..runtime.accuracy import Accuracy, Labelled
 from ..runtime.bundle import Manifest, write_bundle
 from ..runtime.engines.engine import Engine, EngineError
 from ..runtime.engines.litert import LiteRtEngine
 from ..runtime.engines.reference import ReferenceEngine
-from ..runtime.evaluate import contenders, evaluate
-from ..runtime.measure import Accuracy, Labelled
+from ..runtime.evaluate_engines import contenders, evaluate
 from ..targets.spec import TargetSpec
 from .backends import tflite
 from .layer_cost import MODEL, lost_ms

@@ -12,12 +12,13 @@ from rich.table import Table
 from ..calibration.recipe import PRESETS
 from ..models import zoo
 from ..models.datasets import Dataset, open_dataset
+from ..runtime.accuracy import Accuracy, Labelled
+from ..runtime.baseline import save_report
 from ..runtime.bundle import Bundle, write_bundle
-from ..runtime.evaluate import contenders, judge_images
-from ..runtime.gate import Run as Settings
-from ..runtime.judge import save_report
+from ..runtime.evaluate_engines import contenders, judge_images
+from ..runtime.gate_run import Run as Settings
+from ..runtime.latency import Latency
 from ..runtime.layers import time_layers
-from ..runtime.measure import Accuracy, Labelled, Latency
 from ..runtime.report import Run, write_html
 from ..targets import catalog
 from .commands.common import bar, out

@@ -21,9 +21,9 @@ from ..models import graph as ir
 from ..models import serialize
 from ..runtime import bundle as bundles
 from ..runtime import reference
+from ..runtime.accuracy import Labelled
 from ..runtime.bundle import Artefact, Bundle, NetworkTensor
 from ..runtime.engines.engine import Engine
-from ..runtime.measure import Labelled
 from ..runtime.session import Placement, open_engine, place
 from ..targets.spec import TargetSpec
 from .backends import tflite

@@ -9,11 +9,11 @@ from ..calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from ..models import serialize
 from ..models.datasets import Dataset, Item, open_dataset
 from ..runtime import bundle as bundles
-from ..runtime.accuracy import ImageResult, data_sha256
-from ..runtime.bench import Bench, Sustained, bench, sustain
+from ..runtime.accuracy import Accuracy, ImageResult, Labelled, data_sha256
+from ..runtime.benchmark import Bench, Sustained, bench, sustain
 from ..runtime.bundle import Bundle
 from ..runtime.confusion import Confusion, confusion
-from ..runtime.evaluate import (
+from ..runtime.evaluate_engines import (
     Contender,
     accuracies,
     contenders,
@@ -23,12 +23,12 @@ from ..runtime.evaluate import (
     peak_rss_bytes,
     versions,
 )
-from ..runtime.gate import Run as Settings
-from ..runtime.judge import Report
+from ..runtime.gate_run import Run as Settings
 from ..runtime.layers import Profile, time_layers
-from ..runtime.measure import MEASURED, Accuracy, Labelled
+from ..runtime.obtained import MEASURED
 from ..runtime.report import Run, clearest, picture_uri
 from ..runtime.session import QEMU, place
+from ..runtime.verdict import Report
 
 
 def measure(

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arena import Resident, live_bytes, residents
-from .bench import Sustained
-from .measure import Latency
+from .benchmark import Sustained
+from .latency import Latency
 from .plan import Plan
 from .roofline import Tick
 

@@ -15,7 +15,7 @@ from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
-from .measure import MEASURED
+from .obtained import MEASURED
 from .session import LOCAL, QEMU, Placement, device_name, open_native_here, open_program, place, processors
 
 ROOF_RUNS = 100

@@ -21,9 +21,9 @@ import pytest
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .gate import Run
-    from .judge import Budget, Report, Verdict
+    from .gate_run import Run
     from .session import Session
+    from .verdict import Budget, Report, Verdict
 
 _ACCURACY = "accuracy(max_drop=0.5): judge top-1 (in points, image by image) and bit-exactness against the baseline"
 _LATENCY = (
@@ -111,7 +111,7 @@ def xceptile_data(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def _xceptile_run(pytestconfig: pytest.Config, xceptile_data: str) -> Run:
-    from .gate import Run
+    from .gate_run import Run
 
     return Run(xceptile_data, pytestconfig.getoption("xceptile_device"))
 
@@ -119,8 +119,8 @@ def _xceptile_run(pytestconfig: pytest.Config, xceptile_data: str) -> Run:
 @pytest.fixture(scope="session")
 def xceptile_baseline(pytestconfig: pytest.Config, xceptile_bundle: Bundle, _xceptile_run: Run) -> Report:
     """What the bundle's target on the device is compared with."""
-    from .gate import baseline_command
-    from .judge import load_baseline
+    from .baseline import load_baseline
+    from .gate_run import baseline_command
     from .session import place
 
     path = _path(pytestconfig, "xceptile_baseline")
@@ -133,7 +133,7 @@ def xceptile_baseline(pytestconfig: pytest.Config, xceptile_bundle: Bundle, _xce
 @pytest.fixture(scope="session")
 def _xceptile_measure(xceptile_bundle: Bundle, _xceptile_run: Run) -> Callable[[str], Report]:
     """Measures accuracy or latency, each once."""
-    from .gate import measure
+    from .gate_run import measure
 
     @functools.cache
     def once(what: str) -> Report:
@@ -143,7 +143,7 @@ def _xceptile_measure(xceptile_bundle: Bundle, _xceptile_run: Run) -> Callable[[
 
 
 def _budget(markers: dict[str, pytest.Mark]) -> Budget:
-    from .judge import Budget
+    from .verdict import Budget
 
     allowed: dict[str, Any] = {}
     for name, marker in markers.items():
@@ -160,9 +160,9 @@ def xceptile_verdict(
     request: pytest.FixtureRequest, xceptile_bundle: Bundle, _xceptile_run: Run, xceptile_baseline: Report
 ) -> Verdict:
     """The verdict on what the test's markers name, ``accuracy`` and ``latency``: ``outcome`` and reasons."""
-    from .judge import Verdict, judge_accuracy, judge_bytes, judge_latency
-    from .measure import MEASURED
+    from .obtained import MEASURED
     from .session import place
+    from .verdict import Verdict, judge_accuracy, judge_bytes, judge_latency
 
     markers = {name: mark for name in _BUDGET if (mark := request.node.get_closest_marker(name)) is not None}
     if not markers:

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from ..models.atomic_write import write_atomically
 from . import bundle as bundles
-from .bench import Moment, Sustained
+from .accuracy import Accuracy, Flip
+from .benchmark import Moment, Sustained
 from .bundle import Bundle
 from .charts import arena, curve, histograms, size_text
 from .confusion import Confusion
-from .judge import Report, speedup_over_float
+from .latency import Latency
 from .layers import LayerTime, Profile
-from .measure import Accuracy, Flip, Latency
 from .plan import Plan, unpack
 from .roofline import bars, roofline
 from .signature import SIGNATURE
 from .statistics import mcnemar_exact
+from .verdict import Report, speedup_over_float
 
 PICTURES = 60  # flipped images shown, the clearest first
 PICTURE_PIXELS = 112

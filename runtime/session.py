@@ -25,7 +25,7 @@ from .engines.engine import Array, Engine, EngineError
 from .engines.native import LIBRARY, MAX_THREADS, NativeEngine
 from .engines.native_program import PROGRAM, NativeProgramEngine
 from .engines.reference import ReferenceEngine
-from .measure import MEASURED, REHEARSED
+from .obtained import MEASURED, REHEARSED
 
 LOCAL, QEMU = "local", "qemu"
 DEVICES = (LOCAL, QEMU, "ssh://[USER@]HOST[:PORT]", "adb:SERIAL")

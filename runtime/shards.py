@@ -24,11 +24,10 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from ..models.datasets import Dataset, Item, open_dataset
-from .accuracy import ImageResult, data_sha256, result_from_json, result_to_json
+from .accuracy import Accuracy, ImageResult, Labelled, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
 from .engines.engine import EngineError
-from .evaluate import REHEARSED_IMAGES, SUB_BATCH, Contender, Networks, accuracies, contenders, judge_group
-from .measure import Accuracy, Labelled
+from .evaluate_engines import REHEARSED_IMAGES, SUB_BATCH, Contender, Networks, accuracies, contenders, judge_group
 from .session import place
 
 FORMAT = 1

@@ -46,8 +46,8 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Latency of int8 against float on the same device, in turns; over minutes; or layer by layer."""
-    from ...runtime.bench import bench as measure
-    from ...runtime.bench import sustain
+    from ...runtime.benchmark import bench as measure
+    from ...runtime.benchmark import sustain
     from ...runtime.bundle import open_bundle
 
     if layers and (sustained or cores):
@@ -88,8 +88,8 @@ def bench(
 
 
 def _print_bench(seen: Any, device: str | None, as_json: bool) -> None:
-    from ...runtime.evaluate import machine
-    from ...runtime.measure import MEASURED
+    from ...runtime.evaluate_engines import machine
+    from ...runtime.obtained import MEASURED
 
     if as_json:
         rows = [asdict(x) | {"of_float": seen.of_float(x)} for x in seen.latencies]
@@ -139,7 +139,7 @@ def faster_line(seen: Any) -> str:
 
 
 def _print_sustained(found: Any, device: str | None, as_json: bool) -> None:
-    from ...runtime.evaluate import machine
+    from ...runtime.evaluate_engines import machine
 
     if as_json:
         print_json({"machine": machine(device), **asdict(found), "slowdown": found.slowdown})

@@ -40,9 +40,9 @@ def baseline(
     public_key: PublicKeyOption = None,
 ) -> None:
     """Record a bundle's accuracy, latency, size and memory as the baseline that `check` compares with."""
+    from ...runtime.baseline import save_baseline
     from ...runtime.bundle import open_bundle
-    from ...runtime.gate import Run, measure
-    from ...runtime.judge import save_baseline
+    from ...runtime.gate_run import Run, measure
 
     check_folder_of(output)
     opened = open_bundle(bundle, public_key)
@@ -77,10 +77,11 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Gate: compares with the baseline. Exit status 0 pass, 1 fail, 3 where the figures do not decide."""
+    from ...runtime.baseline import load_baseline
     from ...runtime.bundle import open_bundle
-    from ...runtime.gate import Run, baseline_command, measure
-    from ...runtime.judge import FAIL, INCONCLUSIVE, Budget, judge, load_baseline
+    from ...runtime.gate_run import Run, baseline_command, measure
     from ...runtime.session import place
+    from ...runtime.verdict import FAIL, INCONCLUSIVE, Budget, judge
 
     opened = open_bundle(bundle, public_key)
     run = Run(data, device, threads, images, rounds)

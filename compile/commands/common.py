@@ -65,7 +65,7 @@ ImagesOption = Annotated[int | None, typer.Option("--images", min=1, help="Use o
 
 def duration_s(text: str) -> float:
     """``30s``, ``10m`` or ``1h`` in seconds. Raises typer.BadParameter, one line for the user."""
-    from ...runtime.bench import parse_duration_s
+    from ...runtime.benchmark import parse_duration_s
 
     try:
         return parse_duration_s(text)
@@ -103,7 +103,7 @@ def print_json(value: Any) -> None:
 def labelled(bundle: Any, data: str, images: int | None) -> Any:
     """The labelled images of a data set as the bundle's network takes them, lazily, and how many there are."""
     from ...models.datasets import open_dataset
-    from ...runtime.measure import Labelled
+    from ...runtime.accuracy import Labelled
 
     dataset = open_dataset(data, labels=bundle.manifest.labels)
     items = dataset.items[:images]

@@ -151,7 +151,7 @@ def _check_tools(spec: Any) -> None:
 def _judged_on(data: str, model: Any, count: int) -> Any:
     """The images of accuracy control, in memory: every candidate sees them all."""
     from ...models.datasets import open_dataset
-    from ...runtime.measure import Labelled
+    from ...runtime.accuracy import Labelled
 
     dataset = open_dataset(data, labels=model.labels)
     return [Labelled(i.name, i.label, dataset.load(i, model.input_spec)) for i in dataset.items[:count]]

@@ -39,7 +39,7 @@ def report(
 ) -> None:
     """Accuracy, latency, layers, memory, confusion and flips of a bundle as one HTML file."""
     from ...runtime.bundle import open_bundle
-    from ...runtime.gate import Run
+    from ...runtime.gate_run import Run
     from ...runtime.report import write_html
     from ..report_run import measure
 

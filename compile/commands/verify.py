@@ -83,7 +83,7 @@ def verify(
 ) -> None:
     """Accuracy against float and bit-exactness against the reference; exit status 1 where an output differs."""
     from ...runtime.bundle import open_bundle
-    from ...runtime.evaluate import contenders, evaluate, runnable
+    from ...runtime.evaluate_engines import contenders, evaluate, runnable
     from ...runtime.session import place
     from ...runtime.shards import Job, verify_shards
     from ...runtime.statistics import mcnemar_exact

@@ -26,7 +26,7 @@ from xceptile.models import graph as ir
 from xceptile.models import zoo
 from xceptile.models.verify import verify
 from xceptile.models.zoo import Model
-from xceptile.runtime.measure import Accuracy, Labelled
+from xceptile.runtime.accuracy import Accuracy, Labelled
 from xceptile.targets import catalog, host
 
 BAD = ("blocks.0.sep1", "blocks.2.sep1")

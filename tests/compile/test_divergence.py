@@ -21,7 +21,7 @@ from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
 from xceptile.runtime.bundle import Bundle, write_bundle
 from xceptile.runtime.engines.engine import EngineError
-from xceptile.runtime.measure import MEASURED
+from xceptile.runtime.obtained import MEASURED
 from xceptile.runtime.session import Placement
 from xceptile.targets import catalog, host
 

@@ -28,7 +28,7 @@ from xceptile.models.verify import verify
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
 from xceptile.runtime.engines.litert import LiteRtEngine
-from xceptile.runtime.evaluate import contenders, evaluate
+from xceptile.runtime.evaluate_engines import contenders, evaluate
 from xceptile.targets import catalog, host
 
 SIZE = 40

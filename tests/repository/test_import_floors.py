@@ -35,7 +35,9 @@ WHEN_CALLED: dict[str, set[str]] = {
 }
 
 # The files of models/ that travel to devices, and the files that are about torch.
-NUMPY_FILES = {f"models/{name}.py" for name in ("atomic_write", "graph", "preprocess", "serialize", "text", "verify")}
+NUMPY_FILES = {
+    f"models/{name}.py" for name in ("atomic_write", "graph", "preprocess", "serialize", "graph_text", "verify")
+}
 TORCH_NAMES = ("xception", "exported_program", "from_torch", "keras_weights", "train", "weights")
 TORCH_FILES = {f"models/{name}.py" for name in TORCH_NAMES}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports

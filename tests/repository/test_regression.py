@@ -17,9 +17,10 @@ from xceptile.calibration.recipe import PRESETS
 from xceptile.compile.pipeline import build_bundle_files, quantize_model
 from xceptile.models import zoo
 from xceptile.models.datasets import open_dataset
+from xceptile.runtime.baseline import load_baseline, save_baseline
 from xceptile.runtime.bundle import Bundle, write_bundle
-from xceptile.runtime.gate import Run, measure
-from xceptile.runtime.judge import Report, Verdict, load_baseline, save_baseline
+from xceptile.runtime.gate_run import Run, measure
+from xceptile.runtime.verdict import Report, Verdict
 from xceptile.targets import catalog
 
 BASELINE = TESTS / "repository" / "demo-baseline.json"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from xceptile.runtime.baseline import save_baseline
 from xceptile.runtime.bundle import Bundle
-from xceptile.runtime.gate import Run, measure
-from xceptile.runtime.judge import save_baseline
+from xceptile.runtime.gate_run import Run, measure
 
 pytest_plugins = ["pytester"]
 
@@ -46,7 +46,7 @@ xceptile_baseline = baseline.json
 # What a test times is not looked at, so little will do.
 BRIEF = """
 import pytest
-from xceptile.runtime.gate import Run
+from xceptile.runtime.gate_run import Run
 
 @pytest.fixture(scope="session")
 def _xceptile_run(pytestconfig, xceptile_data):

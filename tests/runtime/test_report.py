@@ -22,16 +22,17 @@ from xceptile.compile.kernels.cuda import lower as cuda
 from xceptile.compile.kernels.opencl import lower as opencl
 from xceptile.runtime import arena as memory
 from xceptile.runtime import plan as plans
-from xceptile.runtime.accuracy import ImageResult, Seen
-from xceptile.runtime.bench import Moment, Sustained, Window
+from xceptile.runtime.accuracy import Accuracy, Flip, ImageResult, Seen
+from xceptile.runtime.benchmark import Moment, Sustained, SustainedWindow
 from xceptile.runtime.bundle import Bundle, write_bundle
 from xceptile.runtime.charts import arena, histograms, round_numbers
 from xceptile.runtime.confusion import confusion
 from xceptile.runtime.devices.board import MachineState
-from xceptile.runtime.judge import Report
+from xceptile.runtime.latency import Latency
 from xceptile.runtime.layers import LayerTime, Profile, Roof
-from xceptile.runtime.measure import MEASURED, REHEARSED, Accuracy, Flip, Latency
+from xceptile.runtime.obtained import MEASURED, REHEARSED
 from xceptile.runtime.report import PICTURES, Run, picture_uri, wilson, write_html
+from xceptile.runtime.verdict import Report
 from xceptile.targets import catalog
 
 CLASSES = tuple(f"class number {i} with_a_long_name<&>" for i in range(30))
@@ -93,7 +94,7 @@ def full_run(folder: Path) -> Run:
         for i in range(40)
     )
     windows = tuple(
-        Window(60.0 * i, 60.0 * i + 60, tuple(latency("int8", 4.0 + i / 10, i).samples_ms), state(60.0 + i))
+        SustainedWindow(60.0 * i, 60.0 * i + 60, tuple(latency("int8", 4.0 + i / 10, i).samples_ms), state(60.0 + i))
         for i in range(10)
     )
     dice = np.random.default_rng(0)

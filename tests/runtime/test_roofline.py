@@ -20,12 +20,12 @@ from xceptile.runtime import layers
 from xceptile.runtime.bundle import write_bundle
 from xceptile.runtime.devices.qemu import emulator_command
 from xceptile.runtime.engines.native import NativeEngine
-from xceptile.runtime.judge import Report
 from xceptile.runtime.layers import KINDS, OTHER, LayerTime, Profile, Roof, profile_to_json
 from xceptile.runtime.plan import unpack
 from xceptile.runtime.report import Run, write_html
 from xceptile.runtime.roofline import bars, roofline
 from xceptile.runtime.session import Placement
+from xceptile.runtime.verdict import Report
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
 

@@ -18,11 +18,10 @@ from support.small_bundle import litert_bundle
 
 from xceptile.models.datasets import open_dataset
 from xceptile.runtime import shards
-from xceptile.runtime.accuracy import result_from_json, result_to_json
+from xceptile.runtime.accuracy import Labelled, result_from_json, result_to_json
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.engines.engine import EngineError
-from xceptile.runtime.evaluate import contenders, evaluate
-from xceptile.runtime.measure import Labelled
+from xceptile.runtime.evaluate_engines import contenders, evaluate
 from xceptile.runtime.shards import SHARD, Job, ResultsError, verify_shards
 
 COUNT = 2 * SHARD + 7

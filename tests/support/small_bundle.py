@@ -14,8 +14,8 @@ from xceptile.compile.pipeline import Quantized, build_bundle_files, quantize_mo
 from xceptile.models import drawn
 from xceptile.models.preprocess import InputSpec
 from xceptile.models.zoo import Model
+from xceptile.runtime.accuracy import Labelled
 from xceptile.runtime.bundle import Bundle, Manifest, write_bundle
-from xceptile.runtime.measure import Labelled
 from xceptile.targets import catalog, host
 
 SIZE = 40

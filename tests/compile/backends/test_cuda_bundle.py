@@ -26,7 +26,7 @@ from xceptile.runtime.engines.native import LIBRARY, NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.engines.reference import ReferenceEngine
 from xceptile.runtime.layers import time_layers
-from xceptile.runtime.measure import REHEARSED
+from xceptile.runtime.obtained import REHEARSED
 from xceptile.runtime.plan import Step, pack, unpack
 from xceptile.runtime.session import Placement, device_name, open_engine, open_session, place
 

@@ -16,15 +16,14 @@ from xceptile.compile.commands.bench import _print_bench
 from xceptile.models import serialize
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
-from xceptile.runtime.bench import bench
+from xceptile.runtime.benchmark import bench
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.engines.reference import ReferenceEngine
-from xceptile.runtime.judge import Report
 from xceptile.runtime.layers import time_layers
-from xceptile.runtime.measure import REHEARSED
+from xceptile.runtime.obtained import REHEARSED
 from xceptile.runtime.report import Run, write_html
 from xceptile.runtime.session import (
     Placement,
@@ -35,6 +34,7 @@ from xceptile.runtime.session import (
     open_session,
     place,
 )
+from xceptile.runtime.verdict import Report
 from xceptile.targets import catalog
 
 pytestmark = [requires_pocl(), requires_module("ziglang", package="ziglang")]

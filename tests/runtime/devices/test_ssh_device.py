@@ -27,15 +27,16 @@ from xceptile.compile.tune import tune
 from xceptile.models import drawn
 from xceptile.models import graph as ir
 from xceptile.runtime import bundle as bundles
+from xceptile.runtime.baseline import load_baseline, save_baseline
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices import remote, ssh
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native_program import NativeProgramEngine
-from xceptile.runtime.evaluate import contenders, runnable
-from xceptile.runtime.gate import Run, baseline_command, measure
-from xceptile.runtime.judge import Budget, judge, load_baseline, save_baseline
+from xceptile.runtime.evaluate_engines import contenders, runnable
+from xceptile.runtime.gate_run import Run, baseline_command, measure
 from xceptile.runtime.session import open_engine, open_session, place, processors
 from xceptile.runtime.shards import Job, verify_shards
+from xceptile.runtime.verdict import Budget, judge
 from xceptile.targets import catalog
 
 HOSTILE = "a b; $(touch pwned) `touch pwned` 'single' \"double\" \\ \n *"

@@ -1,4 +1,4 @@
-"""Timing: turns, samples, intervals, a sustained run, the machine beside: the bookkeeping is tested, no time."""
+"""Benchmarks: the faster build, a sustained run, the machine beside: the bookkeeping is tested, no time."""
 
 from __future__ import annotations
 
@@ -8,46 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.reports import sampled
 
 from xceptile.compile import cli
 from xceptile.compile.commands.bench import faster_line
-from xceptile.runtime import bench as benches
-from xceptile.runtime.bench import AFTER, BEFORE, DURING, Bench, bench, parse_duration_s, sustain
+from xceptile.runtime import benchmark as benches
+from xceptile.runtime.benchmark import AFTER, BEFORE, DURING, Bench, bench, parse_duration_s, sustain
 from xceptile.runtime.bundle import Bundle
 from xceptile.runtime.devices.board import MachineState
 from xceptile.runtime.engines.engine import EngineError
-from xceptile.runtime.evaluate import peak_rss_bytes
-from xceptile.runtime.measure import (
-    PILOT,
-    Latency,
-    bootstrap_medians,
-    interleave_ms,
-    interleaved_ratio,
-    median_ratio_interval,
-)
+from xceptile.runtime.evaluate_engines import peak_rss_bytes
 from xceptile.runtime.session import LOCAL, Placement, parse_cores, pinned, processors
 
 CORE = str(min(os.sched_getaffinity(0)))
-
-
-class FakeEngine:
-    """An engine whose every inference takes ``ms`` on a clock of its own; ``log`` gets its calls."""
-
-    def __init__(self, name: str, ms: float, log: list[tuple[str, int, int]]) -> None:
-        self.name, self.ms, self.log = name, ms, log
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def time_ms(self, x: np.ndarray, repeats: int, warmup: int) -> list[float]:
-        self.log.append((self.name, repeats, warmup))
-        return [self.ms] * repeats
-
-    def close(self) -> None: ...
-
-
-def latency(samples: np.ndarray, turns: int = 0, dtype: str = "int8") -> Latency:
-    return Latency("native", dtype, LOCAL, "measured", 1, tuple(samples.ravel().tolist()), turns)
 
 
 @pytest.mark.parametrize(
@@ -58,87 +31,20 @@ def latency(samples: np.ndarray, turns: int = 0, dtype: str = "int8") -> Latency
     ],
 )
 def test_the_faster_build_is_named(int8_ms: float, expected: str) -> None:
-    int8, slow = latency(np.full(20, int8_ms), 10), latency(np.full(20, 9.0), 10, "float32")
-    base = replace(latency(np.full(20, 2.0), 10, "float32"), engine="litert")
+    int8, slow = sampled(np.full(20, int8_ms), 10), sampled(np.full(20, 9.0), 10, "float32")
+    base = replace(sampled(np.full(20, 2.0), 10, "float32"), engine="litert")
     seen = Bench((slow, int8, base), ())
     assert seen.faster is (int8 if int8_ms < 2 else base)
     assert faster_line(seen) == expected
 
 
 def test_no_build_is_named_where_the_interval_holds_one() -> None:
-    int8 = latency(np.tile([1.0, 1.0, 3.0, 3.0], 5), 10)
-    base = replace(latency(np.full(20, 2.0), 10, "float32"), engine="litert")
+    int8 = sampled(np.tile([1.0, 1.0, 3.0, 3.0], 5), 10)
+    base = replace(sampled(np.full(20, 2.0), 10, "float32"), engine="litert")
     seen = Bench((int8, base), ())
     assert seen.faster is None
     assert faster_line(seen).startswith("Not decided: native int8 takes ")
     assert Bench((int8,), ()).faster is None  # no float build
-
-
-def test_engines_take_turns() -> None:
-    log: list[tuple[str, int, int]] = []
-    x = np.zeros(1)
-    shares: list[float] = []
-    turns = interleave_ms(
-        [(FakeEngine("a", 2.0, log), x), (FakeEngine("b", 5.0, log), x)],
-        rounds=3,
-        repeats=4,
-        warmup=7,
-        progress=shares.append,
-    )
-    assert log == [("a", PILOT, 7), ("b", PILOT, 7), *[("a", 4, 1), ("b", 4, 1)] * 3]
-    assert turns == [[[2.0] * 4] * 3, [[5.0] * 4] * 3]
-    assert shares[-1] == 1.0
-    assert shares == sorted(shares)
-
-
-def test_the_least_duration_makes_turns_longer_not_more() -> None:
-    log: list[tuple[str, int, int]] = []
-    fast, slow = FakeEngine("fast", 0.01, log), FakeEngine("slow", 10.0, log)
-    turns = interleave_ms([(fast, np.zeros(1)), (slow, np.zeros(1))], rounds=10, repeats=5, min_duration_s=1.0)
-    assert [len(each) for each in turns] in ([10, 10], [11, 11])  # the sum of 100,000 hundredths is not quite a second
-    for each in turns:
-        assert sum(map(sum, each)) >= 1000
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 20, 31])
-def test_bootstrap_medians_are_those_of_resamples(n: int) -> None:
-    rng = np.random.default_rng(n)
-    values = rng.exponential(1.0, n)
-    direct = np.median(rng.choice(values, (20_000, n)), axis=1)
-    ours = bootstrap_medians(values, np.random.default_rng(0), 20_000)
-    for percent in (2.5, 25, 50, 75, 97.5):
-        near = np.percentile(direct, [percent - 1.5, percent + 1.5])
-        assert near[0] <= np.percentile(ours, percent) <= near[1]
-
-
-def test_a_drift_that_touches_both_leaves_their_ratio() -> None:
-    """The machine slows to a third while the two take turns; the ratio of the medians alone could not know."""
-    rng = np.random.default_rng(0)
-    drift = np.linspace(1, 3, 20)[:, np.newaxis]
-    a = latency(drift * rng.normal(1.0, 0.002, (20, 10)), 20)
-    b = latency(drift * rng.normal(2.0, 0.004, (20, 10)), 20, "float32")
-    _, low, high = interleaved_ratio(a, b)
-    assert low <= 0.5 <= high
-    assert high - low < 0.01
-    _, low, high = median_ratio_interval(a.samples_ms, b.samples_ms)
-    assert high - low > 0.05
-
-
-def test_samples_of_a_turn_do_not_count_as_independent() -> None:
-    """Turns of 1000 equal samples: as many samples, no more certainty."""
-    rng = np.random.default_rng(0)
-    turns = rng.normal(1.0, 0.1, 20)[:, np.newaxis]
-    a, b = latency(np.repeat(turns, 1000, 1), 20), latency(np.ones((20, 1000)), 20, "float32")
-    _, low, high = interleaved_ratio(a, b)
-    assert high - low > 0.02
-    _, low, high = interleaved_ratio(latency(a.turn_medians_ms), latency(b.turn_medians_ms))
-    assert high - low > 0.02
-
-
-def test_turns_that_do_not_fit_are_not_used() -> None:
-    a = latency(np.arange(1.0, 8.0), 3)
-    assert len(a.turn_medians_ms) == 7
-    assert interleaved_ratio(a, a)[0] == 1.0
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("30s", 30), ("10m", 600), ("1.5h", 5400), ("0.2 s", 0.2)])
@@ -204,7 +110,7 @@ def test_a_sustained_run_has_its_curve(small_bundle: Bundle, monkeypatch: pytest
 
 def test_throttling_shows() -> None:
     state = hot(0)
-    windows = tuple(benches.Window(i, i + 1, (1.0 + i, 1.0 + i, 50.0), state) for i in range(3))
+    windows = tuple(benches.SustainedWindow(i, i + 1, (1.0 + i, 1.0 + i, 50.0), state) for i in range(3))
     found = benches.Sustained("native", "int8", LOCAL, "measured", 1, windows, ())
     assert found.slowdown == 3.0
     assert found.windows[2].percentile_ms(50) == 3.0  # the far-out sample is kept and does not move the median

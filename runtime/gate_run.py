@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.datasets import open_dataset
+from .accuracy import Accuracy, Labelled
 from .bundle import Bundle
-from .evaluate import contenders, evaluate, machine, peak_rss_bytes, time_bundle, versions
-from .judge import Report
-from .measure import Accuracy, Labelled, Latency
+from .evaluate_engines import contenders, evaluate, machine, peak_rss_bytes, time_bundle, versions
+from .latency import Latency
 from .session import place
+from .verdict import Report
 
 Progress = Callable[[str, float], None]
 

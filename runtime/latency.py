@@ -1,9 +1,4 @@
-"""Measuring a bundle: accuracy against float and the reference, and latency of int8 against float, every sample kept.
-
-Three words say how a figure was obtained. ``measured``: the artefact ran on the target's own hardware. ``rehearsed``:
-its own code ran on an emulator or another device of the same API; its outputs count, its time does not.
-``estimated``: computed from a named model of the machine.
-"""
+"""Latency: samples of single inferences that engines take in turns, and ratios with their intervals."""
 
 from __future__ import annotations
 
@@ -16,72 +11,7 @@ from numpy.typing import NDArray
 
 from .engines.engine import Array, Engine
 
-MEASURED, REHEARSED, ESTIMATED = "measured", "rehearsed", "estimated"
 PILOT = 3  # inferences that say how fast an engine is
-
-
-@dataclass(frozen=True)
-class Flip:
-    """An image whose predicted class int8 changed; ``margin`` is float's lead of its own choice, in logits."""
-
-    image: str
-    label: str | None
-    float_class: str
-    int8_class: str
-    margin: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """One engine's predictions on a set of images.
-
-    The counts are of images; ``top1``-like shares are properties so that nothing is rounded away in a report.
-    ``labelled`` is 0 where the images bear no labels. ``differing_values`` counts outputs unlike the reference's, of
-    ``compared_values``. ``correct`` has a character for each labelled image, in order: 1 where int8 was right, else 0;
-    with it two runs over the same images are compared image by image. ``allowed_steps`` is 0 where every output must
-    equal the reference's; a mixed network's, some of whose layers compute in float, may differ by so many steps.
-    """
-
-    engine: str
-    device: str
-    obtained: str
-    images: int
-    labelled: int
-    int8_correct: int
-    float_correct: int
-    int8_correct_top5: int
-    float_correct_top5: int
-    int8_only_correct: int
-    float_only_correct: int
-    agreeing: int
-    compared_values: int
-    differing_values: int
-    largest_difference_steps: int
-    sqnr_db: float
-    flips: tuple[Flip, ...]
-    correct: str = ""
-    allowed_steps: int = 0
-
-    @property
-    def keeps_contract(self) -> bool:
-        """Whether the outputs are as near the reference's as they have to be."""
-        return self.compared_values > 0 and self.largest_difference_steps <= self.allowed_steps
-
-    @property
-    def bit_exact(self) -> bool:
-        return self.compared_values > 0 and self.differing_values == 0
-
-    @property
-    def top1(self) -> float:
-        return self.int8_correct / self.labelled if self.labelled else math.nan
-
-    @property
-    def float_top1(self) -> float:
-        return self.float_correct / self.labelled if self.labelled else math.nan
-
-    @property
-    def agreement(self) -> float:
-        return self.agreeing / self.images if self.images else math.nan
 
 
 @dataclass(frozen=True)
@@ -126,22 +56,6 @@ class Latency:
 
     def percentile_ms(self, percent: float) -> float:
         return float(np.percentile(self.samples_ms, percent))
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One image ready for the network: where it came from, its class index where known, its pixels (H, W, 3)."""
-
-    name: str
-    label: int | None
-    pixels: NDArray[np.uint8]
-
-
-def sqnr_db(signal: Array, approximation: Array) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum s^2 / sum (s - a)^2); infinite where they are equal."""
-    s, a = signal.astype(np.float64), approximation.astype(np.float64)
-    noise = float(((s - a) ** 2).sum())
-    return math.inf if noise == 0 else 10 * math.log10(max(float((s**2).sum()), 1e-300) / noise)
 
 
 def interleave_ms(

@@ -18,8 +18,8 @@ from .bundle import Bundle
 from .devices import board, remote
 from .devices.board import MachineState
 from .engines.engine import EngineError
-from .evaluate import golden_input, runnable, time_bundle
-from .measure import PILOT, Latency, fastest_float, interleaved_ratio
+from .evaluate_engines import golden_input, runnable, time_bundle
+from .latency import PILOT, Latency, fastest_float, interleaved_ratio
 from .session import QEMU, Placement, device_name, open_engine, pinned, place, processors
 
 BEFORE, DURING, AFTER = "before", "during", "after"
@@ -70,8 +70,8 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A stretch of a sustained run: its samples, and the machine's state at its end."""
+class SustainedWindow:
+    """A window of time in a sustained run: its samples, and the machine's state at its end."""
 
     start_s: float
     end_s: float
@@ -91,7 +91,7 @@ class Sustained:
     device: str
     obtained: str
     threads: int
-    windows: tuple[Window, ...]
+    windows: tuple[SustainedWindow, ...]
     moments: tuple[Moment, ...]
 
     @property
@@ -210,11 +210,11 @@ def _windows(
     moments: list[Moment],
     look: Callable[[str], None],
     progress: Callable[[float], None],
-) -> tuple[Window, ...]:
+) -> tuple[SustainedWindow, ...]:
     window_s = min(60.0, duration_s / WINDOWS)
     # A turn is a small part of a window, and on a device elsewhere one process: long, so that the chip stays busy.
     turn = max(1, math.ceil(window_s / 5 * 1e3 / max(float(np.median(time_ms(x, PILOT, warmup))), 1e-4)))
-    start, windows = time.monotonic(), list[Window]()
+    start, windows = time.monotonic(), list[SustainedWindow]()
     for number in range(math.ceil(duration_s / window_s - 1e-9)):
         samples: list[float] = []
         began = time.monotonic() - start
@@ -222,5 +222,5 @@ def _windows(
             samples += time_ms(x, turn, 1)
             progress(min(1.0, (time.monotonic() - start) / duration_s))
         look(DURING)
-        windows.append(Window(began, time.monotonic() - start, tuple(samples), moments[-1].state))
+        windows.append(SustainedWindow(began, time.monotonic() - start, tuple(samples), moments[-1].state))
     return tuple(windows)

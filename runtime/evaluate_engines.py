@@ -14,12 +14,23 @@ from numpy.typing import NDArray
 from ..models import serialize
 from ..models.preprocess import normalize
 from . import bundle as bundles
-from .accuracy import ImageResult, Seen, data_sha256, image_sha256, judge_image, likeliest, signal_power, summarize
+from .accuracy import (
+    Accuracy,
+    ImageResult,
+    Labelled,
+    Seen,
+    data_sha256,
+    image_sha256,
+    judge_image,
+    likeliest,
+    signal_power,
+    summarize,
+)
 from .bundle import FOR_OTHERS, Artefact, Bundle
 from .devices import remote
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
-from .measure import Accuracy, Labelled, Latency, interleave_ms
+from .latency import Latency, interleave_ms
 from .session import (
     LOCAL,
     QEMU,
