@@ -43,7 +43,7 @@ def calibrate(
 ) -> Calibrated:
     """Equalizes, observes, quantizes and refines as ``recipe`` says.
 
-    Given: a float graph through the passes; ``images``, uint8 (H, W, 3), are read once as a stream, ``image_count``
+    Given: a float graph through the passes; ``images``, uint8 (H, W, C), are read once as a stream, ``image_count``
     of them as far as it is known; ``spec`` as for ``collect``. Raises what the stages raise.
     """
     stream = iter(images)

@@ -41,7 +41,7 @@ def _only_reader(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
 
 
 def network_input(image: Pixels, spec: InputSpec | None) -> NDArray[np.float32]:
-    """One image as the float graph takes it, (1, H, W, 3): pixel values as they are, or normalised by ``spec``."""
+    """One image as the float graph takes it, (1, H, W, C): pixel values as they are, or normalised by ``spec``."""
     pixels = image.astype(np.float32) if spec is None else normalize(image, spec)
     return pixels[None]
 
@@ -50,7 +50,7 @@ def input_range(spec: InputSpec | None) -> TensorRange:
     """Of the network's input: known, not observed. 0..255, or what ``spec`` makes of these."""
     if spec is None:
         return TensorRange(0.0, 255.0, 0.0, 255.0)
-    ends = normalize(np.array([[0] * 3, [255] * 3], np.uint8), spec)
+    ends = normalize(np.array([[0] * spec.channels, [255] * spec.channels], np.uint8), spec)
     low, high = float(ends.min()), float(ends.max())
     return TensorRange(low, high, low, high)
 
@@ -62,14 +62,14 @@ def collect(
     spec: InputSpec | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationTable:
-    """Ranges of a float graph's activations over ``images``, each uint8 (H, W, 3), with the recipe's observers.
+    """Ranges of a float graph's activations over ``images``, each uint8 (H, W, C), with the recipe's observers.
 
     ``spec`` is None where the graph takes pixel values (after ``fold_input``), else the preprocessing that it still
     needs. ``progress`` is told the number of images done. Raises CalibrationError for no image, an image of another
     size, and an activation that is NaN, infinite or the same everywhere.
     """
     source = graph.inputs[0]
-    stream = HashedImages(images, source.type.shape[1], source.type.shape[2])
+    stream = HashedImages(images, source.type.shape[1:])
     owner = observed_tensors(graph)
     observed = {name: Observation(recipe.setting(graph.node(name).path).observer) for name in owner.values()}
     for image in stream:

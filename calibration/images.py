@@ -14,15 +14,15 @@ Pixels = NDArray[np.uint8]
 
 
 class HashedImages:
-    """Iterates over ``images``, each uint8 (height, width, 3); afterwards ``count`` and ``sha256`` say which they were.
+    """Iterates over ``images``, each uint8 (height, width, channels); then ``count`` and ``sha256`` say which.
 
     The hash is over each image's bytes in order. Raises CalibrationError for an image of another form, and at the end
     where there was none.
     """
 
-    def __init__(self, images: Iterable[Pixels], height: int, width: int) -> None:
+    def __init__(self, images: Iterable[Pixels], shape: tuple[int, ...]) -> None:
         self._images = images
-        self._shape = (height, width, 3)
+        self._shape = shape
         self._hash = hashlib.sha256()
         self.count = 0
 

@@ -57,8 +57,8 @@ def activation_params(low: float, high: float, scheme: str = "affine") -> ir.Per
 
 
 def pixel_table(spec: InputSpec, params: ir.PerTensor) -> NDArray[np.int8]:
-    """Where preprocessing could not be folded: the int8 input for every pixel value and channel, (256, 3)."""
-    x = normalize(np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1), spec).astype(np.float64)
+    """Where preprocessing could not be folded: the int8 input for every pixel value and channel, (256, channels)."""
+    x = normalize(np.arange(256, dtype=np.uint8)[:, None].repeat(spec.channels, axis=1), spec).astype(np.float64)
     q = np.rint(x / params.scale) + params.zero_point
     return np.asarray(np.clip(q, arithmetic.INT8_MIN, arithmetic.INT8_MAX), np.int8)
 

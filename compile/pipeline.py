@@ -43,7 +43,7 @@ class Quantized:
     """A network before and after quantization, and what that was decided on.
 
     ``float_graph`` takes pixel values as float32, or the normalised image where ``pixel_table`` is not None.
-    ``golden`` are a few of the calibration images, (count, H, W, 3).
+    ``golden`` are a few of the calibration images, (count, H, W, C).
     """
 
     model: Model
@@ -66,7 +66,7 @@ def _keep_first(images: Iterable[Pixels], count: int, kept: list[Pixels]) -> Ite
 def quantize_model(
     model: Model, images: Iterable[Pixels], recipe: QuantRecipe, *, image_count: int, progress: Progress
 ) -> Quantized:
-    """Folds, equalizes, observes and quantizes. ``images`` (H, W, 3) are read once, as a stream."""
+    """Folds, equalizes, observes and quantizes. ``images`` (H, W, C) are read once, as a stream."""
     progress("fold", 0.0)
     graph = run_passes(model.graph, FLOAT_PASSES, verify)
     folded = takes_pixels(graph)

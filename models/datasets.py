@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import drawn
-from .preprocess import FORMATS, InputSpec, load_image
+from .preprocess import FORMATS, InputSpec, grey, load_image
 
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 WNID = re.compile(r"n\d{8}")
@@ -61,7 +61,7 @@ class Dataset:
         return len(self.items)
 
     def load(self, item: Item, spec: InputSpec) -> NDArray[np.uint8]:
-        """Pixels (height, width, 3) for the network's input; drawn images are drawn at that size, without cropping.
+        """Pixels (height, width, channels) for the network's input; drawn images are drawn at that size, not cropped.
 
         Raises ImageError for a damaged file, DatasetError for a drawn image that is not square.
         """
@@ -69,7 +69,8 @@ class Dataset:
             return load_image(item.source, spec)
         if spec.height != spec.width:
             raise DatasetError(f"drawn images are square, the network takes {spec.height}x{spec.width}", self.name)
-        return drawn.draw(*item.source, spec.height)[0]
+        pixels = drawn.draw(*item.source, spec.height)[0]
+        return grey(pixels) if spec.channels == 1 else pixels
 
     def sha256(self) -> str:
         """Hash over names, labels and contents (bytes of the files; pixels at the default size of drawn images)."""

@@ -51,7 +51,7 @@ def input_spec_of(config: Mapping[str, Any]) -> InputSpec:
         elif kind == "InputLayer":
             height, width = _size(layer)
             if height is not None and width is not None:
-                spec = replace(spec, height=height, width=width)
+                spec = replace(spec, height=height, width=width).with_origin("file", "size")
         else:
             factor, offset = _scaling(kind, layer)
             a, b, scaled = a * factor, b * factor + offset, True
@@ -61,7 +61,7 @@ def input_spec_of(config: Mapping[str, Any]) -> InputSpec:
         raise ValueError(f"it scales every pixel to the same value before its first convolution{_ELSE}")
     # a * 255 * x + b over x = pixel / 255 is (x - mean) / std; the digits that 1 / 127.5 lost are given back.
     std, mean = round(1 / (255 * a), 12), round(-b / (255 * a), 12)
-    return replace(spec, mean=(mean,) * 3, std=(std,) * 3)
+    return replace(spec, mean=(mean,) * 3, std=(std,) * 3).with_origin("file", "mean", "std")
 
 
 def _layers(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

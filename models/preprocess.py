@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ FORMATS = {
 }
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")  # names of Pillow's filters, in lower case
 
-RGB = tuple[float, float, float]
+ORIGINS = ("file", "given", "assumed")  # the model's file says it, the user does, or nobody
+FACTS = ("size", "mean", "std", "resize", "interpolation")  # what has an origin
+
+Channels = tuple[float, ...]  # a figure per channel: red, green, blue, or grey alone
 
 
 class ImageError(ValueError):
@@ -44,18 +47,21 @@ class ImageError(ValueError):
 class InputSpec:
     """How an image becomes the network's input.
 
-    ``height`` and ``width`` are the network's, in pixels. ``mean`` and ``std`` are per channel (R, G, B) in units of
-    pixel / 255. ``resize`` is the length in pixels to which the shorter side is scaled before the centre
-    (height, width) is cut out, or None to scale the whole image to (height, width) whatever its proportions.
+    ``height`` and ``width`` are the network's, in pixels. ``mean`` and ``std`` are per channel (R, G, B; one number
+    each where the network takes grey images) in units of pixel / 255. ``resize`` is the length in pixels to which the
+    shorter side is scaled before the centre (height, width) is cut out, or None to scale the whole image to
+    (height, width) whatever its proportions. ``origins`` says of each of ``FACTS``, where that is known, which of
+    ``ORIGINS`` it has; two specs that make the same of an image are equal whatever their origins.
     Raises ValueError for values that mean nothing.
     """
 
     height: int
     width: int
-    mean: RGB = (0.5, 0.5, 0.5)
-    std: RGB = (0.5, 0.5, 0.5)
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
     resize: int | None = None
     interpolation: str = "bilinear"
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -66,18 +72,45 @@ class InputSpec:
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise ValueError(f"mean and std are three finite numbers each, got {self.mean} and {self.std}")
+        if len(self.mean) not in (1, 3) or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean and std are three finite numbers each, or one, got {self.mean} and {self.std}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std are of the same channels, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+        if set(self.origins) - set(FACTS) or set(self.origins.values()) - set(ORIGINS):
+            raise ValueError(f"origins say {', '.join(ORIGINS)} of {', '.join(FACTS)}, got {dict(self.origins)}")
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 where the network takes grey images."""
+        return len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """The network's input for one image, NHWC."""
-        return (1, self.height, self.width, 3)
+        return (1, self.height, self.width, self.channels)
+
+    def with_origin(self, origin: str, *facts: str) -> InputSpec:
+        """The spec with this origin of some of ``FACTS``; of all of them where none is named."""
+        return replace(self, origins={**self.origins, **dict.fromkeys(facts or FACTS, origin)})
+
+    def described(self) -> dict[str, str]:
+        """Each of ``FACTS`` for people to read, with its origin."""
+        values = {
+            "size": f"{self.height}x{self.width} {'grey' if self.channels == 1 else 'RGB'}",
+            "mean": _figures(self.mean),
+            "std": _figures(self.std),
+            "resize": "the whole image to that size" if self.resize is None else f"shorter side to {self.resize}, crop",
+            "interpolation": self.interpolation,
+        }
+        phrases = {"file": "from the file", "given": "as given", "assumed": "assumed"}
+        origins = {fact: f" ({phrases[origin]})" for fact, origin in self.origins.items()}
+        return {fact: value + origins.get(fact, "") for fact, value in values.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of ``from_json``."""
+        origins = {"origins": dict(self.origins)} if self.origins else {}
         return {
             "height": self.height,
             "width": self.width,
@@ -85,21 +118,23 @@ class InputSpec:
             "std": list(self.std),
             "resize": self.resize,
             "interpolation": self.interpolation,
+            **origins,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InputSpec:
-        """Raises ValueError for a missing or unknown key or a value of another type."""
+        """Raises ValueError for a missing or unknown key or a value of another type; ``origins`` may be missing."""
         known = [f.name for f in fields(cls)]
-        if wrong := sorted(set(values) ^ set(known)):
+        if wrong := sorted((set(values) | {"origins"}) ^ set(known)):
             raise ValueError(f"not an input spec: {', '.join(wrong)} missing or unknown; it has {', '.join(known)}")
         return cls(
             height=_whole("height", values["height"]),
             width=_whole("width", values["width"]),
-            mean=_rgb("mean", values["mean"]),
-            std=_rgb("std", values["std"]),
+            mean=_per_channel("mean", values["mean"]),
+            std=_per_channel("std", values["std"]),
             resize=None if values["resize"] is None else _whole("resize", values["resize"]),
             interpolation=values["interpolation"],
+            origins=_texts("origins", values.get("origins", {})),
         )
 
 
@@ -109,32 +144,44 @@ def _whole(name: str, value: Any) -> int:
     return value
 
 
-def _rgb(name: str, values: Any) -> RGB:
-    if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
-        raise ValueError(f"{name} is a list of three numbers, got {values!r}")
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _per_channel(name: str, values: Any) -> Channels:
+    if not isinstance(values, list) or len(values) not in (1, 3) or not all(type(v) in (int, float) for v in values):
+        raise ValueError(f"{name} is a list of three numbers, or of one for grey images, got {values!r}")
+    return tuple(map(float, values))
+
+
+def _texts(name: str, values: Any) -> dict[str, str]:
+    if not isinstance(values, dict) or not all(isinstance(each, str) for item in values.items() for each in item):
+        raise ValueError(f"{name} is an object of texts, got {values!r}")
+    return values
+
+
+def _figures(values: Channels) -> str:
+    """Once where all channels have the same."""
+    return ", ".join(f"{value:.6g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
 def timm_input_spec(size: int = 299) -> InputSpec:
     """timm's for ``legacy_xception``: bicubic, crop fraction 0.8975, [-1, 1].
 
     Source: https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/xception.py (``default_cfgs``);
-    the shorter side is floor(size / fraction), as in timm/data/transforms_factory.py.
+    the shorter side is floor(size / fraction), as in timm/data/transforms_factory.py. All of it is assumed of a file.
     """
-    return InputSpec(size, size, resize=math.floor(size / 0.8975), interpolation="bicubic")
+    return InputSpec(size, size, resize=math.floor(size / 0.8975), interpolation="bicubic").with_origin("assumed")
 
 
 def keras_input_spec(size: int = 299) -> InputSpec:
     """Keras': ``preprocess_input`` is x / 127.5 - 1, which is mean and std 0.5; ``load_img(target_size=...)`` squashes.
 
-    Bilinear rather than ``load_img``'s nearest, which drops most pixels of a photograph.
+    Bilinear rather than ``load_img``'s nearest, which drops most pixels of a photograph. Assumed of a file, all of it.
     """
-    return InputSpec(size, size)
+    return InputSpec(size, size).with_origin("assumed")
 
 
 def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
-    """Pixels (height, width, 3), RGB, 0..255; transparency is dropped, of an animation the first picture is taken.
+    """Pixels (height, width, channels), 0..255: RGB, or grey as Pillow weights the colours.
+
+    Transparency is dropped, of an animation the first picture is taken.
 
     Raises ImageError for a file that holds none of ``FORMATS``, is truncated or missing, or grey with more than 8 bits,
     which Pillow would clip: nothing says how such values become pixels.
@@ -145,7 +192,7 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
         with Image.open(path, formats=tuple(FORMATS)) as image:
             if image.mode == "F" or image.mode.startswith("I"):
                 raise ValueError(f"it is grey with more than 8 bits, mode {image.mode}; convert it to 8")
-            rgb = image.convert("RGB")
+            whole = image.convert("RGB" if spec.channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path}: cannot be read as an image (it holds none of {', '.join(FORMATS)}); replace or remove the file",
@@ -157,12 +204,13 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
         ) from error
     filter_ = Image.Resampling[spec.interpolation.upper()]
     if spec.resize is None:
-        resized = rgb.resize((spec.width, spec.height), filter_)
-        return np.asarray(resized, np.uint8)
-    scaled = rgb.resize(_shorter_side_to(spec.resize, rgb.size), filter_)
-    # torchvision's center_crop: the offset is half the difference, rounded half to even.
-    left, top = round((scaled.width - spec.width) / 2), round((scaled.height - spec.height) / 2)
-    return np.asarray(scaled.crop((left, top, left + spec.width, top + spec.height)), np.uint8)
+        resized = whole.resize((spec.width, spec.height), filter_)
+    else:
+        scaled = whole.resize(_shorter_side_to(spec.resize, whole.size), filter_)
+        # torchvision's center_crop: the offset is half the difference, rounded half to even.
+        left, top = round((scaled.width - spec.width) / 2), round((scaled.height - spec.height) / 2)
+        resized = scaled.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(resized, np.uint8).reshape(spec.shape[1:])
 
 
 def _shorter_side_to(length: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -173,8 +221,14 @@ def _shorter_side_to(length: int, size: tuple[int, int]) -> tuple[int, int]:
     return int(length * width / height), length
 
 
+def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(..., 3) RGB -> (..., 1) as Pillow makes "L" of it (Convert.c, L24): ITU-R 601 weights in 16 bits, rounded."""
+    weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
 def normalize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
-    """(pixels / 255 - mean) / std over the last axis: (..., 3) uint8 -> (..., 3) float32."""
+    """(pixels / 255 - mean) / std over the last axis: (..., channels) uint8 -> (..., channels) float32."""
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     scaled = pixels.astype(np.float32) / np.float32(255)
     return np.asarray((scaled - mean) / std, np.float32)

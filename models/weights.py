@@ -106,6 +106,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         card = json.loads(metadata["card"])
         labels = tuple(str(label) for label in card["labels"])
         input_spec = InputSpec.from_json(card["input_spec"])
+        if not input_spec.origins:  # of a card that was written when the network was trained
+            input_spec = input_spec.with_origin("file")
         provenance = {str(k): str(v) for k, v in card["provenance"].items()}
         same_padding, epsilon = bool(card["same_padding"]), float(card["epsilon"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:

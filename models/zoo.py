@@ -100,7 +100,9 @@ def with_preprocessing(model: Model, path: Path) -> Model:
             raise ValueError("it is no object")
         if unknown := sorted(set(given) - PREPROCESSING):
             raise ValueError(f"it gives {unknown[0]}; {', '.join(sorted(PREPROCESSING))} can be given")
-        spec = InputSpec.from_json(own | given)
+        spec = InputSpec.from_json(own | given).with_origin("given", *given) if given else model.input_spec
+        if spec.channels != model.input_spec.channels:
+            raise ValueError(f"the network takes images of {model.input_spec.channels} channels, not {spec.channels}")
         if max(spec.mean) > 1:
             raise ValueError(f"mean and std are in units of pixel / 255 (0.485, not 123.7), the mean is {spec.mean}")
         return replace(model, input_spec=spec)
@@ -147,7 +149,7 @@ def _random_xception(size: int | None) -> Model:
 def resized(spec: InputSpec, size: int) -> InputSpec:
     """The spec for a square input of ``size`` pixels; a resize before cropping keeps its proportion to the input."""
     resize = spec.resize and max(size, spec.resize * size // min(spec.height, spec.width))
-    return replace(spec, height=size, width=size, resize=resize)
+    return replace(spec, height=size, width=size, resize=resize).with_origin("given", "size")
 
 
 def _is_program(path: Path) -> bool:
@@ -174,19 +176,23 @@ def _onnx(path: Path, size: int | None) -> Model:
     # Exporters call every graph main_graph.
     model = _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
     data = {f"sha256 of {each.name}": file_sha256(each) for each in data_files(path)}
-    return replace(model, provenance=model.provenance | data)
+    spec = model.input_spec if size is None else model.input_spec.with_origin("given", "size")
+    return replace(model, input_spec=spec, provenance=model.provenance | data)
 
 
 def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
     """A graph without a model card: an image in [-1, 1] goes in, (1, classes) comes out."""
     shape, out = graph.inputs[0].type.shape, graph.type_of(graph.outputs[0]).shape
-    if len(graph.inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
+    if len(graph.inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[3] not in (1, 3):
         raise ModelError(
-            f"{path}: takes {[list(n.type.shape) for n in graph.inputs]}; one image (1, H, W, 3) is needed"
+            f"{path}: takes {[list(n.type.shape) for n in graph.inputs]}; "
+            "one image is needed, (1, H, W, 3) or (1, H, W, 1)"
         )
     if len(graph.outputs) != 1 or len(out) != 2:
         raise ModelError(
             f"{path}: makes {[list(graph.type_of(n).shape) for n in graph.outputs]}; (1, classes) is needed"
         )
     labels = tuple(str(i) for i in range(out[1]))
-    return Model(graph, InputSpec(shape[1], shape[2]), labels, provenance_of(path, kind))
+    scaling = (0.5,) * shape[3]
+    spec = InputSpec(shape[1], shape[2], scaling, scaling).with_origin("assumed").with_origin("file", "size")
+    return Model(graph, spec, labels, provenance_of(path, kind))

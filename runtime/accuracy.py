@@ -22,7 +22,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Labelled:
-    """One image ready for the network: where it came from, its class index where known, its pixels (H, W, 3)."""
+    """One image ready for the network: where it came from, its class index where known, its pixels (H, W, C)."""
 
     name: str
     label: int | None

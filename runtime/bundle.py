@@ -91,7 +91,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself. ``pixel_table`` maps pixel values to int8 per channel, (256, 3), where
+    """What a bundle says of itself. ``pixel_table`` maps pixel values to int8 per channel, (256, C), where
     preprocessing could not be folded into the network; else pixels enter as p - 128. ``float_layers`` are the module
     paths of what accuracy control, or the recipe, left in float.
     """
@@ -146,7 +146,7 @@ class Bundle:
         return inputs, outputs
 
     def quantize_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
-        """uint8 pixels (..., 3) -> the network's int8 input of the same shape."""
+        """uint8 pixels (..., C) -> the network's int8 input of the same shape."""
         table = self.manifest.pixel_table
         if table is None:
             return (pixels ^ np.uint8(0x80)).view(np.int8)

@@ -70,10 +70,10 @@ class Run:
 
 
 def picture_uri(pixels: NDArray[np.uint8]) -> str:
-    """(H, W, 3) -> a small JPEG as a data URI; needs pillow."""
+    """(H, W, 3), or grey (H, W, 1), -> a small JPEG as a data URI; needs pillow."""
     from PIL import Image
 
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)

@@ -272,11 +272,11 @@ class Session:
     placement: Placement
 
     def logits(self, pixels: NDArray[np.uint8]) -> Array:
-        """(B, H, W, 3) pixels -> (B, classes) int8 logits."""
+        """(B, H, W, C) pixels -> (B, classes) int8 logits."""
         return self.engine.run(self.bundle.quantize_pixels(pixels))
 
     def classify(self, pixels: NDArray[np.uint8], count: int = 5) -> list[Prediction]:
-        """(H, W, 3) pixels -> the ``count`` likeliest classes, best first."""
+        """(H, W, C) pixels -> the ``count`` likeliest classes, best first."""
         output = self.bundle.manifest.output
         logits = self.logits(pixels[np.newaxis])[0]
         order = np.argsort(-logits.astype(np.int32), kind="stable")[:count]

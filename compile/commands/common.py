@@ -111,6 +111,12 @@ def labelled(bundle: Any, data: str, images: int | None) -> Any:
     return (Labelled(item.name, item.label, dataset.load(item, spec)) for item in items), len(items)
 
 
+def input_text(spec: Any) -> str:
+    """What becomes of an image, and how much of that nobody has said, in one line."""
+    facts = spec.described()
+    return ", ".join([facts.pop("size"), *(f"{fact} {said}" for fact, said in facts.items())])
+
+
 def table(*columns: Column | str, **options: Any) -> Table:
     """A table without a frame, for many columns in a narrow terminal; the title on the left."""
     return Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", **options)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import JsonOption, bar, out, print_json
+from .common import JsonOption, bar, input_text, out, print_json
 
 
 def recipe_named(name: str) -> Any:
@@ -167,6 +167,7 @@ def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int
         out.print(
             "  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough", soft_wrap=True
         )
+    out.print(f"  input: {input_text(manifest.input_spec)}", highlight=False, soft_wrap=True)
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
     if found is not None:

@@ -25,7 +25,10 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
         about.add_row("signed", f"yes, by the private half of {public_key}")
     about.add_row("network", f"{manifest.network}, {len(manifest.labels)} classes")
     about.add_row("target", f"{manifest.target.name} ({', '.join(manifest.target.features)})")
-    about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, pixel - 128")
+    entered = "pixel - 128" if manifest.pixel_table is None else "pixels through a table"
+    about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, {entered}")
+    for fact, said in manifest.input_spec.described().items():
+        about.add_row(f"input {fact}", said)
     about.add_row("recipe", str(manifest.recipe.get("name")))
     about.add_row("calibration", _calibration(manifest.calibration.get("images")))
     for key, value in sorted(manifest.provenance.items()):

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .common import BundleArgument, DeviceOption, JsonOption, PublicKeyOption, ThreadsOption, out, print_json
+from .common import (
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    PublicKeyOption,
+    ThreadsOption,
+    input_text,
+    out,
+    print_json,
+)
 
 
 def run(
@@ -39,8 +48,9 @@ def run(
             {"image": str(path), "classes": [asdict(p) for p in found]}
             for path, found in zip(image, results, strict=True)
         ]
-        print_json({**where, "results": rows})
+        print_json({**where, "input": opened.manifest.input_spec.to_json(), "results": rows})
         return
+    out.print(f"input: {input_text(opened.manifest.input_spec)}", highlight=False, soft_wrap=True)
     for path, found in zip(image, results, strict=True):
         out.print(f"{path} ({where['engine']} on {where['device']})", highlight=False, soft_wrap=True)
         table = Table("class", "logit")

@@ -544,7 +544,7 @@ def test_preprocessing_is_given_by_a_file(own: Path, tmp_path: Path) -> None:
     for text, message in (
         ('{"height": 299}', "it gives height"),
         ('{"std": [0, 1, 1]}', "std must be positive"),
-        ('{"mean": 0.5}', "mean is a list of three numbers, got 0.5"),
+        ('{"mean": 0.5}', "mean is a list of three numbers, or of one for grey images, got 0.5"),
         ('{"mean": [0.5, 0.5]}', "mean is a list of three numbers"),
         ('{"mean": "123"}', "mean is a list of three numbers"),
         ('{"mean": [123.7, 116.3, 103.5]}', "in units of pixel / 255"),
