@@ -18,7 +18,8 @@ import numpy as np
 
 from ..models import serialize
 from ..runtime.bundle import sha256
-from ..runtime.devices.remote import RemoteNativeEngine, connect
+from ..runtime.devices.link import connect
+from ..runtime.devices.remote import RemoteNativeEngine
 from ..runtime.engines.engine import Array
 from ..runtime.engines.native import LIBRARY, NativeEngine
 from ..runtime.engines.native_program import PROGRAM
@@ -73,8 +74,8 @@ def _steps_ms(engine: NativeEngine | RemoteNativeEngine, x: Array, repeats: int)
             engine.run(x)
             found.append([step.last_ms for step in engine.steps()])
         return found
-    steps = engine.profile(x, repeats, 1)["steps"]
-    return [list(row) for row in zip(*(step["samples_ms"] for step in steps), strict=True)]
+    steps = engine.profile(x, repeats, 1).steps
+    return [list(row) for row in zip(*(step.samples_ms for step in steps), strict=True)]
 
 
 def check(engine: NativeEngine | RemoteNativeEngine, folder: Path) -> Array:

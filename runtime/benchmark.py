@@ -17,6 +17,7 @@ import numpy as np
 from .bundle import Bundle
 from .devices import board, remote
 from .devices.board import MachineState
+from .devices.link import connect
 from .engines.engine import EngineError
 from .evaluate_engines import golden_input, runnable, time_bundle
 from .latency import PILOT, Latency, fastest_float, interleaved_ratio
@@ -111,7 +112,7 @@ def parse_duration_s(text: str) -> float:
 
 def _watch(placement: Placement) -> tuple[list[Moment], Callable[[str], None]]:
     """The moments seen so far, and what adds one: always before and after, in between at most every few seconds."""
-    link = remote.connect(placement.device)
+    link = connect(placement.device)
     start, moments = time.monotonic(), list[Moment]()
 
     def look(when: str) -> None:

@@ -28,6 +28,7 @@ from .accuracy import (
 )
 from .bundle import FOR_OTHERS, Artefact, Bundle
 from .devices import remote
+from .devices.link import connect
 from .engines.engine import Array, Engine
 from .engines.reference import ReferenceEngine
 from .latency import Latency, interleave_ms
@@ -76,7 +77,7 @@ def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
 def runnable(bundle: Bundle, placement: Placement) -> list[Artefact]:
     """The artefacts that can be run where the placement says: on a device elsewhere, LiteRT's where it is installed."""
     ours = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
-    link = remote.connect(placement.device)
+    link = connect(placement.device)
     if link is None or all(a.engine == "native" for a in ours) or remote.has_litert(link):
         return ours
     return [a for a in ours if a.engine == "native"]
@@ -270,7 +271,7 @@ def peak_rss_bytes(bundle: Bundle, *, device: str | None = None, threads: int | 
 
 def machine(device: str | None = None) -> dict[str, str]:
     """What a figure was obtained on: processor, cores, kernel; where the firmware names it, the board."""
-    link = remote.connect(device or LOCAL)
+    link = connect(device or LOCAL)
     facts = remote.facts_here() if link is None else remote.facts(link)
     models = (line.partition(":")[2].strip() for line in facts.cpuinfo.splitlines() if line.startswith("model name"))
     about = {

@@ -159,11 +159,11 @@ def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[n
         seen = program.profile(x, repeats, 5)
         where = device_name(placement, program)
     layers = (
-        LayerTime(s["name"], s["kernel"], s["path"], s["macs"], s["bytes"], float(np.median(s["samples_ms"])))
-        for s in seen["steps"]
+        LayerTime(s.name, s.kernel, s.path, s.macs, s.bytes_moved, float(np.median(s.samples_ms))) for s in seen.steps
     )
-    target, roof = bundle.manifest.target, seen.get("roof")
-    found = Roof(roof["peak"]["gmac_per_s"], roof["stream"]["gb_per_s"]) if roof else _published_roof(target, placement)
+    target, found = bundle.manifest.target, _published_roof(bundle.manifest.target, placement)
+    if seen.gmac_per_s is not None and seen.gb_per_s is not None:
+        found = Roof(seen.gmac_per_s, seen.gb_per_s)
     return Profile(target.name, threads, tuple(layers), found, where, placement.obtained)
 
 

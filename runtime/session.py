@@ -21,6 +21,7 @@ from ..targets.spec import TargetSpec
 from . import bundle as bundles
 from .bundle import Artefact, Bundle
 from .devices import remote
+from .devices.link import Link, connect
 from .engines.engine import Array, Engine, EngineError
 from .engines.native import LIBRARY, MAX_THREADS, NativeEngine
 from .engines.native_program import PROGRAM, NativeProgramEngine
@@ -60,7 +61,7 @@ def place(target: TargetSpec, device: str | None) -> Placement:
     Raises EngineError for a device that is unknown, cannot be reached or cannot run the target's code.
     """
     chosen = device or (LOCAL if runs_here(target) else QEMU)
-    if link := remote.connect(chosen):
+    if link := connect(chosen):
         return _place_there(target, link)
     if chosen == QEMU and target.engine != "cpu":
         raise EngineError(f"{target.name}: an emulator has no GPU; --device local rehearses")
@@ -70,7 +71,7 @@ def place(target: TargetSpec, device: str | None) -> Placement:
     return Placement(chosen, MEASURED if own else REHEARSED)
 
 
-def _place_there(target: TargetSpec, link: remote.Link) -> Placement:
+def _place_there(target: TargetSpec, link: Link) -> Placement:
     facts = remote.facts(link)
     if facts.architecture not in (target.architecture, {"aarch64": "arm64"}.get(target.architecture)):
         raise EngineError(
@@ -103,7 +104,7 @@ def processors(placement: Placement, cores: str | None = None) -> int:
     """On how many an engine computes unless told otherwise: all of the machine where it runs, or those of ``cores``."""
     if cores:
         return len(parse_cores(cores))
-    link = remote.connect(placement.device)
+    link = connect(placement.device)
     return default_threads() if link is None else min(remote.facts(link).processors, MAX_THREADS)
 
 
@@ -158,7 +159,7 @@ def open_engine(
         raise EngineError(f"{bundle.path}: its {engine} artefact is for other runtimes; nothing here runs it")
     if engine == "tflite-runtime" and placement.device != LOCAL:
         raise EngineError(f"tflite-runtime runs on this machine only, not on {placement.device}: give --device local")
-    if link := remote.connect(placement.device):
+    if link := connect(placement.device):
         if artefact.engine == "native":
             return _open_program_there(bundle, artefact, placement, link, count, cores)
         return remote.RemoteLiteRtEngine(bundle, artefact, link, count, cores)
@@ -234,7 +235,7 @@ def device_name(placement: Placement, engine: Engine) -> str:
 
 
 def _open_program_there(
-    bundle: Bundle, artefact: Artefact, placement: Placement, link: remote.Link, threads: int, cores: str | None
+    bundle: Bundle, artefact: Artefact, placement: Placement, link: Link, threads: int, cores: str | None
 ) -> remote.RemoteNativeEngine:
     required = _required_device(bundle, placement)
     options = (f"--require-device={required}",) if required else ()
@@ -243,7 +244,7 @@ def _open_program_there(
 
 def open_program(bundle: Bundle, artefact: Artefact, placement: Placement, threads: int) -> NativeProgramEngine:
     """A native artefact as the program that devices run, here too. Raises EngineError."""
-    if link := remote.connect(placement.device):
+    if link := connect(placement.device):
         return _open_program_there(bundle, artefact, placement, link, threads, None)
     directory, runtime = _runtime_here(bundle, artefact)
     if placement.device == QEMU:

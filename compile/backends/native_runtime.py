@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...runtime import native
+from ...runtime.user_cache import user_cache
 from ...targets.spec import TargetSpec
 
 PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
@@ -78,15 +79,10 @@ def _build(architecture: str) -> dict[str, bytes]:
     triple = f"{architecture}-linux-gnu.{_GLIBC}"
     folder = Path(native.__file__).parent
     sources = {name: (folder / name).read_bytes() for name in sorted({*_HEADERS, *_SOURCES[PROGRAM]})}
-    cached = _cache_directory() / _key(triple, sources)
+    cached = user_cache("native-runtime") / _key(triple, sources)
     if not all((cached / name).is_file() for name in _SOURCES):
         _fill(cached, triple, sources)
     return {name: (cached / name).read_bytes() for name in _SOURCES}
-
-
-def _cache_directory() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "xceptile" / "native-runtime"
 
 
 def _key(triple: str, sources: dict[str, bytes]) -> str:
@@ -106,7 +102,6 @@ def _zig_version() -> str:
 def _fill(cached: Path, triple: str, sources: dict[str, bytes]) -> None:
     """Compiles in a folder of its own with relative names, so that no path of this machine gets into the result, and
     renames: two builds at once both end with a whole folder."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as name:
         work = Path(name) / "work"
         work.mkdir()

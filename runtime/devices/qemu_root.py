@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engines.engine import EngineError, last_line
+from ..user_cache import user_cache
 from .qemu import emulator
 
 LITERT = "ai-edge-litert==2.3.0"
@@ -69,11 +70,6 @@ def cpuinfo(cpu: str, cores: int) -> str:
         "CPU revision\t: 0",
     )
     return "".join(f"processor\t: {core}\n" + "\n".join(lines) + "\n\n" for core in range(cores))
-
-
-def cache_directory() -> Path:
-    """Where this user's built root folders lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xceptile"
 
 
 def _distribution() -> tuple[str, str]:
@@ -145,11 +141,11 @@ def _build(root: Path) -> None:
 def ensure(cache: Path | None = None) -> Path:
     """The root folder of this distribution, built if it is not there yet (under a minute, on a fast line).
 
-    ``cache`` is the folder that holds it, by default ``cache_directory()``. It is written aside and renamed, so that a
+    ``cache`` is the folder that holds it, by default ``user_cache()``. It is written aside and renamed, so that a
     folder that exists is complete. Raises EngineError, with the reason, where it cannot be built: no apt-get or dpkg,
     no network, no pip.
     """
-    cache = cache or cache_directory()
+    cache = cache or user_cache()
     key = hashlib.sha256(repr((_LAYOUT, _distribution(), _PACKAGES, LITERT)).encode()).hexdigest()[:12]
     root = cache / f"aarch64-{key}"
     if root.is_dir():

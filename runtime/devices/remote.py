@@ -1,45 +1,32 @@
-"""A bundle on a device that a shell reaches: pushed once by content, run there, its outputs fetched.
-
-The device needs a POSIX shell and ``sha256sum``, nothing of ours. Files lie under ``Link.root``: ``files/SHA256`` by
-their contents, so that what two bundles share is sent once; ``KEY/`` with links to them for one artefact;
-``run.XXXXXX`` for one session's inputs and outputs, removed when it ends (those of sessions that were killed, after a
-day). What nobody used for 30 days is removed.
-
-Whatever becomes part of a command for the device's shell goes through ``shlex.quote``.
-"""
+"""A bundle on a device that a shell reaches: what the device is, and the engines that run there."""
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import json
 import math
 import os
 import platform
 import re
-import shlex
+import struct
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import numpy as np
 
 from ...targets import host
 from ...targets.spec import TargetSpec
 from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE, NATIVE, REHEARSAL, Artefact, Bundle
-from ..engines.engine import Array, EngineError, fill_batches, last_line
+from ..engines.engine import Array, EngineError, fill_batches, last_line, times_ms
 from ..engines.native_program import PROGRAM, NativeProgramEngine
-from . import adb, ssh, time_limit
 from .board import MachineState, machine_state
-from .qemu_root import cache_directory
+from .link import Link, ask, quoted
+from .store import Scratch
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 # What board.py reads, below the root.
 _STATE_FILES = (
     "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor",
@@ -53,49 +40,6 @@ _STATE_FILES = (
     "/var/lib/nvpmodel/status",
     "/etc/nvpmodel.conf",
 )
-
-
-class Link(Protocol):
-    """A way to one device. ``name`` is what --device says; ``root`` is where files go there."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def root(self) -> PurePosixPath: ...
-
-    def shell(self, script: str, limit_s: float = time_limit.COMMAND_S) -> subprocess.CompletedProcess[bytes]:
-        """Runs a POSIX shell's script there. Raises EngineError where the device cannot be reached or does not answer
-        in time.
-        """
-
-    def send(self, source: Path, target: PurePosixPath) -> None:
-        """Makes ``target`` a copy of ``source``; one that was cut off may be completed. Raises EngineError."""
-
-    def fetch(self, source: PurePosixPath, target: Path) -> None:
-        """The other direction. Raises EngineError."""
-
-
-def connect(device: str) -> Link | None:
-    """The link to a device behind ssh or adb, None for one that is neither. Raises EngineError for a bad address."""
-    if device.startswith(ssh.SCHEME):
-        return ssh.connect(device)
-    return adb.connect(device) if device.startswith(adb.SCHEME) else None
-
-
-def quoted(words: Sequence[object]) -> str:
-    """Words as a POSIX shell's command."""
-    return shlex.join(str(word) for word in words)
-
-
-def ask(link: Link, script: str) -> bytes:
-    """What the script prints. Raises EngineError with the device's last line where it fails."""
-    done = link.shell(script)
-    if done.returncode:
-        raise EngineError(f"{link.name}: {last_line(done)}")
-    return done.stdout
 
 
 # ---- what the device is ----
@@ -178,138 +122,7 @@ def state(link: Link) -> MachineState:
         return machine_state(Path(name))
 
 
-# ---- files ----
-
-
-def push(link: Link, files: Mapping[str, tuple[Path, str]]) -> PurePosixPath:
-    """Brings files (name: where it lies here, its sha256) to the device; returns their folder there.
-
-    What is there already is checked, not sent. A file is written aside, checked and renamed, so that one that was cut
-    off is never taken for whole. Raises EngineError, also where a file changed on the way or its digest is wrong.
-    """
-    store = link.root / "files"
-    digests = sorted({digest for _, digest in files.values()})
-    if not all(_DIGEST.fullmatch(digest) for digest in digests):
-        raise EngineError("a bundle's manifest holds what is no sha256; compile the bundle again")
-    with _only_one_here(f"{link.name} {store}"):
-        present = _present(link, store, digests)
-        for source, digest in dict.fromkeys(files.values()):
-            if digest not in present:
-                _push_one(link, store, source, digest)
-                present.add(digest)
-    key = hashlib.sha256(repr(sorted((name, digest) for name, (_, digest) in files.items())).encode()).hexdigest()[:32]
-    folder = link.root / key
-    script = [f"{quoted(['mkdir', '-p', folder])} && {quoted(['touch', folder])}"]
-    for name, (_, digest) in sorted(files.items()):
-        place = folder / name
-        up = "/".join([".."] * (len(PurePosixPath(name).parts)))
-        script.append(
-            f"{quoted(['mkdir', '-p', place.parent])} && {quoted(['ln', '-sf', f'{up}/files/{digest}', place])}"
-        )
-    ask(link, " && ".join(script))
-    return folder
-
-
-def _present(link: Link, store: PurePosixPath, digests: Sequence[str]) -> set[str]:
-    """Those of the digests whose file is there with just these contents; they are used from now on."""
-    script = f"{quoted(['mkdir', '-p', store])} && cd {quoted([store])} && for f in {quoted(digests)}; do "
-    script += 'if [ -f "$f" ]; then touch "$f"; sha256sum "$f"; fi; done'
-    lines = ask(link, script).decode("utf-8", "replace").splitlines()
-    pairs = (line.split() for line in lines)
-    return {pair[0] for pair in pairs if len(pair) == 2 and pair[0] == pair[1].lstrip("*")}
-
-
-def _push_one(link: Link, store: PurePosixPath, source: Path, digest: str) -> None:
-    # Of this user on this machine, so that what another sends at the same time is never mixed in.
-    part = store / f"{digest}.{_this_client()}.part"
-    # From its standard input: sha256sum writes an odd file name in a form of its own. All are made executable: beside
-    # the program and the libraries there is only data that nobody starts.
-    keep = f"chmod 755 {quoted([part])} && {quoted(['mv', '-f', part, store / digest])}"
-    script = f'sum=$(sha256sum < {quoted([part])}) && if [ "${{sum%% *}}" = {digest} ]; then {keep}; '
-    script += f"else {quoted(['rm', '-f', part])}; echo differs; fi"
-    for _ in range(2):  # what was there of an earlier try may have been spoilt
-        link.send(source, part)
-        if ask(link, script).strip() != b"differs":
-            return
-    raise EngineError(f"{link.name}: {source} arrived with other contents, twice; is the bundle whole?")
-
-
-def _this_client() -> str:
-    return hashlib.sha256(f"{platform.node()} {os.getuid()}".encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _only_one_here(what: str) -> Iterator[None]:
-    """Processes of this user wait for each other; the kernel ends the wait when one dies."""
-    folder = cache_directory() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / hashlib.sha256(what.encode()).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-# ---- running ----
-
-
-class Scratch:
-    """A folder on the device for one session's inputs and outputs, and programs run on them."""
-
-    def __init__(self, link: Link) -> None:
-        top = f"find {quoted([link.root])} -mindepth 1 -maxdepth 1"
-        remove = "-exec rm -rf '{}' + 2>/dev/null"
-        old = f"{top} -name 'run.*' -mtime +1 {remove}; {top} ! -name files -mtime +30 {remove}; "
-        old += f"find {quoted([link.root / 'files'])} -type f -mtime +30 {remove}"
-        made = ask(link, f"{old}; {quoted(['mktemp', '-d', link.root / 'run.XXXXXX'])}").decode("utf-8", "replace")
-        self.folder = PurePosixPath(made.rstrip("\n"))
-        if self.folder.parent != link.root or not self.folder.name.startswith("run."):
-            raise EngineError(f"{link.name}: mktemp there made {str(self.folder)!r}, not a folder in {link.root}")
-        self._link = link
-        self._sent = b""
-        self._closed = False
-        self._inference_s = time_limit.SLOWEST_INFERENCE_S
-
-    def execute(
-        self, words: Sequence[str], images: bytes | None, result: bool, inferences: int
-    ) -> tuple[subprocess.CompletedProcess[str], bytes]:
-        """``Execute`` on the device. Raises EngineError where it cannot be reached or does not answer in time."""
-        if self._closed:
-            raise EngineError(f"{self._link.name}: the engine is closed")
-        source, target = self.folder / "input.bin", self.folder / "output.bin"
-        with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
-            if images is not None:
-                self._send(images, source, Path(name) / "input.bin")
-            command = [*words, *([source] if images is not None else []), *([target] if result else [])]
-            began = time.monotonic()
-            done = self._link.shell(quoted(command), time_limit.COMMAND_S + inferences * self._inference_s)
-            if inferences and done.returncode == 0:
-                self._inference_s = time_limit.SLOWDOWN * (time.monotonic() - began) / inferences
-            text = [stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr)]
-            data = b""
-            if result and done.returncode == 0:
-                fetched = Path(name) / "output.bin"
-                self._link.fetch(target, fetched)
-                data = fetched.read_bytes()
-        return subprocess.CompletedProcess(done.args, done.returncode, *text), data
-
-    def _send(self, images: bytes, source: PurePosixPath, file: Path) -> None:
-        digest = hashlib.sha256(images).digest()
-        if digest == self._sent:  # the same image is timed many times
-            return
-        file.write_bytes(images)
-        self._sent = b""
-        ask(self._link, quoted(["rm", "-f", source]))
-        self._link.send(file, source)
-        self._sent = digest
-
-    def close(self) -> None:
-        """Removes the folder from the device; what is kept by contents stays. Where the device is gone, it is left."""
-        if not self._closed:
-            self._closed = True
-            with suppress(EngineError):
-                self._link.shell(quoted(["rm", "-rf", self.folder]), time_limit.LAST_COMMAND_S)
+# ---- engines ----
 
 
 # In one command: a device that hangs is noticed after a few, and little lies there.
@@ -323,7 +136,7 @@ def _in_pieces(run: Callable[[Array], Array], x: Array, batch: int) -> Array:
 
 
 class RemoteNativeEngine(NativeProgramEngine):
-    """xceptile-run on a device with ``files`` (as for ``push``), of which ``program`` and ``plan`` name two.
+    """xceptile-run on a device with ``files`` (as for ``Scratch``), of which ``program`` and ``plan`` name two.
 
     Raises EngineError where the device cannot be reached or the program fails.
     """
@@ -338,12 +151,12 @@ class RemoteNativeEngine(NativeProgramEngine):
         cores: str | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
-        folder = push(link, files)
-        directory = folder / PurePosixPath(plan).parent
-        self._scratch = Scratch(link)
+        self._there, self._program = link, files[program][0]
+        self._scratch = Scratch(link, files)
         try:
-            command = (str(folder / program), *options)
-            super().__init__(command, directory, threads, cores=cores, execute=self._scratch.execute)
+            command = (str(self._scratch.folder / program), *options)
+            directory = self._scratch.folder / PurePosixPath(plan).parent
+            super().__init__(command, directory, threads, cores=cores, execute=self._execute)
         except BaseException:
             self.close()
             raise
@@ -355,6 +168,49 @@ class RemoteNativeEngine(NativeProgramEngine):
     def close(self) -> None:
         """Removes this session's files from the device."""
         self._scratch.close()
+
+    def _execute(
+        self, words: Sequence[str], images: bytes | None, result_bytes: int, inferences: int
+    ) -> tuple[subprocess.CompletedProcess[str], bytes]:
+        done, data = self._scratch.execute(words, images, result_bytes, inferences)
+        if done.returncode in (_NOT_STARTED, _NOT_FOUND):
+            raise EngineError(f"{self._there.name}: {PROGRAM} cannot be started there: {self._why_not(done)}")
+        return done, data
+
+    def _why_not(self, done: subprocess.CompletedProcess[str]) -> str:
+        """A shell says "not found" of a file that is there, where its loader is not."""
+        loader = elf_loader(self._program.read_bytes())
+        if loader and self._there.shell(f"[ -e {quoted([loader])} ]").returncode:
+            return (
+                f"the device has no {loader}; its system is a 32-bit one, or not GNU (Alpine, Android), and the "
+                "bundle's runtime is a 64-bit GNU/Linux build"
+            )
+        if done.returncode == _NOT_STARTED:
+            root = self._there.root
+            return (
+                f"{last_line(done)}; where its file system is mounted noexec, make {root} a link to a folder on another"
+            )
+        return last_line(done)
+
+
+# A POSIX shell's statuses of a command that was found but could not be started, and of one that was not found.
+_NOT_STARTED, _NOT_FOUND = 126, 127
+
+
+def elf_loader(program: bytes) -> str | None:
+    """The loader that a 64-bit little-endian ELF program names, such as /lib/ld-linux-aarch64.so.1, or None.
+
+    Source: System V ABI, chapter 5, "Program Header": PT_INTERP.
+    """
+    if program[:6] != b"\x7fELF\x02\x01" or len(program) < 64:
+        return None
+    table, (size, count) = int.from_bytes(program[32:40], "little"), struct.unpack_from("<HH", program, 54)
+    for at in range(table, table + size * count, max(size, 1)):
+        header = program[at : at + 56]
+        if len(header) == 56 and header[:4] == b"\3\0\0\0":
+            offset, length = (int.from_bytes(header[i : i + 8], "little") for i in (8, 32))
+            return program[offset : offset + length].rstrip(b"\0").decode("utf-8", "replace")
+    return None
 
 
 def open_native(
@@ -416,12 +272,12 @@ class RemoteLiteRtEngine:
                 f"{link.name}: its python3 cannot import numpy and ai_edge_litert; install them there "
                 "(pip install ai-edge-litert), or run the native artefacts only"
             )
-        self._model = push(link, _with_digests(bundle, artefact.files)) / artefact.files[0]
         self._start = ("taskset", "-c", cores, "python3") if cores else ("python3",)
         self._threads, self._link = threads, link
         self._dtype, self._batch = np.dtype(artefact.dtype), bundle.manifest.input.shape[0]
         self._output = bundle.manifest.output.shape
-        self._scratch = Scratch(link)
+        self._scratch = Scratch(link, _with_digests(bundle, artefact.files))
+        self._model = self._scratch.folder / artefact.files[0]
 
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
@@ -429,19 +285,20 @@ class RemoteLiteRtEngine:
 
     def _run_piece(self, x: Array) -> Array:
         filled = fill_batches(x, self._batch)
-        _, data = self._run(filled, 0, 0)
         shape = (len(filled), *self._output[1:])
-        if len(data) != self._dtype.itemsize * math.prod(shape):
+        result_bytes = self._dtype.itemsize * math.prod(shape)
+        _, data = self._run(filled, 0, 0, result_bytes)
+        if len(data) != result_bytes:
             raise EngineError(f"{self._link.name}: LiteRT gave {len(data)} bytes, not those of {shape} {self._dtype}")
         result: Array = np.frombuffer(data, self._dtype).reshape(shape)
         return result[: len(x)]
 
     def time_ms(self, x: Array, repeats: int, warmup: int) -> list[float]:
         """Wall time of single inferences on the batch ``x`` (N, H, W, C), taken on the device, in milliseconds."""
-        text, _ = self._run(x, repeats, warmup)
+        text, _ = self._run(x, repeats, warmup, 0)
         try:
-            return [float(sample) for sample in json.loads(text)]
-        except (ValueError, TypeError) as error:
+            return times_ms(json.loads(text), repeats)
+        except (ValueError, RecursionError) as error:
             raise EngineError(
                 f"{self._link.name}: LiteRT did not answer with times ({error}): {text[:80]!r}"
             ) from error
@@ -450,16 +307,16 @@ class RemoteLiteRtEngine:
         """Removes this session's files from the device."""
         self._scratch.close()
 
-    def _run(self, x: Array, repeats: int, warmup: int) -> tuple[str, bytes]:
+    def _run(self, x: Array, repeats: int, warmup: int, result_bytes: int) -> tuple[str, bytes]:
         numbers = (str(self._threads), str(repeats), str(warmup))
         words = (*self._start, "-c", _LITERT, str(self._model), *numbers)
         inferences = (repeats + warmup) * self._batch if repeats else len(x)
-        done, data = self._scratch.execute(words, x.tobytes(), repeats == 0, inferences)
+        done, data = self._scratch.execute(words, x.tobytes(), result_bytes, inferences)
         if done.returncode:
             raise EngineError(f"{self._link.name}: LiteRT: {last_line(done)}")
         return done.stdout, data
 
 
 def _with_digests(bundle: Bundle, names: Iterable[str]) -> dict[str, tuple[Path, str]]:
-    """Files of a bundle for ``push``."""
+    """Files of a bundle for ``Scratch``."""
     return {name: (bundle.file(name), bundle.manifest.files[name].sha256) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +29,20 @@ def last_line(done: subprocess.CompletedProcess[Any]) -> str:
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
     lines = text.strip().splitlines()
     return lines[-1] if lines else f"it ended with status {done.returncode} and no message"
+
+
+def times_ms(samples: object, count: int, *, zero: bool = False) -> list[float]:
+    """``count`` times that a program or a device answered with, in milliseconds; above 0, unless ``zero`` may be, too.
+
+    Raises ValueError for anything else: whoever measures until enough time has passed would measure for ever.
+    """
+    if not isinstance(samples, list) or len(samples) != count:
+        raise ValueError(f"not {count} times: {str(samples)[:80]}")
+    for sample in samples:
+        known = isinstance(sample, int | float) and not isinstance(sample, bool)
+        if not known or not math.isfinite(sample) or sample < 0 or (sample == 0 and not zero):
+            raise ValueError(f"{str(sample)[:80]!r} is no time in ms")
+    return [float(sample) for sample in samples]
 
 
 class Engine(Protocol):

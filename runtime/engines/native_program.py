@@ -15,17 +15,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from .engine import Array, EngineError, fill_batches
+from .engine import Array, EngineError, fill_batches, times_ms
 
 PROGRAM = "xceptile-run"
 
-# Runs the words, with a file of ``images`` as one more word where there are any and, where ``result`` is asked for,
-# one for the file to write; returns how it ended and what that file holds. The last is how many images are computed.
-Execute = Callable[[Sequence[str], bytes | None, bool, int], tuple[subprocess.CompletedProcess[str], bytes]]
+# Runs the words, with a file of ``images`` as one more word where there are any and, where a result of so many bytes is
+# asked for, one for the file to write; returns how it ended and what that file holds. The last is how many images are
+# computed.
+Execute = Callable[[Sequence[str], bytes | None, int, int], tuple[subprocess.CompletedProcess[str], bytes]]
+MOST_IMAGE_BYTES = 1 << 28  # of a tensor for one image: a description of more is none
 
 
 def execute_here(
-    words: Sequence[str], images: bytes | None, result: bool, inferences: int
+    words: Sequence[str], images: bytes | None, result_bytes: int, inferences: int
 ) -> tuple[subprocess.CompletedProcess[str], bytes]:
     """``Execute`` on this machine. Raises EngineError where the program cannot be started."""
     with tempfile.TemporaryDirectory(prefix="xceptile-") as name:
@@ -34,13 +36,13 @@ def execute_here(
         if images is not None:
             source.write_bytes(images)
             words.append(str(source))
-        if result:
+        if result_bytes:
             words.append(str(target))
         try:
             done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
         except OSError as error:
             raise EngineError(f"native: cannot start {words[0]}: {error}") from error
-        return done, target.read_bytes() if result and done.returncode == 0 else b""
+        return done, target.read_bytes() if result_bytes and done.returncode == 0 else b""
 
 
 class NativeProgramEngine:
@@ -68,8 +70,7 @@ class NativeProgramEngine:
         self._execute = execute
         description = self._json(self._run("--describe")[0])
         self._input, self._output = _only(description, "inputs"), _only(description, "outputs")
-        device = str(description.get("device", "cpu"))  # runtimes of old bundles know no other
-        self._device = re.sub(r"[^ -~]", "?", device)
+        self._device = _printable(description.get("device", "cpu"))  # runtimes of old bundles know no other
 
     @property
     def device(self) -> str:
@@ -79,9 +80,11 @@ class NativeProgramEngine:
     def run(self, x: Array) -> Array:
         """(B, H, W, C) images, batch after batch -> (B, classes)."""
         filled = fill_batches(x, self._input.shape[0])
-        _, data = self._run(images=self._image_bytes(filled), result=True, inferences=len(filled))
         dtype, shape = self._output.dtype, (len(filled), *self._output.shape[1:])
-        if len(data) != dtype.itemsize * math.prod(shape):
+        result_bytes = dtype.itemsize * math.prod(shape)
+        images = self._image_bytes(filled)
+        _, data = self._run(images=images, result_bytes=result_bytes, inferences=len(filled))
+        if len(data) != result_bytes:
             raise EngineError(f"native: {PROGRAM} gave {len(data)} bytes, not those of {shape} {dtype}")
         result: Array = np.frombuffer(data, dtype).reshape(shape)
         return result[: len(x)]
@@ -93,18 +96,24 @@ class NativeProgramEngine:
         """
         report = self._timed(x, repeats, warmup)
         try:
-            return [float(sample) for sample in report["samples_ms"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineError(f"native: {PROGRAM} gave no times: {error!r}") from error
+            return times_ms(report.get("samples_ms"), repeats)
+        except ValueError as error:
+            raise EngineError(f"native: {PROGRAM} gave no times: {error}") from error
 
-    def profile(self, x: Array, repeats: int, warmup: int) -> dict[str, Any]:
-        """What ``--layers`` prints of the batch ``x``: samples of the whole and of every step, and the roof."""
-        return self._timed(x, repeats, warmup, "--layers")
+    def profile(self, x: Array, repeats: int, warmup: int) -> ProgramProfile:
+        """What ``--layers`` prints of the batch ``x``: the samples of every step, and the roof."""
+        report = self._timed(x, repeats, warmup, "--layers")
+        try:
+            return _profile(report, repeats)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise EngineError(f"native: {PROGRAM} gave no times of its steps: {error!r}") from error
 
     def peak_rss_bytes(self) -> int | None:
         """The most memory the program held for one inference; None where it cannot say."""
-        report = self._json(self._run("--repeat=1", "--warmup=1")[0])
-        return int(report.get("peak_rss_bytes", 0)) or None
+        held = self._json(self._run("--repeat=1", "--warmup=1")[0]).get("peak_rss_bytes", 0)
+        if not isinstance(held, int) or not 0 <= held < 1 << 63:
+            raise EngineError(f"native: {PROGRAM} says that it held {str(held)[:80]!r} bytes")
+        return held or None
 
     def self_test(self) -> bool:
         """Whether the golden outputs beside the folder come out, byte for byte."""
@@ -136,26 +145,70 @@ class NativeProgramEngine:
         return self._json(self._run(*timing, images=self._image_bytes(x), inferences=count)[0])
 
     def _run(
-        self, *options: str, images: bytes | None = None, result: bool = False, inferences: int = 0
+        self, *options: str, images: bytes | None = None, result_bytes: int = 0, inferences: int = 0
     ) -> tuple[str, bytes]:
-        done, data = self._start(*options, images=images, result=result, inferences=inferences)
+        done, data = self._start(*options, images=images, result_bytes=result_bytes, inferences=inferences)
         if done.returncode:
             raise EngineError(_reason(done))
         return done.stdout, data
 
     def _start(
-        self, *options: str, images: bytes | None = None, result: bool = False, inferences: int = 0
+        self, *options: str, images: bytes | None = None, result_bytes: int = 0, inferences: int = 0
     ) -> tuple[subprocess.CompletedProcess[str], bytes]:
-        return self._execute((*self._command, *options, str(self._directory)), images, result, inferences)
+        return self._execute((*self._command, *options, str(self._directory)), images, result_bytes, inferences)
 
     def _json(self, text: str) -> dict[str, Any]:
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"native: {self._command[0]} did not answer in JSON ({error}): {text[:80]!r}") from error
         if not isinstance(value, dict):
             raise EngineError(f"native: {self._command[0]} answered {text[:80]!r}")
         return value
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """A step of the plan and its times, one for each repeat; 0 where the device's clock saw none pass."""
+
+    name: str
+    kernel: str
+    path: str
+    macs: int
+    bytes_moved: int
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ProgramProfile:
+    """The steps in order; the machine's roof (multiply-accumulates and bytes in a nanosecond), where it was taken."""
+
+    steps: tuple[StepTimes, ...]
+    gmac_per_s: float | None
+    gb_per_s: float | None
+
+
+def _profile(report: dict[str, Any], repeats: int) -> ProgramProfile:
+    """Raises KeyError, TypeError, ValueError, OverflowError: a device may answer anything."""
+    steps = []
+    for step in report["steps"]:
+        name, kernel, path = (_printable(step[key]) for key in ("name", "kernel", "path"))
+        macs, size = (int(step[key]) for key in ("macs", "bytes"))
+        if macs < 0 or size < 1:
+            raise ValueError(f"{macs} multiply-accumulates, {size} bytes")
+        samples = tuple(times_ms(step["samples_ms"], repeats, zero=True))
+        steps.append(StepTimes(name, kernel, path, macs, size, samples))
+    if not steps:
+        raise ValueError("no steps")
+    roof = report.get("roof")
+    if roof is None:
+        return ProgramProfile(tuple(steps), None, None)
+    rates = times_ms([roof["peak"]["gmac_per_s"], roof["stream"]["gb_per_s"]], 2)  # numbers above 0, as times are
+    return ProgramProfile(tuple(steps), *rates)
+
+
+def _printable(text: object) -> str:
+    return re.sub(r"[^ -~]", "?", str(text))
 
 
 @dataclass(frozen=True)
@@ -169,10 +222,10 @@ def _only(description: dict[str, Any], what: str) -> _Tensor:
     try:
         (tensor,) = description[what]
         shape, dtype = tuple(map(int, tensor["shape"])), str(tensor["dtype"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EngineError(f"native: {PROGRAM} describes no network with one of {what}: {error!r}") from error
-    if not shape or min(shape) < 1 or dtype not in ("int8", "float32"):
-        raise EngineError(f"native: {PROGRAM} describes {what} of {shape} {dtype}")
+    if not shape or min(shape) < 1 or dtype not in ("int8", "float32") or math.prod(shape) > MOST_IMAGE_BYTES:
+        raise EngineError(f"native: {PROGRAM} describes {what} of {str(shape)[:80]} {dtype[:80]}")
     return _Tensor(shape, np.dtype(dtype))
 
 

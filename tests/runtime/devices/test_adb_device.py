@@ -31,7 +31,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[adb.AdbLin
     (tmp_path / "programs").mkdir()
     shutil.copy(FAKE, tmp_path / "programs" / "adb")
     monkeypatch.setenv("PATH", f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}")
-    root = PurePosixPath(tmp_path / "tmp $(touch pwned) 'x'\n;")
+    root = PurePosixPath(tmp_path / "tmp $(touch pwned) 'x'\n;" / "xceptile")
     fake = dataclasses.replace(adb.connect("adb:FAKE"), root=root)
     monkeypatch.setattr(adb, "connect", lambda name: fake if name == fake.name else adb.AdbLink(name, name[4:], root))
     remote.facts.cache_clear()
@@ -105,7 +105,7 @@ def test_a_device_that_hangs_does_not_hold_for_ever(link: adb.AdbLink) -> None:
 )
 def test_what_adb_itself_says_is_no_program_s(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess(["adb"], 1, b"", said.encode())
-    monkeypatch.setattr(adb.AdbLink, "_run", lambda self, *words: done)
+    monkeypatch.setattr(adb.AdbLink, "_run", lambda self, *words, **limits: done)
     with pytest.raises(EngineError, match="adb:R5: cannot be reached: "):
         adb.connect("adb:R5").shell("true")
 

@@ -29,7 +29,9 @@ from xceptile.models import graph as ir
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime.baseline import load_baseline, save_baseline
 from xceptile.runtime.bundle import Bundle
-from xceptile.runtime.devices import remote, ssh
+from xceptile.runtime.devices import link as links
+from xceptile.runtime.devices import remote, ssh, store
+from xceptile.runtime.devices.store import Scratch
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native_program import NativeProgramEngine
 from xceptile.runtime.evaluate_engines import contenders, runnable
@@ -97,7 +99,7 @@ def entry(path: Path, data: bytes) -> tuple[Path, str]:
 
 
 def part_of(link: ssh.SshLink, home: Path, digest: str) -> Path:
-    path = home / link.root / "files" / f"{digest}.{remote._this_client()}.part"
+    path = home / link.root / "files" / f"{digest}.{store._this_client()}.part"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -117,15 +119,10 @@ def test_a_session_there_is_bit_exact_and_leaves_only_what_is_kept(
     files = [name for name in sent if name != "input"]
     assert sorted(files) == sorted(set(files))  # each once
     assert "native/weights.bin" in files
-    left = [path.name for path in (home / link.root).iterdir() if path.name != "files"]
-    assert len(left) == 1
-    assert not left[0].startswith("run.")
+    assert "golden/output.bin" in files
+    assert not any("litert" in name or "safetensors" in name for name in files)  # only what it needs
+    assert {path.name for path in (home / link.root).iterdir()} == {"files", "programs"}
     assert not list((home / link.root).rglob("*.part"))
-    device_files = {
-        path.relative_to(home / link.root / left[0]).as_posix() for path in (home / link.root).glob("*/*/*")
-    }
-    assert "golden/input.bin" in device_files
-    assert not any("litert" in name or "safetensors" in name for name in device_files)  # only what it needs
 
 
 def test_a_mixed_network_s_tolerance_goes_along(kept: ssh.SshLink, small_bundle: Bundle, tmp_path: Path) -> None:
@@ -176,8 +173,8 @@ def test_a_transfer_that_was_cut_off_goes_on(link: ssh.SshLink, home: Path, tmp_
     data = np.random.default_rng(0).bytes(300_000)
     file, digest = entry(tmp_path / "weights.bin", data)
     part_of(link, home, digest).write_bytes(data[:100_000] if good else bytes(100_000))
-    folder = remote.push(link, {"native/weights.bin": (file, digest)})
-    assert (home / folder / "native/weights.bin").read_bytes() == data
+    scratch = Scratch(link, {"native/weights.bin": (file, digest)})
+    assert (home / scratch.folder / "native/weights.bin").read_bytes() == data
     assert not part_of(link, home, digest).exists()
 
 
@@ -206,21 +203,21 @@ def test_a_link_that_breaks_leaves_nothing_that_looks_whole(
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         with pytest.raises(EngineError, match="cannot be reached: Broken pipe"):
-            remote.push(link, {"native/weights.bin": (file, digest)})
+            Scratch(link, {"native/weights.bin": (file, digest)})
     assert [path.name for path in (home / link.root).rglob("*") if path.is_file()] == [part_of(link, home, digest).name]
     assert part_of(link, home, digest).stat().st_size == 1000
-    folder = remote.push(link, {"native/weights.bin": (file, digest)})
-    assert (home / folder / "native/weights.bin").read_bytes() == data
+    scratch = Scratch(link, {"native/weights.bin": (file, digest)})
+    assert (home / scratch.folder / "native/weights.bin").read_bytes() == data
 
 
 def test_a_file_spoilt_on_the_device_is_sent_again(
     link: ssh.SshLink, home: Path, tmp_path: Path, sent: list[str]
 ) -> None:
     file, digest = entry(tmp_path / "weights.bin", b"whole")
-    place_ = home / remote.push(link, {"native/weights.bin": (file, digest)}) / "native/weights.bin"
+    Scratch(link, {"native/weights.bin": (file, digest)})
     (home / link.root / "files" / digest).write_bytes(b"spoil")
-    remote.push(link, {"native/weights.bin": (file, digest)})
-    assert place_.read_bytes() == b"whole"
+    again = Scratch(link, {"native/weights.bin": (file, digest)})
+    assert Path(again.folder / "native/weights.bin").read_bytes() == b"whole"
     assert len(sent) == 2
 
 
@@ -228,25 +225,23 @@ def test_contents_unlike_the_manifest_are_refused(link: ssh.SshLink, home: Path,
     file, _ = entry(tmp_path / "weights.bin", b"changed since")
     digest = hashlib.sha256(b"what the manifest says").hexdigest()
     with pytest.raises(EngineError, match="other contents, twice"):
-        remote.push(link, {"native/weights.bin": (file, digest)})
+        Scratch(link, {"native/weights.bin": (file, digest)})
     assert [path for path in (home / link.root).rglob("*") if path.is_file()] == []
     with pytest.raises(EngineError, match="no sha256"):
-        remote.push(link, {"native/weights.bin": (file, "$(touch pwned)")})
+        Scratch(link, {"native/weights.bin": (file, "$(touch pwned)")})
 
 
 def test_hostile_names_are_names(link: ssh.SshLink, home: Path, tmp_path: Path) -> None:
     file, digest = entry(tmp_path / HOSTILE.replace("/", "_"), b"data")
-    folder = remote.push(link, {f"native/{HOSTILE}/-rf": (file, digest)})
-    assert (home / folder / "native" / HOSTILE / "-rf").read_bytes() == b"data"
+    scratch = Scratch(link, {f"native/{HOSTILE}/-rf": (file, digest)})
+    assert Path(scratch.folder / "native" / HOSTILE / "-rf").read_bytes() == b"data"
     odd = dataclasses.replace(link, root=PurePosixPath("odd") / HOSTILE)
-    folder = remote.push(odd, {"native/x": (file, digest)})
-    assert (home / folder / "native/x").read_bytes() == b"data"
+    scratch = Scratch(odd, {"native/x": (file, digest)})
+    assert scratch.folder.parent == home / "odd" / HOSTILE
+    assert Path(scratch.folder / "native/x").read_bytes() == b"data"
     target = PurePosixPath("odd") / HOSTILE / "sent"
     link.send(file, target)
-    link.fetch(target, tmp_path / "fetched")
-    assert (tmp_path / "fetched").read_bytes() == b"data"
-    scratch = remote.Scratch(odd)
-    assert (home / scratch.folder).is_dir()
+    assert links.ask(link, links.quoted(["cat", target])) == b"data"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +264,7 @@ def test_hostile_names_are_names(link: ssh.SshLink, home: Path, tmp_path: Path) 
 )
 def test_addresses_that_are_none(name: str) -> None:
     with pytest.raises(EngineError, match="is ssh://"):
-        remote.connect(name)
+        links.connect(name)
 
 
 def test_addresses_become_options() -> None:
@@ -325,9 +320,9 @@ def test_what_nobody_uses_goes(link: ssh.SshLink, home: Path) -> None:
         stamp = path.stat().st_mtime - days * 86400
         os.utime(path, (stamp, stamp))
     os.utime(home / link.root / "files", (stamp, stamp - 40 * 86400))
-    made = remote.Scratch(link).folder
+    made = Scratch(link, {}).folder
     left = {path.relative_to(home / link.root).as_posix() for path in (home / link.root).rglob("*")}
-    assert left == {"run.new", "keep", "files", "files/b", made.name}
+    assert left == {"run.new", "keep", "files", "files/b", "programs", made.name}
 
 
 def test_a_program_that_a_signal_ends_is_not_a_device_that_is_gone(kept: ssh.SshLink) -> None:
@@ -350,12 +345,12 @@ def test_the_limit_grows_with_what_is_asked(kept: ssh.SshLink, monkeypatch: pyte
         limits.append(limit_s)
         return subprocess.CompletedProcess([], 0, b"", b"")
 
-    scratch = remote.Scratch(kept)
+    scratch = Scratch(kept, {})
     with monkeypatch.context() as patch:
         patch.setattr(ssh.SshLink, "shell", spy)
-        patch.setattr(remote.time, "monotonic", lambda: next(clock))
-        scratch.execute(["x"], None, False, 32)  # 20 s: 0.625 s an image
-        scratch.execute(["x"], None, False, 10_000)
+        patch.setattr(store.time, "monotonic", lambda: next(clock))
+        scratch.execute(["x"], None, 0, 32)  # 20 s: 0.625 s an image
+        scratch.execute(["x"], None, 0, 10_000)
     scratch.close()
     assert limits == [600 + 32 * 60, 600 + 10_000 * 6.25]
 
@@ -371,9 +366,13 @@ def test_a_device_without_sha256sum_is_told_so(
     link: ssh.SshLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = ssh.SshLink.shell
-    monkeypatch.setattr(ssh.SshLink, "shell", lambda self, script: shell(self, script.replace("sha256sum", "sha256-")))
+
+    def without(self: ssh.SshLink, script: str, *limits: float, **more: int) -> subprocess.CompletedProcess[bytes]:
+        return shell(self, script.replace("sha256sum", "sha256-"), *limits, **more)
+
+    monkeypatch.setattr(ssh.SshLink, "shell", without)
     with pytest.raises(EngineError, match="sha256-: not found"):
-        remote.push(link, {"native/x": entry(tmp_path / "f", b"data")})
+        Scratch(link, {"native/x": entry(tmp_path / "f", b"data")})
 
 
 def test_a_failing_program_says_why(kept: ssh.SshLink, small_bundle: Bundle) -> None:
@@ -424,12 +423,13 @@ class Canned:
     root: PurePosixPath = PurePosixPath("x")  # noqa: RUF009  # a path cannot change
     name: str = "ssh://canned"
 
-    def shell(self, script: str) -> subprocess.CompletedProcess[bytes]:
+    trusted_folder: PurePosixPath = PurePosixPath("/")  # noqa: RUF009  # a path cannot change
+    system_accounts: int = 1
+
+    def shell(self, script: str, limit_s: float = 0, *, reply_bytes: int = 0) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(["sh", "-c", script], 0, self.answer, b"")
 
     def send(self, source: Path, target: PurePosixPath) -> None: ...
-
-    def fetch(self, source: PurePosixPath, target: Path) -> None: ...
 
 
 def test_clocks_and_temperatures_of_a_device(tmp_path: Path) -> None:
