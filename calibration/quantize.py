@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models import graph as ir
-from ..models.preprocess import InputSpec, normalize
+from ..models.preprocess import InputSpec, PixelEncoding, normalize
 from ..runtime import arithmetic
 from .recipe import QuantRecipe, Setting
 from .table import CalibrationError, CalibrationTable
@@ -56,11 +56,13 @@ def activation_params(low: float, high: float, scheme: str = "affine") -> ir.Per
     return ir.PerTensor(scale, min(max(zero_point, arithmetic.INT8_MIN), arithmetic.INT8_MAX))
 
 
-def pixel_table(spec: InputSpec, params: ir.PerTensor) -> NDArray[np.int8]:
-    """Where preprocessing could not be folded: the int8 input for every pixel value and channel, (256, channels)."""
+def pixel_encoding(spec: InputSpec | None, params: ir.PerTensor) -> PixelEncoding:
+    """The int8 input for every pixel value and channel; ``spec`` is None where preprocessing is folded."""
+    if spec is None:
+        return PixelEncoding(None)
     x = normalize(np.arange(256, dtype=np.uint8)[:, None].repeat(spec.channels, axis=1), spec).astype(np.float64)
-    q = np.rint(x / params.scale) + params.zero_point
-    return np.asarray(np.clip(q, arithmetic.INT8_MIN, arithmetic.INT8_MAX), np.int8)
+    q = np.clip(np.rint(x / params.scale) + params.zero_point, arithmetic.INT8_MIN, arithmetic.INT8_MAX)
+    return PixelEncoding(tuple(map(tuple, q.astype(int).tolist())))
 
 
 def quantize_weights(

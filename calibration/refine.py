@@ -19,7 +19,7 @@ from ..models.preprocess import InputSpec
 from ..runtime import reference
 from .collect import network_input
 from .images import Pixels
-from .quantize import ACCUMULATOR_LIMIT, BIAS_LIMIT, Weighted, accumulator_bound, pixel_table
+from .quantize import ACCUMULATOR_LIMIT, BIAS_LIMIT, Weighted, accumulator_bound, pixel_encoding
 
 Array = NDArray[Any]
 
@@ -84,9 +84,9 @@ class _Walk:
         self.float_nodes = {node.name: node for node in graph.nodes}
         self.constants = dict(int8_graph.constants)
         source = int8_graph.inputs[0]
-        table = None if spec is None else pixel_table(spec, source.type.per_tensor)
+        pixels = pixel_encoding(spec, source.type.per_tensor)
         self.floats: dict[str, list[Array]] = {source.name: [network_input(image, spec) for image in images]}
-        self.ints: dict[str, list[Array]] = {source.name: [_int8_input(image, table) for image in images]}
+        self.ints: dict[str, list[Array]] = {source.name: [pixels.encode(image)[None] for image in images]}
         self.last_int8 = {name: i for i, node in enumerate(int8_graph.nodes) for name in node.inputs}
         self.last_float = {name: node.name for node in graph.nodes for name in node.inputs}
 
@@ -145,12 +145,6 @@ class _Walk:
             )
             for image in range(count)
         ]
-
-
-def _int8_input(image: Pixels, table: NDArray[np.int8] | None) -> Array:
-    if table is None:
-        return np.asarray((image ^ np.uint8(0x80)).view(np.int8)[None])
-    return np.asarray(table[image, np.arange(3)][None])
 
 
 def taps(op: ir.Op, weights: Array, x: Array) -> list[Array]:

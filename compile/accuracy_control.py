@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.quantize import pixel_table, quantize
+from ..calibration.quantize import pixel_encoding, quantize
 from ..calibration.recipe import Rule
 from ..calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from ..models import graph as ir
@@ -184,7 +184,7 @@ def _key(node: ir.Node) -> str:
 
 def _ranked(network: Quantized, target: TargetSpec, images: Sequence[Labelled], progress: Progress) -> list[str]:
     """Module paths, most noise (and, among equals, flips) at the logits regained per millisecond lost first."""
-    spec = None if network.pixel_table is None else network.model.input_spec
+    spec = None if network.pixels.folded else network.model.input_spec
     some = [image.pixels for image in images[:RANKING_IMAGES]]
     rows = measure_sensitivity(
         network.float_graph,
@@ -273,13 +273,11 @@ class _Judge:
 
 
 def _as_input(network: Quantized, graph: ir.Graph, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-    spec = network.model.input_spec
+    spec = None if network.pixels.folded else network.model.input_spec
     source = graph.inputs[0]
     if source.type.dtype == "float32":
-        return (pixels.astype(np.float32) if network.pixel_table is None else normalize(pixels, spec))[None]
-    if network.pixel_table is None:
-        return (pixels ^ np.uint8(0x80)).view(np.int8)[None]
-    return np.asarray(pixel_table(spec, source.type.per_tensor)[pixels, np.arange(3)][None])
+        return (pixels.astype(np.float32) if spec is None else normalize(pixels, spec))[None]
+    return pixel_encoding(spec, source.type.per_tensor).encode(pixels)[None]
 
 
 def _fast_engine(graph: ir.Graph) -> Engine:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
 from ..calibration.calibrate import calibrate
-from ..calibration.quantize import pixel_table
+from ..calibration.quantize import pixel_encoding
 from ..calibration.recipe import QuantRecipe
 from ..calibration.table import CalibrationTable
 from ..models import serialize
 from ..models.graph import Dequantize, Graph
+from ..models.preprocess import PixelEncoding
 from ..models.verify import verify
 from ..models.zoo import Model
 from ..runtime import bundle as bundles
 from ..runtime import reference
 from ..runtime.bundle import Manifest, NetworkTensor
 from ..runtime.engines.engine import fill_batches
+from ..runtime.plan import restate
 from ..targets.spec import TargetSpec
 from . import artefacts
 from .artefacts import Made, Progress
@@ -42,7 +44,7 @@ Pixels = NDArray[np.uint8]
 class Quantized:
     """A network before and after quantization, and what that was decided on.
 
-    ``float_graph`` takes pixel values as float32, or the normalised image where ``pixel_table`` is not None.
+    ``float_graph`` takes pixel values as float32, or the normalised image where ``pixels`` has a table.
     ``golden`` are a few of the calibration images, (count, H, W, C).
     """
 
@@ -52,7 +54,7 @@ class Quantized:
     recipe: QuantRecipe
     table: CalibrationTable
     golden: Pixels
-    pixel_table: NDArray[np.int8] | None
+    pixels: PixelEncoding
 
 
 def _keep_first(images: Iterable[Pixels], count: int, kept: list[Pixels]) -> Iterator[Pixels]:
@@ -84,8 +86,8 @@ def quantize_model(
     verify(calibrated.float_graph)
     verify(int8_graph)
     quantum = int8_graph.inputs[0].type.per_tensor
-    table_ = None if folded else pixel_table(model.input_spec, quantum)
-    return Quantized(model, calibrated.float_graph, int8_graph, recipe, calibrated.table, np.stack(first), table_)
+    pixels = pixel_encoding(None if folded else model.input_spec, quantum)
+    return Quantized(model, calibrated.float_graph, int8_graph, recipe, calibrated.table, np.stack(first), pixels)
 
 
 def _tensor(graph: Graph, name: str) -> NetworkTensor:
@@ -131,6 +133,13 @@ def _artefacts(
             yield artefacts.litert_gpu(int8, real)
 
 
+def _stated(name: str, data: bytes, manifest: Manifest) -> bytes:
+    """A file of an artefact; a network's plan says how pixels enter and how exact its outputs are."""
+    if PurePosixPath(name).name != "plan.bin" or name.startswith(f"{bundles.ROOF}/"):
+        return data
+    return restate(data, manifest.allowed_steps, manifest.pixels.to_bytes())
+
+
 def build_bundle_files(
     network: Quantized,
     target: TargetSpec,
@@ -167,7 +176,7 @@ def build_bundle_files(
         golden_count=len(pixels) // batch,
         artefacts=(),
         files={},
-        pixel_table=None if network.pixel_table is None else tuple(map(tuple, network.pixel_table.tolist())),
+        pixels=network.pixels,
         float_layers=float_layers(int8),
     )
     shell = bundles.Bundle(Path(), manifest)
@@ -183,12 +192,10 @@ def build_bundle_files(
         bundles.GOLDEN_INPUT: golden.tobytes(),
         bundles.GOLDEN_OUTPUT: outputs.tobytes(),
     }
-    if manifest.allowed_steps:
-        files[bundles.GOLDEN_TOLERANCE] = f"{manifest.allowed_steps}\n".encode()
     provenance = dict(manifest.provenance) | _versions(["numpy", *(name for each in made for name in each.packages)])
     provenance |= _of_tuning(tuning)
     for each in made:
-        files |= each.files
+        files |= {name: _stated(name, data, manifest) for name, data in each.files.items()}
         provenance |= each.told
     manifest = replace(manifest, artefacts=tuple(a for each in made for a in each.artefacts), provenance=provenance)
     return manifest, files

@@ -153,7 +153,7 @@ def _measure_layers(
     if not items:
         return ()
     spec = bundle.manifest.input_spec
-    folded = bundle.manifest.pixel_table is None
+    folded = bundle.manifest.pixels.folded
     return measure_sensitivity(
         serialize.load(bundle.file(bundles.FLOAT_GRAPH)),
         serialize.load(bundle.file(bundles.INT8_GRAPH)),

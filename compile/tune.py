@@ -62,10 +62,7 @@ def sample_network(model: Model, progress: Progress) -> tuple[Graph, NDArray[np.
     images = (data.load(item, model.input_spec) for item in data.items)
     recipe = QuantRecipe("tune", equalize=False)
     network = quantize_model(model, images, recipe, image_count=SAMPLE_IMAGES, progress=progress)
-    pixels = network.golden[:1]
-    if network.pixel_table is None:
-        return network.int8_graph, (pixels ^ np.uint8(0x80)).view(np.int8)
-    return network.int8_graph, network.pixel_table[pixels, np.arange(pixels.shape[-1])]
+    return network.int8_graph, network.pixels.encode(network.golden[:1])
 
 
 def tune(
@@ -91,7 +88,7 @@ def tune(
     placement = check_device(target, device)
     count = threads or processors(placement)
     tuning = Tuning(target.name, target.features, count, placement.obtained)
-    if path.is_file():
+    if path.exists():
         tuning = load(path)
         tuning.check_target(target)
         if (tuning.threads, tuning.obtained) != (count, placement.obtained):

@@ -227,6 +227,38 @@ def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
+@dataclass(frozen=True)
+class PixelEncoding:
+    """How 8-bit pixels enter an int8 network: p - 128, or by ``table``, (256, C), where preprocessing could not be
+    folded into the network's first layer."""
+
+    table: tuple[tuple[int, ...], ...] | None
+
+    def __post_init__(self) -> None:
+        rows = self.table or ()
+        if self.table is not None and (len(rows) != 256 or not rows[0] or len({len(row) for row in rows}) != 1):
+            raise ValueError("the table of pixels must have 256 rows of equal length")
+        if not all(-128 <= value <= 127 for row in rows for value in row):
+            raise ValueError("the table of pixels holds a value that is not an int8")
+
+    @property
+    def folded(self) -> bool:
+        """Whether the network takes pixel values as they are, preprocessing being in its first layer."""
+        return self.table is None
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
+        """uint8 pixels (..., C) -> the network's int8 input of the same shape."""
+        if self.table is None:
+            return (pixels ^ np.uint8(0x80)).view(np.int8)
+        columns = np.asarray(self.table, np.int8)
+        encoded: NDArray[np.int8] = columns[pixels, np.arange(pixels.shape[-1])]
+        return encoded
+
+    def to_bytes(self) -> bytes:
+        """The table as a plan holds it: 256 values for each channel; nothing where there is none."""
+        return b"" if self.table is None else np.asarray(self.table, np.int8).T.tobytes()
+
+
 def normalize(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
     """(pixels / 255 - mean) / std over the last axis: (..., channels) uint8 -> (..., channels) float32."""
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)

@@ -35,10 +35,10 @@ def residents(plan: Plan) -> tuple[Resident, ...]:
     ]
     done: list[Resident] = []
     for index, step in enumerate(plan.steps):
-        for argument in step.arguments[:-1]:
-            if argument.space == "arena":
+        for number, argument in enumerate(step.arguments):
+            if argument.space == "arena" and number != step.output:
                 live = [_read(each, argument, index) for each in live]
-        written = step.arguments[-1]
+        written = step.arguments[step.output]
         size = _size_bytes(written)
         # What it overwrites was read for the last time before, or by this step.
         over = [each for each in live if each.overlaps(written.offset_bytes, size)]

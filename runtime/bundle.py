@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.atomic_write import write_atomically
-from ..models.preprocess import InputSpec
+from ..models.preprocess import InputSpec, PixelEncoding
 from ..targets.spec import TargetSpec
 from .signature import SIGNATURE, SignatureError, check_signature
 from .typed_json import decode
 
-FORMAT_VERSION = 2  # 1 had no sha256 of the manifest's own contents
+FORMAT_VERSION = 3  # 2 had plans of version 1, which do not say how pixels enter
 MANIFEST = "manifest.json"
 
 INT8_GRAPH = "int8.safetensors"
@@ -46,7 +46,6 @@ NATIVE = "native"
 ESTIMATE = "estimate.json"  # beside a GPU's kernels: the latency by a model
 NATIVE_FLOAT16 = "native-float16"  # a GPU's float16 build, the rival of its int8
 ROOF = "native/roof"
-GOLDEN_TOLERANCE = "golden/tolerance"  # of a mixed network: how many steps the self-test allows, as text
 MIXED_STEPS = 2  # what float layers may move a mixed network's int8 outputs by (docs/accuracy.md)
 REHEARSAL = "rehearsal"  # the runtime for the machine that compiled a bundle for a GPU
 # Engines of artefacts that other runtimes open; nothing here runs them.
@@ -91,9 +90,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself. ``pixel_table`` maps pixel values to int8 per channel, (256, C), where
-    preprocessing could not be folded into the network; else pixels enter as p - 128. ``float_layers`` are the module
-    paths of what accuracy control, or the recipe, left in float.
+    """What a bundle says of itself. ``pixels`` is how an 8-bit image enters the network. ``float_layers`` are the
+    module paths of what accuracy control, or the recipe, left in float.
     """
 
     format: int
@@ -110,7 +108,7 @@ class Manifest:
     golden_count: int
     artefacts: tuple[Artefact, ...]
     files: Mapping[str, FileEntry]
-    pixel_table: tuple[tuple[int, ...], ...] | None = None
+    pixels: PixelEncoding = PixelEncoding(None)  # noqa: RUF009  frozen
     float_layers: tuple[str, ...] = ()
 
     @property
@@ -147,12 +145,7 @@ class Bundle:
 
     def quantize_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
         """uint8 pixels (..., C) -> the network's int8 input of the same shape."""
-        table = self.manifest.pixel_table
-        if table is None:
-            return (pixels ^ np.uint8(0x80)).view(np.int8)
-        columns = np.asarray(table, np.int8)
-        quantized: NDArray[np.int8] = columns[pixels, np.arange(pixels.shape[-1])]
-        return quantized
+        return self.manifest.pixels.encode(pixels)
 
     def sha256(self) -> str:
         """The identity of the bundle: the hash of its manifest, which holds every other file's."""
@@ -275,8 +268,6 @@ def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
 def sign_bundle(path: Path, sign: Callable[[bytes], bytes]) -> None:
     """Checks a bundle and writes its signature, by ``signature.load_signer``, into it. Raises BundleError."""
     bundle = open_bundle(path)
-    if bundle.file(SIGNATURE).is_symlink():  # which would be followed, to a file of whoever signs
-        raise BundleError("is a link, and a bundle holds plain files only; remove it", bundle.file(SIGNATURE))
     try:
         write_atomically(bundle.file(SIGNATURE), sign(bundle.file(MANIFEST).read_bytes()))
     except OSError as error:

@@ -63,7 +63,7 @@ class Contender:
 
 def float_input(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the bundle's float network takes for (B, H, W, C) pixels: their values, or the normalised image."""
-    if bundle.manifest.pixel_table is None:
+    if bundle.manifest.pixels.folded:
         return pixels.astype(np.float32)
     return normalize(pixels, bundle.manifest.input_spec)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,27 +15,28 @@ from .bundle import Artefact, Bundle
 from .engines.engine import EngineError
 from .engines.native import LIBRARY, NativeEngine, NativeStep
 from .obtained import MEASURED
+from .plan import unpack
 from .session import LOCAL, QEMU, Placement, device_name, open_native_here, open_program, place, processors
 
 ROOF_RUNS = 100
-# In the order of the report's colours, by how a kernel is called; the first that fits.
 KINDS = (
-    ("depthwise + pointwise", r"separable|dw\w*_conv|gemm\w*_front"),
-    ("depthwise", r"depthwise|dw"),
-    ("convolution", r"conv|product"),
-)
-OTHER = "no multiplications"
+    "depthwise + pointwise",
+    "depthwise",
+    "convolution",
+)  # that multiply, in the order of the report's colours
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One step of the plan: the graph node it completes, its kernel, its median time over the repeats.
+    """One step of the plan: the graph node it completes, its kernel and kind (one of ``plan.STEP_KINDS``), its median
+    time over the repeats.
 
     ``bytes_moved`` is the compulsory traffic: the bytes of its distinct operands, each counted once.
     """
 
     name: str
     kernel: str
+    kind: str
     path: str
     macs: int
     bytes_moved: int
@@ -54,13 +54,6 @@ class LayerTime:
     def macs_per_byte(self) -> float:
         """The operational intensity."""
         return self.macs / self.bytes_moved
-
-    @property
-    def kind(self) -> str:
-        """One of KINDS, or OTHER."""
-        if self.macs == 0:
-            return OTHER
-        return next((kind for kind, pattern in KINDS if re.search(pattern, self.kernel)), KINDS[-1][0])
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,7 @@ class Profile:
             "total",
             "",
             "",
+            "",
             sum(row.macs for row in rows),
             sum(row.bytes_moved for row in rows),
             math.fsum(row.median_ms for row in rows),
@@ -139,8 +133,8 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
         steps, samples = _samples_ms(engine, golden[: bundle.manifest.input.shape[0]], repeats)
         where = device_name(placement, engine)
     layers = tuple(
-        LayerTime(step.name, step.kernel, step.path, step.macs, step.bytes_moved, float(ms))
-        for step, ms in zip(steps, np.median(samples, axis=0), strict=True)
+        LayerTime(step.name, step.kernel, kind, step.path, step.macs, step.bytes_moved, float(ms))
+        for step, kind, ms in zip(steps, _kinds(bundle), np.median(samples, axis=0), strict=True)
     )
     roof = _measure_roof(bundle, count) or _published_roof(target, placement)
     return Profile(target.name, count, layers, roof, where, placement.obtained)
@@ -153,13 +147,19 @@ def _native(bundle: Bundle) -> Artefact:
     return artefact
 
 
+def _kinds(bundle: Bundle) -> list[str]:
+    """Of the native plan's steps, in order."""
+    return [step.kind for step in unpack((bundle.file(bundles.NATIVE) / "plan.bin").read_bytes()).steps]
+
+
 def _time_there(bundle: Bundle, placement: Placement, threads: int, x: NDArray[np.int8], repeats: int) -> Profile:
     """On a device elsewhere, by xceptile-run."""
     with open_program(bundle, _native(bundle), placement, threads) as program:
         seen = program.profile(x, repeats, 5)
         where = device_name(placement, program)
     layers = (
-        LayerTime(s.name, s.kernel, s.path, s.macs, s.bytes_moved, float(np.median(s.samples_ms))) for s in seen.steps
+        LayerTime(s.name, s.kernel, kind, s.path, s.macs, s.bytes_moved, float(np.median(s.samples_ms)))
+        for s, kind in zip(seen.steps, _kinds(bundle), strict=True)
     )
     target, found = bundle.manifest.target, _published_roof(bundle.manifest.target, placement)
     if seen.gmac_per_s is not None and seen.gb_per_s is not None:

@@ -1,13 +1,13 @@
 """The plan: a compiled network as a straight line of kernel calls on slices of one arena, as a flat binary file.
 
-The file (``plan.bin``), version 1. Little endian throughout; tables follow the header without gaps in the order given,
+The file (``plan.bin``), version 3. Little endian throughout; tables follow the header without gaps in the order given,
 so that no table has an offset of its own. ``native/plan.c`` reads the same file and refuses what ``unpack`` refuses.
 
-Header, 168 bytes::
+Header, 176 bytes::
 
     magic           8 bytes  "XCTPLAN" and a zero byte
-    version         u32      1
-    header_bytes    u32      168
+    version         u32      3
+    header_bytes    u32      176
     plan_sha256     32 bytes of everything after this field: finds damage (an attacker can recompute it, so every
                              field is checked as well)
     file_bytes      u64      length of the whole file
@@ -24,13 +24,17 @@ Header, 168 bytes::
     feature_count   u32
     strings_bytes   u32
     launch_count    u32      0 for cpu, step_count for a GPU
+    tolerance       u32      by how many steps an int8 output may differ from the recorded one: 0, or up to 255 for a
+                             network with layers in float
+    pixel_bytes     u32      size of the table of pixels: 0, or 256 for each channel of the one int8 input
 
 Tables::
 
     tensor   64 bytes  name u32, kind u32 (1 input, 2 output), dtype u32, rank u32 (1..8), dims u32[8] (0 past the
                        rank), scale f32, zero_point i32, offset u64 in the arena
-    step     32 bytes  kernel u32 (index), name u32, path u32, first_argument u32, argument_count u32 (1..16),
-                       tasks u32 (1..2^24-1; 1 for a GPU), macs u64
+    step     40 bytes  kernel u32 (index), name u32, path u32, first_argument u32, argument_count u32 (1..16),
+                       tasks u32 (1..2^24-1; 1 for a GPU), macs u64, kind u32, output u32 (which of its arguments it
+                       writes, from 0)
     argument 24 bytes  space u32 (1 arena, 2 weights), dtype u32, offset u64, count u64 (elements, 1..)
     launch   32 bytes  groups u32[3] (x 1..2^31-1, y and z 1..65535), group_size u32[3] (product 1..1024),
                        shared_bytes u32 (dynamic shared memory, 0..227 KB; 0 unless cuda), reserved u32 (0). One for
@@ -40,8 +44,11 @@ Tables::
     feature   4 bytes  name u32: what the processor must have, such as dotprod; for opencl an extension of the device,
                        such as cl_khr_fp16
     strings            zero-terminated printable ASCII; a name is the offset of its first byte in this table
+    pixels             pixel_bytes of i8: pixel p of channel c enters the network as the value at 256 * c + p. Without
+                       a table, pixel p of an int8 input enters as p - 128
 
-dtype: 1 int8, 2 uint8, 3 int16, 4 uint16, 5 int32, 6 uint32, 7 int64, 8 float16, 9 float32. Every offset is a
+dtype: 1 int8, 2 uint8, 3 int16, 4 uint16, 5 int32, 6 uint32, 7 int64, 8 float16, 9 float32. kind: see ``STEP_KINDS``,
+from 1. Every offset is a
 multiple of 64, for a GPU of 512: an OpenCL sub-buffer must begin at a multiple of what the device says. The arguments
 of the steps lie one after the other in the order of the steps.
 """
@@ -52,7 +59,7 @@ import hashlib
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ALIGNMENT_BYTES = 64  # of every offset into the arena and the weights
@@ -73,15 +80,32 @@ ITEM_BYTES = {
 }  # fmt: skip
 ENGINES = ("cpu", "opencl", "cuda")
 COPY = "copy"  # of a tensor into another layout
+# What a step computes; a kernel that computes several things is of the first of these that it does.
+STEP_KINDS = (
+    "depthwise + pointwise",
+    "convolution",
+    "depthwise",
+    "max pool",
+    "mean",
+    "addition",
+    "relu",
+    "lookup",
+    "quantize",
+    "dequantize",
+    COPY,
+    "probe",  # a kernel that measures the machine
+)
+MAX_TOLERANCE = 255
+PIXEL_VALUES = 256
 KINDS = ("input", "output")
 SPACES = ("arena", "weights")
 
 _MAGIC = b"XCTPLAN\0"
-_VERSION = 1
-_HEADER = struct.Struct("<8sII32sQQQ32s32sIIIIIIII")
+_VERSION = 3
+_HEADER = struct.Struct("<8sII32sQQQ32s32sIIIIIIIIII")
 _HASHED_FROM = 48  # the first byte after plan_sha256
 _TENSOR = struct.Struct("<IIII8IfiQ")
-_STEP = struct.Struct("<IIIIIIQ")
+_STEP = struct.Struct("<IIIIIIQII")
 _ARGUMENT = struct.Struct("<IIQQ")
 _LAUNCH = struct.Struct("<IIIIIIII")
 _NAME = struct.Struct("<I")
@@ -129,7 +153,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call; ``name``, ``path``, ``macs`` are for per-layer tables.
+    """One kernel call; ``name``, ``kind`` (one of STEP_KINDS), ``path``, ``macs`` are for per-layer tables. It writes
+    ``arguments[output]`` and reads the others.
 
     On a CPU it is ``tasks`` independent tasks. On a GPU it has a ``launch``, and ``tasks`` is 1.
     """
@@ -140,6 +165,8 @@ class Step:
     name: str
     path: str
     macs: int
+    kind: str
+    output: int
     launch: Launch | None = None
 
 
@@ -147,7 +174,9 @@ class Step:
 class Plan:
     """The whole network. ``engine`` is the driver that runs it: one of ENGINES. ``features`` are the processor
     features, in the words of ``TargetSpec.features``, for ``opencl`` the extensions of the device, without which the
-    runtime refuses to open the plan."""
+    runtime refuses to open the plan. ``tolerance`` are the steps by which an int8 output may differ from the recorded
+    one. ``pixel_table`` holds 256 int8 values for each channel of the input, or nothing where pixel p enters as
+    p - 128."""
 
     engine: str
     arena_bytes: int
@@ -155,6 +184,8 @@ class Plan:
     tensors: tuple[PlanTensor, ...]
     steps: tuple[Step, ...]
     features: tuple[str, ...] = ()
+    tolerance: int = 0
+    pixel_table: bytes = b""
 
 
 def pack(plan: Plan, weights_sha256: str, kernels_sha256: str) -> bytes:
@@ -168,16 +199,18 @@ def pack(plan: Plan, weights_sha256: str, kernels_sha256: str) -> bytes:
     steps, arguments, first = [], [], 0
     for step in plan.steps:
         head = (kernels.index(step.kernel), strings.add(step.name), strings.add(step.path), first)
-        steps.append(_pack_record(_STEP, step.name, *head, len(step.arguments), step.tasks, step.macs))
+        tail = (step.tasks, step.macs, _code(STEP_KINDS, step.kind, "kind"), step.output)
+        steps.append(_pack_record(_STEP, step.name, *head, len(step.arguments), *tail))
         arguments += [_pack_argument(argument, step.name) for argument in step.arguments]
         first += len(step.arguments)
     launches = [_pack_launch(step.launch, step.name) for step in plan.steps if step.launch is not None]
     names = [_NAME.pack(strings.add(name)) for name in (*kernels, *plan.features)]
-    body = b"".join((tensors, *steps, *arguments, *launches, *names, bytes(strings.data)))
+    body = b"".join((tensors, *steps, *arguments, *launches, *names, bytes(strings.data), plan.pixel_table))
     header = _pack_record(
         _HEADER, "header", _MAGIC, _VERSION, _HEADER.size, bytes(32), _HEADER.size + len(body), plan.arena_bytes,
         plan.weights_bytes, _digest(weights_sha256), _digest(kernels_sha256), _code(ENGINES, plan.engine, "engine"),
         len(plan.tensors), len(plan.steps), first, len(kernels), len(plan.features), len(strings.data), len(launches),
+        plan.tolerance, len(plan.pixel_table),
     )  # fmt: skip
     data = seal(header + body)
     if unpack(data) != plan:  # the reader's checks are the format's rules: a plan that breaks one is not written
@@ -191,7 +224,7 @@ def unpack(data: bytes) -> Plan:
         raise PlanError(f"a plan has {_HEADER.size} to {MAX_FILE_BYTES} bytes, this file has {len(data)}")
     (magic, version, header_bytes, sha256, file_bytes, arena_bytes, weights_bytes, _, _, engine_code,
      tensor_count, step_count, argument_count, kernel_count, feature_count, strings_bytes, launch_count,
-     ) = _HEADER.unpack_from(data)  # fmt: skip
+     tolerance, pixel_bytes) = _HEADER.unpack_from(data)  # fmt: skip
     _check(magic == _MAGIC, "not a plan: it does not begin with XCTPLAN")
     _check(version == _VERSION, f"the plan has format version {version}, this code reads version {_VERSION}")
     _check(header_bytes == _HEADER.size, f"the header claims {header_bytes} bytes")
@@ -205,13 +238,15 @@ def unpack(data: bytes) -> Plan:
     sizes = (
         tensor_count * _TENSOR.size, step_count * _STEP.size, argument_count * _ARGUMENT.size,
         launch_count * _LAUNCH.size, kernel_count * _NAME.size, feature_count * _NAME.size, strings_bytes,
+        pixel_bytes,
     )  # fmt: skip
     _check(_HEADER.size + sum(sizes) == len(data), "the tables do not fill the file")
     tables, position = [], _HEADER.size
     for size in sizes:
         tables.append(data[position : position + size])
         position += size
-    text = tables[6]
+    text, pixel_table = tables[6:]
+    _check(tolerance <= MAX_TOLERANCE, f"a tolerance of {tolerance} steps")
     _check(text.endswith(b"\0"), "the string table does not end with a zero byte")
     _check(all(byte == 0 or 0x20 <= byte <= 0x7E for byte in text), "a string is not printable ASCII")
     room = {"arena": arena_bytes, "weights": weights_bytes}
@@ -224,7 +259,18 @@ def unpack(data: bytes) -> Plan:
     for kind in KINDS:
         _check(any(tensor.kind == kind for tensor in tensors), f"the plan has no {kind}")
     steps = _unpack_steps(tables[1], text, kernels, arguments, launches)
-    return Plan(engine, arena_bytes, weights_bytes, tensors, steps, features)
+    if pixel_table:
+        inputs = [tensor for tensor in tensors if tensor.kind == "input"]
+        sound = len(inputs) == 1 and inputs[0].dtype == "int8"
+        _check(sound and pixel_bytes == PIXEL_VALUES * inputs[0].shape[-1], f"{pixel_bytes} bytes of pixels")
+    return Plan(engine, arena_bytes, weights_bytes, tensors, steps, features, tolerance, pixel_table)
+
+
+def restate(data: bytes, tolerance: int, pixel_table: bytes) -> bytes:
+    """The same plan file with another tolerance and table of pixels. Raises PlanError."""
+    header = _HEADER.unpack_from(data)
+    hashes = (digest.hex() for digest in header[7:9])
+    return pack(replace(unpack(data), tolerance=tolerance, pixel_table=pixel_table), *hashes)
 
 
 def seal(data: bytes) -> bytes:
@@ -304,7 +350,8 @@ def _unpack_steps(
 ) -> tuple[Step, ...]:
     steps: list[Step] = []
     first = 0
-    for kernel, name_offset, path_offset, first_argument, count, tasks, macs in _STEP.iter_unpack(table):
+    for fields in _STEP.iter_unpack(table):
+        kernel, name_offset, path_offset, first_argument, count, tasks, macs, kind_code, output = fields
         name, path = _string(text, name_offset, "step"), _string(text, path_offset, "path")
         _check(name != "", "a step has no name")
         _check(kernel < len(kernels), f"step {name}: kernel {kernel} of {len(kernels)}")
@@ -312,8 +359,11 @@ def _unpack_steps(
         _check(1 <= count <= MAX_ARGUMENTS, f"step {name}: {count} arguments")
         _check(1 <= tasks <= (1 if launches else MAX_TASKS), f"step {name}: {tasks} tasks")
         _check(first + count <= len(arguments), f"step {name}: its arguments are past the end of their table")
+        kind = _name(STEP_KINDS, kind_code, f"step {name}: kind")
+        own = tuple(arguments[first : first + count])
+        _check(output < count and own[output].space == "arena", f"step {name}: output {output}")
         launch = launches[len(steps)] if launches else None
-        steps.append(Step(kernels[kernel], tuple(arguments[first : first + count]), tasks, name, path, macs, launch))
+        steps.append(Step(kernels[kernel], own, tasks, name, path, macs, kind, output, launch))
         first += count
     _check(len(steps) > 0, "the plan has no step")
     _check(first == len(arguments), f"{len(arguments) - first} arguments belong to no step")

@@ -80,10 +80,9 @@ def roofline(profile: Profile) -> Roofline | None:
     balance = roof.gmac_per_s / roof.gb_per_s
     x = _axis([balance, *(layer.macs_per_byte for layer in layers)], LEFT, WIDTH - RIGHT)
     y = _axis([roof.gmac_per_s, *(layer.gmac_per_s for layer in layers)], HEIGHT - BOTTOM, TOP)
-    titles = [kind for kind, _ in KINDS]
 
     def dot(layer: LayerTime) -> Dot:
-        kind = titles.index(layer.kind) if layer.kind in titles else 0
+        kind = KINDS.index(layer.kind) if layer.kind in KINDS else 0
         return Dot(x.place(layer.macs_per_byte), y.place(layer.gmac_per_s), kind, _title(layer, profile))
 
     dots = tuple(dot(layer) for layer in layers)
@@ -95,7 +94,7 @@ def roofline(profile: Profile) -> Roofline | None:
         (x.place(balance), y.place(roof.gmac_per_s)),
         dots,
         dot(profile.total),
-        tuple((kind, titles[kind]) for kind in seen),
+        tuple((kind, KINDS[kind]) for kind in seen),
     )
 
 
@@ -128,11 +127,10 @@ class Bar:
 def bars(profile: Profile) -> tuple[Bar, ...]:
     """The layers in the order in which they run."""
     longest = max(layer.median_ms for layer in profile.layers) or 1.0
-    titles = [kind for kind, _ in KINDS]
     return tuple(
         Bar(
             layer,
-            titles.index(layer.kind) if layer.kind in titles else len(titles),
+            KINDS.index(layer.kind) if layer.kind in KINDS else len(KINDS),
             layer.median_ms / longest,
             profile.share_of_peak(layer) if layer.macs else None,
         )

@@ -8,7 +8,7 @@ the stages have no integer constants, and a kernel computes them in the float ty
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,6 +139,15 @@ class Table:
 Weighted = Convolution | DepthwiseConvolution
 Stage = Convolution | DepthwiseConvolution | Rectifier | MaxPool | Addition | Mean | Table
 
+_KINDS: Mapping[type[Stage], str] = {
+    DepthwiseConvolution: "depthwise",
+    Rectifier: "relu",
+    MaxPool: "max pool",
+    Addition: "addition",
+    Mean: "mean",
+    Table: "lookup",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -171,6 +180,13 @@ class Unit:
     def path(self) -> str:
         """The module of the trained network."""
         return self.last.node.path
+
+    @property
+    def kind(self) -> str:
+        """What its kernel computes: one of ``plan.STEP_KINDS``."""
+        if isinstance(self.anchor, Convolution):
+            return "depthwise + pointwise" if self.depthwise else "convolution"
+        return _KINDS[type(self.anchor)]
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -28,10 +28,28 @@ def assemble(
     offsets, arena_bytes = plan_offsets(lives, alignment_bytes)
     arguments, weights = place_operands(calls, offsets, alignment_bytes)
     steps = tuple(
-        Step(call.symbol, operands, call.tasks, call.name, call.path, call.macs, call.launch)
+        Step(
+            call.symbol,
+            operands,
+            call.tasks,
+            call.name,
+            call.path,
+            call.macs,
+            call.kind,
+            output_index(call),
+            call.launch,
+        )
         for call, operands in zip(calls, arguments, strict=True)
     )
     return Plan(engine, arena_bytes, len(weights), ends_of(graph, offsets), steps, features), weights
+
+
+def output_index(call: KernelCall) -> int:
+    """Which operand a call writes. Raises ValueError where none bears the name of its output."""
+    for index, operand in enumerate(call.operands):
+        if isinstance(operand, Activation) and operand.name == call.output:
+            return index
+    raise ValueError(f"{call.symbol}: no operand bears the name of its output, {call.output}")
 
 
 def lifetimes(graph: ir.Graph, calls: Sequence[KernelCall]) -> list[Lifetime]:

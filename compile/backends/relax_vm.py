@@ -11,6 +11,7 @@ from tvm import relax, tirx
 from ...models import graph as ir
 from ...targets.spec import TargetSpec
 from ..kernels.kernel_call import Activation, KernelCall
+from .assembly import output_index
 from .cpu import llvm_target, lower, zig_linker
 
 
@@ -66,13 +67,15 @@ def assemble(graph: ir.Graph, calls: tuple[KernelCall, ...]) -> tvm.IRModule:
         with builder.dataflow():
             values.update({node.name: variable for node, variable in zip(graph.inputs, inputs, strict=True)})
             for call in calls:
-                target = output_operand(call)
+                written = output_index(call)
+                target = call.operands[written]
+                assert isinstance(target, Activation)
                 args = [
                     flat(operand.name, operand.count)
                     if isinstance(operand, Activation)
                     else relax.const(operand.data, str(operand.data.dtype))
-                    for operand in call.operands
-                    if operand is not target
+                    for index, operand in enumerate(call.operands)
+                    if index != written
                 ]
                 args += [tirx.const(0, "int32"), tirx.const(call.tasks, "int32")]
                 kind = relax.TensorType((target.count,), target.dtype)
@@ -85,17 +88,9 @@ def assemble(graph: ir.Graph, calls: tuple[KernelCall, ...]) -> tvm.IRModule:
     return builder.finalize()
 
 
-def output_operand(call: KernelCall) -> Activation:
-    """The operand that a kernel writes."""
-    for operand in call.operands:
-        if isinstance(operand, Activation) and operand.name == call.output:
-            return operand
-    raise ValueError(f"{call.symbol}: no operand bears the name of its output, {call.output}")
-
-
 def output_last(call: KernelCall) -> tirx.PrimFunc:
     """The kernel with its parameters as ``call_tir`` passes them: tensors read, ``begin``, ``end``, tensor written."""
     function = call.build()
     parameters = list(function.params)
-    parameters.append(parameters.pop(call.operands.index(output_operand(call))))
+    parameters.append(parameters.pop(output_index(call)))
     return tirx.PrimFunc(parameters, function.body, function.ret_type, function.attrs)

@@ -217,7 +217,9 @@ def assemble(target: TargetSpec) -> tuple[Plan, bytes]:
             else Argument("arena", operand.dtype, offsets[operand.name], operand.count)
             for operand in call.operands
         )
-        steps.append(Step(call.symbol, arguments, call.tasks, call.name, call.path, call.macs))
+        steps.append(
+            Step(call.symbol, arguments, call.tasks, call.name, call.path, call.macs, call.kind, len(arguments) - 1)
+        )
     results = (1, _SUMS.count + _PRODUCTS.count)
     tensors = (
         PlanTensor("unused", "input", "int8", (1, 64), 0.0, 0, input_offset),

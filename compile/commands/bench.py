@@ -23,7 +23,7 @@ from .common import (
     table,
 )
 
-_SHORT = {"depthwise + pointwise": "dw + pw", "no multiplications": "-"}  # of layers.KINDS, for 80 columns
+_SHORT = {"depthwise + pointwise": "dw + pw"}  # of plan.STEP_KINDS, for 80 columns
 
 
 def bench(

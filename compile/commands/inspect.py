@@ -25,7 +25,7 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
         about.add_row("signed", f"yes, by the private half of {public_key}")
     about.add_row("network", f"{manifest.network}, {len(manifest.labels)} classes")
     about.add_row("target", f"{manifest.target.name} ({', '.join(manifest.target.features)})")
-    entered = "pixel - 128" if manifest.pixel_table is None else "pixels through a table"
+    entered = "pixel - 128" if manifest.pixels.folded else "pixels through a table"
     about.add_row("input", f"{'x'.join(map(str, manifest.input.shape))} int8, {entered}")
     for fact, said in manifest.input_spec.described().items():
         about.add_row(f"input {fact}", said)

@@ -45,7 +45,7 @@ def sensitivity(
             serialize.load(opened.file(bundles.FLOAT_GRAPH)),
             serialize.load(opened.file(bundles.INT8_GRAPH)),
             (item.pixels for item in items),
-            None if manifest.pixel_table is None else manifest.input_spec,
+            None if manifest.pixels.folded else manifest.input_spec,
             lambda done: progress("sensitivity", done / count),
         )[:top]
     if as_json:

@@ -6,7 +6,7 @@ without padding: w' = w / (255 * std), b' = b - sum(w * mean / std), in float64,
 because a convolution is linear and each of its windows lies wholly inside the image, so each pixel under it was
 normalised. Where a reader pads, the border would need the pixel value 255 * mean, which is no whole number in general
 (127.5 for Keras): the graph is returned as it is, its input stays normalised, and pixels enter through
-``calibration.quantize.pixel_table``.
+``calibration.quantize.pixel_encoding``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...targets import host
 from ...targets.spec import TargetSpec
-from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE, NATIVE, REHEARSAL, Artefact, Bundle
+from ..bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, NATIVE, REHEARSAL, Artefact, Bundle
 from ..engines.engine import Array, EngineError, fill_batches, last_line, times_ms
 from ..engines.native_program import PROGRAM, NativeProgramEngine
 from .board import MachineState, machine_state
@@ -226,7 +226,7 @@ def open_native(
     names = (*artefact.files, *(name for name in bundle.manifest.files if name.startswith(f"{NATIVE}/")))
     program = next(name for name in names if PurePosixPath(name).name == PROGRAM)
     plan = min((name for name in artefact.files if PurePosixPath(name).name == "plan.bin"), key=len)
-    golden = (GOLDEN_INPUT, GOLDEN_OUTPUT, GOLDEN_TOLERANCE)
+    golden = (GOLDEN_INPUT, GOLDEN_OUTPUT)
     # A GPU's artefact has the runtime for the machine that compiled it, too.
     needed = {program, *(name for name in artefact.files if not name.startswith(f"{REHEARSAL}/"))}
     files = _with_digests(bundle, needed | {name for name in golden if name in bundle.manifest.files})

@@ -29,6 +29,7 @@ int xct_fail(struct xct_error *error, int code, const char *format, ...) __attri
 
 /* ---- the plan file; runtime/plan.py describes it ---- */
 
+#define XCT_PLAN_VERSION 3
 #define XCT_ALIGNMENT 64u
 #define XCT_GPU_ALIGNMENT 512u
 #define XCT_MAX_RANK 8
@@ -36,6 +37,9 @@ int xct_fail(struct xct_error *error, int code, const char *format, ...) __attri
 #define XCT_TASK_BITS 24
 #define XCT_MAX_TASKS ((1u << XCT_TASK_BITS) - 1)
 #define XCT_MAX_GROUP_SIZE 1024
+#define XCT_MAX_TOLERANCE 255
+#define XCT_STEP_KINDS 12
+#define XCT_PIXEL_VALUES 256
 #define XCT_MAX_PATH_BYTES 4096
 #define XCT_MAX_PLAN_BYTES (1u << 24)
 #define XCT_MAX_BYTES (UINT64_C(1) << 40)
@@ -43,6 +47,7 @@ int xct_fail(struct xct_error *error, int code, const char *format, ...) __attri
 enum { XCT_ENGINE_CPU = 1, XCT_ENGINE_OPENCL = 2, XCT_ENGINE_CUDA = 3 };
 enum { XCT_KIND_INPUT = 1, XCT_KIND_OUTPUT = 2 };
 enum { XCT_SPACE_ARENA = 1, XCT_SPACE_WEIGHTS = 2 };
+enum { XCT_DTYPE_INT8 = 1 };
 
 struct xct_plan_header {
     char magic[8];
@@ -62,6 +67,8 @@ struct xct_plan_header {
     uint32_t feature_count;
     uint32_t strings_bytes;
     uint32_t launch_count;
+    uint32_t tolerance;
+    uint32_t pixel_bytes;
 };
 
 struct xct_plan_tensor {
@@ -83,6 +90,8 @@ struct xct_plan_step {
     uint32_t argument_count;
     uint32_t tasks;
     uint64_t macs;
+    uint32_t kind;
+    uint32_t output;
 };
 
 struct xct_plan_argument {
@@ -99,12 +108,12 @@ struct xct_plan_launch {
     uint32_t reserved;
 };
 
-_Static_assert(sizeof(struct xct_plan_header) == 168, "the header is 168 bytes");
+_Static_assert(sizeof(struct xct_plan_header) == 176, "the header is 176 bytes");
 _Static_assert(offsetof(struct xct_plan_header, file_bytes) == 48, "hashed from byte 48 on");
 _Static_assert(offsetof(struct xct_plan_header, engine) == 136, "no padding before engine");
 _Static_assert(sizeof(struct xct_plan_tensor) == 64, "a tensor is 64 bytes");
 _Static_assert(offsetof(struct xct_plan_tensor, offset) == 56, "no padding in a tensor");
-_Static_assert(sizeof(struct xct_plan_step) == 32, "a step is 32 bytes");
+_Static_assert(sizeof(struct xct_plan_step) == 40, "a step is 40 bytes");
 _Static_assert(sizeof(struct xct_plan_argument) == 24, "an argument is 24 bytes");
 _Static_assert(sizeof(struct xct_plan_launch) == 32, "a launch is 32 bytes");
 _Static_assert(sizeof(float) == 4, "a scale is 4 bytes");
@@ -120,6 +129,7 @@ struct xct_plan {
     const uint32_t *kernels;
     const uint32_t *features;
     const char *strings;
+    const int8_t *pixels; /* XCT_PIXEL_VALUES for each channel of the input; NULL: pixel p enters as p - 128 */
     uint64_t input_bytes;
     uint64_t output_bytes;
 };

@@ -20,7 +20,7 @@ static const char usage[] =
     "\n"
     "Runs the compiled network in BUNDLE (a bundle, or its native/ folder) on every image of the file INPUT and writes\n"
     "the results to the file OUTPUT; - is standard input or output. INPUT holds one image after the other, each as its\n"
-    "NHWC tensor (int8: pixel - 128); OUTPUT gets one output tensor after the other. With --repeat, INPUT alone is\n"
+    "NHWC tensor (int8; xct_quantize_pixels makes it of an 8-bit image); OUTPUT gets one output tensor after the other. With --repeat, INPUT alone is\n"
     "only timed.\n"
     "\n"
     "  --threads N      threads that compute (default: one for each processor)\n"
@@ -30,7 +30,7 @@ static const char usage[] =
     "                   a processor, to rehearse; any: on such a one where there is no GPU. Without it a bundle for a\n"
     "                   GPU runs on a GPU or not at all\n"
     "  --self-test      run the bundle's golden inputs and compare the outputs, byte for byte (a network\n"
-    "                   with layers in float: within the steps that golden/tolerance allows)\n"
+    "                   with layers in float: within the steps that the plan allows)\n"
     "  --repeat N       time N inferences and print every sample as JSON\n"
     "  --warmup N       inferences before those that are timed (default 5)\n"
     "  --layers         with --repeat: the samples of every step, too, and the machine's roof\n"
@@ -346,24 +346,10 @@ static FILE *open_golden(const struct options *options, const char *name)
     return NULL;
 }
 
-/* By how many steps an int8 output may differ: of a network with float layers, golden/tolerance says. -1: damaged. */
-static int golden_tolerance(const struct options *options)
-{
-    FILE *file = open_golden(options, "tolerance");
-    if (file == NULL)
-        return 0;
-    char text[8] = {0};
-    size_t length = fread(text, 1, sizeof text - 1, file);
-    fclose(file);
-    return length == 2 && text[0] >= '0' && text[0] <= '9' && text[1] == '\n' ? text[0] - '0' : -1;
-}
-
 static int compare(xct_session *session, struct buffers *buffers, FILE *input, FILE *expected,
                    const struct options *options)
 {
-    int tolerance = golden_tolerance(options);
-    if (tolerance < 0)
-        return fail(options->bundle, "its golden/tolerance is damaged");
+    int tolerance = (int)xct_tolerance(session);
     unsigned long long images = 0, different = 0, bytes = 0;
     int got, want;
     for (;;) {

@@ -67,9 +67,9 @@ static int check_header(const struct xct_plan_header *header, const void *data, 
 {
     if (memcmp(header->magic, "XCTPLAN", 8) != 0)
         return bad_header(error, "it does not begin with XCTPLAN");
-    if (header->version != 1)
-        return xct_fail(error, XCT_ERROR_FORMAT, "plan.bin has format version %u, this runtime (%s) reads version 1: "
-                        "use the xceptile-run that came with the bundle", header->version, XCT_VERSION);
+    if (header->version != XCT_PLAN_VERSION)
+        return xct_fail(error, XCT_ERROR_FORMAT, "plan.bin has format version %u, this runtime (%s) reads version %d: "
+                        "use the xceptile-run that came with the bundle", header->version, XCT_VERSION, XCT_PLAN_VERSION);
     if (header->header_bytes != sizeof *header || header->file_bytes != size)
         return bad_header(error, "its length is not the one in its header: is it truncated?");
     uint8_t digest[32];
@@ -83,6 +83,8 @@ static int check_header(const struct xct_plan_header *header, const void *data, 
                         header->engine);
     if (header->launch_count != (is_gpu(header) ? header->step_count : 0))
         return bad_header(error, "its launches are not as many as its steps");
+    if (header->tolerance > XCT_MAX_TOLERANCE)
+        return bad_header(error, "its tolerance is impossible");
     return XCT_OK;
 }
 
@@ -97,7 +99,8 @@ static int place_tables(struct xct_plan *plan, size_t size, struct xct_error *er
     uint64_t kernels = launches + (uint64_t)header->launch_count * sizeof *plan->launches;
     uint64_t features = kernels + (uint64_t)header->kernel_count * sizeof *plan->kernels;
     uint64_t strings = features + (uint64_t)header->feature_count * sizeof *plan->features;
-    if (strings + header->strings_bytes != size)
+    uint64_t pixels = strings + header->strings_bytes;
+    if (pixels + header->pixel_bytes != size)
         return bad_header(error, "its tables do not fill it");
     const uint8_t *data = plan->data;
     plan->tensors = (const void *)(data + tensors);
@@ -107,6 +110,7 @@ static int place_tables(struct xct_plan *plan, size_t size, struct xct_error *er
     plan->kernels = (const void *)(data + kernels);
     plan->features = (const void *)(data + features);
     plan->strings = (const char *)(data + strings);
+    plan->pixels = header->pixel_bytes > 0 ? (const int8_t *)(data + pixels) : NULL;
     return XCT_OK;
 }
 
@@ -199,6 +203,10 @@ static int check_steps(const struct xct_plan *plan, struct xct_error *error)
             return bad(error, "step", i, "its arguments are not where they belong");
         if (step->tasks < 1 || step->tasks > (is_gpu(header) ? 1 : XCT_MAX_TASKS))
             return bad(error, "step", i, "no tasks or too many");
+        if (step->kind < 1 || step->kind > XCT_STEP_KINDS)
+            return bad(error, "step", i, "of an unknown kind");
+        if (step->output >= step->argument_count || plan->arguments[first + step->output].space != XCT_SPACE_ARENA)
+            return bad(error, "step", i, "its output is not an argument in the arena");
         first += step->argument_count;
     }
     if (header->step_count == 0 || first != header->argument_count)
@@ -212,6 +220,25 @@ static int check_names(const struct xct_plan *plan, const uint32_t *names, uint3
     for (uint32_t i = 0; i < count; i++)
         if (names[i] >= plan->header->strings_bytes || !is_identifier(plan->strings + names[i]))
             return bad(error, what, i, "its name is no identifier");
+    return XCT_OK;
+}
+
+/* A table of pixels belongs to one int8 input, and has a row for each of its channels. */
+static int check_pixels(const struct xct_plan *plan, struct xct_error *error)
+{
+    const struct xct_plan_header *header = plan->header;
+    uint32_t inputs = 0;
+    bool sound = true;
+    for (uint32_t i = 0; i < header->tensor_count; i++) {
+        const struct xct_plan_tensor *tensor = &plan->tensors[i];
+        if (tensor->kind != XCT_KIND_INPUT)
+            continue;
+        inputs++;
+        sound = sound && tensor->dtype == XCT_DTYPE_INT8 &&
+                header->pixel_bytes == (uint64_t)XCT_PIXEL_VALUES * tensor->dims[tensor->rank - 1];
+    }
+    if (header->pixel_bytes > 0 && (inputs != 1 || !sound))
+        return bad_header(error, "its table of pixels does not fit its input");
     return XCT_OK;
 }
 
@@ -238,6 +265,8 @@ static int check(struct xct_plan *plan, size_t size, struct xct_error *error)
         code = check_names(plan, plan->features, header->feature_count, "feature", error);
     if (code == XCT_OK)
         code = check_steps(plan, error);
+    if (code == XCT_OK)
+        code = check_pixels(plan, error);
     if (code == XCT_OK && (plan->input_bytes == 0 || plan->output_bytes == 0))
         code = bad_header(error, "it has no input or no output");
     return code;

@@ -300,6 +300,56 @@ int xct_run(xct_session *session, const void *input, size_t input_bytes, void *o
     return code;
 }
 
+uint32_t xct_tolerance(const xct_session *session)
+{
+    return is_open(session) ? session->plan.header->tolerance : 0;
+}
+
+/* The plan's one int8 input, or NULL. */
+static const struct xct_plan_tensor *int8_input(const struct xct_plan *plan)
+{
+    const struct xct_plan_tensor *found = NULL;
+    for (uint32_t i = 0; i < plan->header->tensor_count; i++) {
+        if (plan->tensors[i].kind != XCT_KIND_INPUT)
+            continue;
+        if (found != NULL || plan->tensors[i].dtype != XCT_DTYPE_INT8)
+            return NULL;
+        found = &plan->tensors[i];
+    }
+    return found;
+}
+
+int xct_quantize_pixels(xct_session *session, const uint8_t *pixels, size_t pixels_bytes, void *input,
+                        size_t input_bytes)
+{
+    if (!is_open(session))
+        return XCT_ERROR_ARGUMENT;
+    const struct xct_plan *plan = &session->plan;
+    const struct xct_plan_tensor *tensor = int8_input(plan);
+    int code = XCT_OK;
+    pthread_mutex_lock(&session->lock);
+    if (pixels == NULL || input == NULL || pixels_bytes != plan->input_bytes || input_bytes != plan->input_bytes)
+        code = xct_fail(&session->error, XCT_ERROR_ARGUMENT, "xct_quantize_pixels was given %zu bytes of pixels and %zu "
+                        "of input, the network takes %llu", pixels == NULL ? 0 : pixels_bytes,
+                        input == NULL ? 0 : input_bytes, (unsigned long long)plan->input_bytes);
+    else if (tensor == NULL)
+        code = xct_fail(&session->error, XCT_ERROR_ARGUMENT, "the network does not take one int8 tensor");
+    pthread_mutex_unlock(&session->lock);
+    if (code != XCT_OK)
+        return code;
+    uint8_t *bytes = input;
+    if (plan->pixels == NULL) {
+        for (size_t i = 0; i < input_bytes; i++)
+            bytes[i] = pixels[i] ^ 0x80;
+        return XCT_OK;
+    }
+    uint32_t channels = tensor->dims[tensor->rank - 1];
+    for (size_t i = 0; i < input_bytes; i += channels)
+        for (uint32_t c = 0; c < channels; c++)
+            bytes[i + c] = (uint8_t)plan->pixels[(size_t)XCT_PIXEL_VALUES * c + pixels[i + c]];
+    return XCT_OK;
+}
+
 uint32_t xct_step_count(const xct_session *session)
 {
     return is_open(session) ? session->plan.header->step_count : 0;

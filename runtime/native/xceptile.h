@@ -7,7 +7,7 @@
  *
  * Input and output are the network's tensors as they lie in memory: NHWC, contiguous, little endian, one image a call
  * or, if the bundle was compiled for batches of N, N images.
- * An 8-bit image p (0..255) enters as the int8 value p - 128, which is p ^ 0x80 bit for bit.
+ * xct_quantize_pixels makes the input of an 8-bit image.
  *
  * Every call may be made from any thread. Calls on one session wait for each other; two sessions do not share
  * anything, so open one per thread that shall run at the same time. After a fork the child opens sessions of its own.
@@ -121,6 +121,16 @@ XCT_API const char *xct_device(const xct_session *session);
 /* One inference. input holds all input tensors one after the other (xct_input_bytes), output receives all output
  * tensors (xct_output_bytes); the sizes must be exactly these. output is not touched if the call fails. */
 XCT_API int xct_run(xct_session *session, const void *input, size_t input_bytes, void *output, size_t output_bytes);
+
+/* Turns 8-bit pixels (0..255), NHWC, into the network's int8 input: by the bundle's table of pixels where it has one,
+ * else p - 128, which is p ^ 0x80 bit for bit. Both sizes must be xct_input_bytes; input may be the pixels' own memory.
+ * Fails for a network that does not take one int8 tensor. */
+XCT_API int xct_quantize_pixels(xct_session *session, const uint8_t *pixels, size_t pixels_bytes, void *input,
+                                size_t input_bytes);
+
+/* By how many steps an int8 output may differ from the one that the bundle recorded: 0, but for a network with layers
+ * in float. */
+XCT_API uint32_t xct_tolerance(const xct_session *session);
 
 /* The steps of the network, in order, with the times of the last run. */
 XCT_API uint32_t xct_step_count(const xct_session *session);

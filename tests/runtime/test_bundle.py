@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.bundle_files import FILES, manifest
 
+from xceptile.models.preprocess import PixelEncoding
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime.bundle import Artefact, BundleError, open_bundle, write_bundle
 
@@ -100,7 +101,8 @@ WRONG = (None, True, -1, 1.5, "", "x", [], [[]], {}, {"x": 1})
 
 def _paths(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) in a JSON value."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    # Of a long list the first few: its items are alike.
+    keys = value.keys() if isinstance(value, dict) else range(min(4, len(value))) if isinstance(value, list) else ()
     for key in list(keys):
         yield value, key
         yield from _paths(value[key])
@@ -108,7 +110,7 @@ def _paths(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def test_a_value_of_a_wrong_type_is_refused_whatever_the_hash_says(tmp_path: Path) -> None:
     """Every value of a manifest in place of every other kind: refused, or a manifest whose every field has its type."""
-    write_bundle(tmp_path / "b", manifest(pixel_table=((1, 2, 3),) * 2), FILES)
+    write_bundle(tmp_path / "b", manifest(pixels=PixelEncoding(((1, 2, 3),) * 256)), FILES)
     data = json.loads((tmp_path / "b" / bundles.MANIFEST).read_text())
     refused = 0
     for container, key in _paths(data):
@@ -170,6 +172,6 @@ def test_pixels_are_flipped_or_looked_up(tmp_path: Path) -> None:
     plain = write_bundle(tmp_path / "a", manifest(), FILES)
     assert np.array_equal(plain.quantize_pixels(pixels), pixels.astype(np.int16) - 128)
     table = tuple((v % 7, v % 5, -(v % 3)) for v in range(256))
-    mapped = write_bundle(tmp_path / "b", manifest(pixel_table=table), FILES)
+    mapped = write_bundle(tmp_path / "b", manifest(pixels=PixelEncoding(table)), FILES)
     expected = [[table[p][c] for c, p in enumerate(row)] for row in pixels.reshape(-1, 3)]
     assert open_bundle(mapped.path).quantize_pixels(pixels).reshape(-1, 3).tolist() == expected

@@ -38,8 +38,8 @@ def test_launches_lie_behind_the_arguments() -> None:
 
 def test_the_file_of_a_plan_is_fixed() -> None:
     """A change of the format is a new version: devices in the field read the old one."""
-    assert PACKED[:16] == b"XCTPLAN\0" + struct.pack("<II", 1, HEADER_BYTES)
-    assert len(PACKED) == HEADER_BYTES + 3 * 64 + 3 * 32 + 5 * 24 + 2 * 4 + 2 * 4 + len(
+    assert PACKED[:16] == b"XCTPLAN\0" + struct.pack("<II", 3, HEADER_BYTES)
+    assert len(PACKED) == HEADER_BYTES + 3 * 64 + 3 * 40 + 5 * 24 + 2 * 4 + 2 * 4 + 3 * 256 + len(
         b"conv\0a.b\0fc\0\0input\0logits\0extra\0first_3x3\0second\0neon\0dotprod\0"
     )
     assert PACKED[104:136].hex() == HASHES[1]
@@ -113,6 +113,12 @@ def with_gpu_step(**changes: object) -> Plan:
         (replace(small_plan(), tensors=small_plan().tensors[:1]), "no output"),
         (replace(small_plan(), steps=()), "no step"),
         (replace(small_plan(), features=("not a word",)), "not a word"),
+        (replace(small_plan(), tolerance=256), "tolerance"),
+        (replace(small_plan(), pixel_table=bytes(256)), "bytes of pixels"),
+        (replace(small_plan(), pixel_table=bytes(3 * 256), tensors=()), "no input"),
+        (with_step(kind="dance"), "dance"),
+        (with_step(output=2), "output 2"),
+        (with_step(output=1), "output 1"),
         (with_step(kernel="two words"), "two words"),
         (with_step(kernel=""), "identifier"),
         (with_step(kernel="k" * 201), "identifier"),
@@ -166,8 +172,8 @@ def test_a_hash_must_be_one() -> None:
 
 
 def test_a_newer_version_is_named() -> None:
-    newer = seal(PACKED[:8] + struct.pack("<I", 2) + PACKED[12:])
-    with pytest.raises(PlanError, match="version 2"):
+    newer = seal(PACKED[:8] + struct.pack("<I", 4) + PACKED[12:])
+    with pytest.raises(PlanError, match="version 4"):
         unpack(newer)
 
 

@@ -89,7 +89,13 @@ def sensitivity() -> tuple[LayerSensitivity, ...]:
 def full_run(folder: Path) -> Run:
     layers = tuple(
         LayerTime(
-            f"blocks.{i}.sepconvs.1.pointwise", "separable_dw", "p", 10**6 * (i + 1), 10**4 * (40 - i), 0.01 * (i + 1)
+            f"blocks.{i}.sepconvs.1.pointwise",
+            "separable_dw",
+            "depthwise + pointwise",
+            "p",
+            10**6 * (i + 1),
+            10**4 * (40 - i),
+            0.01 * (i + 1),
         )
         for i in range(40)
     )

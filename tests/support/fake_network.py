@@ -25,10 +25,10 @@ def plan() -> Plan:
     x, y = Argument("arena", "int8", 0, COUNT), Argument("arena", "int8", 1856, COUNT)
     weights, logits = Argument("weights", "int8", 0, len(WEIGHTS)), Argument("arena", "int8", 3712, CLASSES)
     steps = (
-        Step("add_weights", (x, weights, y), COUNT, "first", "stem.first", 1),
-        Step("refuse", (y, x), COUNT, "second", "stem.second", 2),
-        Step("add_weights", (x, weights, y), COUNT, "third", 'odd "name"', 3),
-        Step("fold", (y, logits), CLASSES, "last", "", 4),
+        Step("add_weights", (x, weights, y), COUNT, "first", "stem.first", 1, "addition", 2),
+        Step("refuse", (y, x), COUNT, "second", "stem.second", 2, "relu", 1),
+        Step("add_weights", (x, weights, y), COUNT, "third", 'odd "name"', 3, "addition", 2),
+        Step("fold", (y, logits), CLASSES, "last", "", 4, "mean", 1),
     )
     tensors = (
         PlanTensor("input", "input", "int8", SHAPE, 1.0, -128, 0),

@@ -49,9 +49,9 @@ def plan() -> Plan:
     weights, logits = Argument("weights", "int8", 0, len(WEIGHTS)), Argument("arena", "int8", 4096, CLASSES)
     add = Launch((3, 5, 3), (10, 4, 1))
     steps = (
-        Step("add_weights", (x, weights, y), 1, "first", "stem.first", 1, add),
-        Step("add_weights", (y, weights, x), 1, "second", "stem.second", 2, add),
-        Step("fold", (x, logits), 1, "last", "", 4, Launch((CLASSES, 1, 1), (32, 1, 1))),
+        Step("add_weights", (x, weights, y), 1, "first", "stem.first", 1, "addition", 2, add),
+        Step("add_weights", (y, weights, x), 1, "second", "stem.second", 2, "addition", 2, add),
+        Step("fold", (x, logits), 1, "last", "", 4, "mean", 1, Launch((CLASSES, 1, 1), (32, 1, 1))),
     )
     tensors = (
         PlanTensor("input", "input", "int8", SHAPE, 1.0, -128, 0),

@@ -9,23 +9,40 @@ from xceptile.runtime.plan import MAX_TASKS, Argument, Launch, Plan, PlanTensor,
 
 HASHES = ("0" * 64, "12ef" * 16)
 
-HEADER_BYTES = 168
+HEADER_BYTES = 176
+STEP_BYTES = 40
 
 
 def small_plan() -> Plan:
     steps = (
         Step(
-            "first_3x3", (Argument("arena", "int8", 0, 12), Argument("weights", "int32", 64, 4)), 3, "conv", "a.b", 100
+            "first_3x3",
+            (Argument("arena", "int8", 0, 12), Argument("weights", "int32", 64, 4)),
+            3,
+            "conv",
+            "a.b",
+            100,
+            "convolution",
+            0,
         ),
-        Step("second", (Argument("arena", "uint8", 64, 16), Argument("arena", "int8", 128, 4)), MAX_TASKS, "fc", "", 0),
-        Step("first_3x3", (Argument("weights", "float32", 0, 1),), 1, "conv", "a.b", 1 << 40),
+        Step(
+            "second",
+            (Argument("arena", "uint8", 64, 16), Argument("arena", "int8", 128, 4)),
+            MAX_TASKS,
+            "fc",
+            "",
+            0,
+            "copy",
+            1,
+        ),
+        Step("first_3x3", (Argument("arena", "float32", 0, 1),), 1, "conv", "a.b", 1 << 40, "convolution", 0),
     )
     tensors = (
         PlanTensor("input", "input", "int8", (1, 2, 2, 3), 1.0, -128, 0),
         PlanTensor("logits", "output", "int8", (1, 4), 0.25, 3, 128),
         PlanTensor("extra", "output", "float32", (1,), 0.0, 0, 192),
     )
-    return Plan("cpu", 256, 80, tensors, steps, ("neon", "dotprod"))
+    return Plan("cpu", 256, 80, tensors, steps, ("neon", "dotprod"), 2, bytes(3 * 256))
 
 
 def gpu_plan(engine: str) -> Plan:
@@ -33,9 +50,9 @@ def gpu_plan(engine: str) -> Plan:
     shared_bytes = 227 << 10 if engine == "cuda" else 0
     x, y = Argument("arena", "int8", 0, 12), Argument("arena", "int8", 512, 4)
     steps = (
-        Step("conv", (x, Argument("weights", "int32", 512, 4), y), 1, "conv", "a.b", 100,
+        Step("conv", (x, Argument("weights", "int32", 512, 4), y), 1, "conv", "a.b", 100, "convolution", 2,
              Launch((2**31 - 1, 65535, 1), (32, 4, 8), shared_bytes)),
-        Step("relu", (y, y), 1, "relu", "", 0, Launch((1, 1, 65535), (1, 1, 1))),
+        Step("relu", (y, y), 1, "relu", "", 0, "relu", 1, Launch((1, 1, 65535), (1, 1, 1))),
     )  # fmt: skip
     tensors = (
         PlanTensor("input", "input", "int8", (1, 2, 2, 3), 1.0, -128, 0),
@@ -71,7 +88,7 @@ def resealed_changes(data: bytes) -> list[bytes]:
 
 TENSORS, STEPS = HEADER_BYTES, HEADER_BYTES + 3 * 64
 
-ARGUMENTS = STEPS + 3 * 32
+ARGUMENTS = STEPS + 3 * STEP_BYTES
 
 KERNELS = ARGUMENTS + 5 * 24
 
@@ -93,17 +110,19 @@ def attack(words: dict[int, int], inserted: bytes = b"", at: int = KERNELS, pack
 
 ARGUMENT_COUNT = 148
 
-LAUNCHES = HEADER_BYTES + 2 * 64 + 2 * 32 + 5 * 24  # of PACKED_GPU
+LAUNCHES = HEADER_BYTES + 2 * 64 + 2 * STEP_BYTES + 5 * 24  # of PACKED_GPU
 
 ARGUMENT = struct.pack("<IIQQ", 1, 1, 0, 1)
 
+SECOND, THIRD = STEPS + STEP_BYTES, STEPS + 2 * STEP_BYTES
+
 ATTACKS = {
     "an argument of no step": attack({ARGUMENT_COUNT: 6}, ARGUMENT),
-    "a last step with arguments past their table": attack({STEPS + 64 + 16: 2}),
-    "a last step whose arguments are far past their table": attack({STEPS + 64 + 16: 16}),
-    "a step of 17 arguments": attack({ARGUMENT_COUNT: 21, STEPS + 64 + 16: 17}, 16 * ARGUMENT),
-    "a step of no arguments": attack({ARGUMENT_COUNT: 5, STEPS + 16: 1, STEPS + 32 + 12: 1, STEPS + 32 + 16: 4,
-                                      STEPS + 64 + 12: 5, STEPS + 64 + 16: 0}),
+    "a last step with arguments past their table": attack({THIRD + 16: 2}),
+    "a last step whose arguments are far past their table": attack({THIRD + 16: 16}),
+    "a step of 17 arguments": attack({ARGUMENT_COUNT: 21, THIRD + 16: 17}, 16 * ARGUMENT),
+    "a step of no arguments": attack({ARGUMENT_COUNT: 5, STEPS + 16: 1, SECOND + 12: 1, SECOND + 16: 4,
+                                      THIRD + 12: 5, THIRD + 16: 0}),
     "a tensor of rank 0": attack({TENSORS + 12: 0, **{TENSORS + 16 + 4 * i: 0 for i in range(8)}}),
     "a tensor of rank 9": attack({TENSORS + 12: 9, **{TENSORS + 16 + 4 * i: 1 for i in range(8)}}),
     "a tensor of 2^64 elements": attack({TENSORS + 16: 1 << 31, TENSORS + 20: 1 << 31, TENSORS + 24: 4}),
@@ -111,6 +130,14 @@ ATTACKS = {
                                              TENSORS + 28: 1}),
     "a tensor of 2^62 elements of 4 bytes": attack({TENSORS + 8: 9, TENSORS + 16: 1 << 31, TENSORS + 20: 1 << 31,
                                                     TENSORS + 24: 1, TENSORS + 28: 1}),
+    "a step of no kind": attack({STEPS + 32: 0}),
+    "a step of an unknown kind": attack({STEPS + 32: 13}),
+    "an output that is not an argument": attack({STEPS + 36: 2}),
+    "an output among the weights": attack({STEPS + 36: 1}),
+    "a tolerance beyond int8": attack({168: 256}),
+    "a pixel table that is too short": attack({172: 2 * 256}, packed=PACKED[:-256]),
+    "a pixel table without its bytes": attack({}, packed=PACKED[:-768]),
+    "a pixel table of a float input": attack({TENSORS + 8: 9}),
     "no input": attack({TENSORS + 4: 2}),
     "no output": attack({TENSORS + 64 + 4: 1, TENSORS + 128 + 4: 1}),
     "bytes behind the strings": attack({}, b"text\0", len(PACKED)),

@@ -131,7 +131,7 @@ FAULTS: dict[str, Callable[[Step], Step]] = {
         s, arguments=(replace(s.arguments[0], offset_bytes=s.arguments[-1].offset_bytes), *s.arguments[1:])
     ),
     "exchanged": lambda s: replace(s, arguments=(s.arguments[1], s.arguments[0], *s.arguments[2:])),
-    "one argument too few": lambda s: replace(s, arguments=s.arguments[:-1]),
+    "one argument too few": lambda s: replace(s, arguments=s.arguments[:-1], output=0),
 }
 
 

@@ -40,9 +40,19 @@ def plan(shared_bytes: int = 100_000) -> Plan:
     x, y = Argument("arena", "int8", 0, 600), Argument("arena", "int8", 1024, 700)
     weights, logits = Argument("weights", "int8", 0, 200), Argument("arena", "int8", 2048, 10)
     steps = (
-        Step("conv", (x, weights, y), 1, "first", "a.first", 9, Launch((5, 4, 3), (32, 2, 1), shared_bytes)),
-        Step("fold", (y, logits), 1, "second", "", 0, Launch((10, 1, 1), (64, 1, 1))),
-    )
+        Step(
+            "conv",
+            (x, weights, y),
+            1,
+            "first",
+            "a.first",
+            9,
+            "convolution",
+            2,
+            Launch((5, 4, 3), (32, 2, 1), shared_bytes),
+        ),
+        Step("fold", (y, logits), 1, "second", "", 0, "mean", 1, Launch((10, 1, 1), (64, 1, 1))),
+    )  # fmt: skip
     tensors = (
         PlanTensor("image", "input", "int8", (1, 10, 20, 3), 1.0, -128, 0),
         PlanTensor("logits", "output", "int8", (1, 10), 0.25, 3, 2048),

@@ -25,6 +25,7 @@ from support.plan_files import ATTACKS, PACKED, PACKED_GPU, resealed_changes
 from support.tree import ROOT, SOURCES, TEST_SOURCES
 
 from xceptile.compile.backends import native_runtime
+from xceptile.models.preprocess import PixelEncoding
 from xceptile.runtime.devices.qemu import QemuNativeEngine
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.engines.native import NativeEngine
@@ -106,6 +107,23 @@ def test_a_device_as_output_stays_a_device(built: Path, bundle: Path) -> None:
     done = run(built, bundle, bundle / "golden/input.bin", "/dev/null")
     assert done.returncode == 0
     assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_pixels_enter_as_python_lets_them(
+    built: Path, checked: list[Path], kernels: bytes, tmp_path: Path, table: bool
+) -> None:
+    """By the plan's table where it has one: another value for each pixel of each channel."""
+    rows = tuple(tuple((5 * v + 50 * c) % 256 - 128 for c in range(3)) for v in range(256)) if table else None
+    encoding = PixelEncoding(rows)
+    plan = dataclasses.replace(fake_network.plan(), pixel_table=encoding.to_bytes())
+    bundle = write_bundle(tmp_path / "bundle", kernels, plan)
+    program = tmp_path / "pixels"
+    compile_program(program, TEST_SOURCES / "pixels.c", *checked, flags=ADDRESS)
+    pixels = np.random.default_rng(0).integers(0, 256, fake_network.SHAPE).astype(np.uint8)
+    done = subprocess.run([program, bundle], input=pixels.tobytes(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8), encoding.encode(pixels).reshape(-1))
 
 
 @pytest.mark.parametrize("which", ["bundle", "native"])

@@ -409,7 +409,7 @@ def test_a_plan_that_does_not_fit_the_device_or_the_kernels(checked: Path, fake:
             "steps": with_first_step(kernel="nowhere")
         },
         "has 3 parameters, step 0 of the plan gives it 1": {
-            "steps": with_first_step(arguments=(Argument("arena", "int8", 0, 1),))
+            "steps": with_first_step(arguments=(Argument("arena", "int8", 0, 1),), output=0)
         },
     }
     for index, (reason, fields) in enumerate(cases.items()):
