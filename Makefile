@@ -44,7 +44,7 @@ bench: $(STAMP)
 	PYTHONPATH=tests $(PY) tests/benchmarks/table.py $(BENCH_FLAGS)
 
 gpu-kit: $(STAMP)
-	PYTHONPATH=tests $(PY) tests/benchmarks/gpu_kit.py
+	PYTHONPATH=tests $(PY) tests/benchmarks/make_gpu_kit.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

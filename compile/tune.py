@@ -88,7 +88,7 @@ def tune(
     placement = check_device(target, device)
     count = threads or processors(placement)
     tuning = Tuning(target.name, target.features, count, placement.obtained)
-    if path.exists():
+    if path.is_file():
         tuning = load(path)
         tuning.check_target(target)
         if (tuning.threads, tuning.obtained) != (count, placement.obtained):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from .atomic_write import written_whole
 from .drawn import LABELS, draw
 from .preprocess import InputSpec
 from .weights import save_checkpoint
@@ -55,10 +56,8 @@ def drawn_set(split: str, count: int, size: int, folder: Path) -> tuple[NDArray[
         with multiprocessing.get_context("fork").Pool() as pool:
             for index, image in enumerate(pool.imap(partial(_pixels, split, size), range(count), chunksize=200)):
                 images[index] = image
-        aside = path.with_suffix(".partial")
-        with aside.open("wb") as file:
+        with written_whole(path) as file:
             np.save(file, images)
-        aside.replace(path)
     return np.load(path, mmap_mode="r"), np.arange(count) % len(LABELS)
 
 
@@ -220,9 +219,8 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def _save(state: dict[str, object], path: Path) -> None:
-    aside = path.with_suffix(".partial")
-    torch.save(state, aside)
-    os.replace(aside, path)
+    with written_whole(path) as file:
+        torch.save(state, file)
 
 
 def main() -> None:

@@ -85,9 +85,7 @@ def save_baseline(report: Report, path: Path) -> None:
     Raises BaselineError where the path holds something else, OSError.
     """
     try:
-        baselines = _read_baselines(path)
-    except FileNotFoundError:
-        baselines = {}
+        baselines = _read_baselines(path) if path.is_file() else {}
     except BaselineError as error:
         raise BaselineError(f"{error}; remove it, or write to another file") from error
     baselines.setdefault(report.target, {})[report.device] = _plain(report)

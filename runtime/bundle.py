@@ -268,6 +268,8 @@ def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
 def sign_bundle(path: Path, sign: Callable[[bytes], bytes]) -> None:
     """Checks a bundle and writes its signature, by ``signature.load_signer``, into it. Raises BundleError."""
     bundle = open_bundle(path)
+    if bundle.file(SIGNATURE).is_symlink():  # which would be followed, to a file of whoever signs
+        raise BundleError("is a link, and a bundle holds plain files only; remove it", bundle.file(SIGNATURE))
     try:
         write_atomically(bundle.file(SIGNATURE), sign(bundle.file(MANIFEST).read_bytes()))
     except OSError as error:

@@ -149,6 +149,8 @@ def _kept(path: Path | None, header: dict[str, object]) -> Iterator[tuple[dict[i
     if path is None:
         yield {}, None
         return
+    if path.exists() and not path.is_file():
+        raise ResultsError("is no plain file, from which a run could be taken up; name another", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         try:

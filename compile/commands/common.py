@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from ...models.atomic_write import check_writable
 from ...models.visible import visible
 
 
@@ -128,7 +128,10 @@ def figure(*lines: str) -> Column:
 
 
 def check_folder_of(output: Path) -> None:
-    """Before minutes of work: refuses a file whose folder is not there or cannot be written."""
-    folder = output.parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise typer.BadParameter(f"cannot write {output}: its folder must be there and writable")
+    """Before minutes of work: refuses a file that could not be written after it."""
+    try:
+        check_writable(output)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"cannot write {output} ({error.strerror}); its folder must be there and writable"
+        ) from error

@@ -103,6 +103,7 @@ def executorch(folder: Path, photos: np.ndarray) -> Callable[[int], Runner]:
     """PT2E with the XNNPACK quantizer, by channel, lowered to the XNNPACK delegate. Source:
     https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-quantization.html."""
     import torch
+    from benchmarks.torch_network import TorchNetwork
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -110,7 +111,6 @@ def executorch(folder: Path, photos: np.ndarray) -> Callable[[int], Runner]:
     )
     from executorch.exir import to_edge_transform_and_lower
     from executorch.extension.pybindings import portable_lib
-    from torch_network import TorchNetwork
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     from xceptile.models.onnx_io import load_onnx

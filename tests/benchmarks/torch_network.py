@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xceptile.compile.gpu_kit.torch_words import AXES, symmetric
 from xceptile.models import graph as ir
-
-AXES = {ir.Conv2d: (0, 3, 1, 2), ir.DepthwiseConv2d: (2, 0, 1)}  # of our weights, in torch's order
 
 
 class TorchNetwork(nn.Module):
@@ -56,10 +55,3 @@ class TorchNetwork(nn.Module):
                 return F.adaptive_avg_pool2d(x[0], 1).flatten(1)
             case _:
                 raise NotImplementedError(f"{op}")
-
-
-def symmetric(padding: ir.Pads) -> tuple[int, int]:
-    top, bottom, left, right = padding
-    if top != bottom or left != right:
-        raise NotImplementedError(f"padding {padding}")
-    return top, left

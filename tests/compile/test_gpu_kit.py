@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import borrowed_gpu, gpu_kit
-from benchmarks.borrowed_gpu import Part
+from benchmarks import make_gpu_kit
 from support.cuda_emulator import compile_fakes, emulated, emulation
 from support.int8_graphs import as_float, photo, random_xception
 from support.needs import requires, requires_module
 
+from xceptile.compile.gpu_kit import borrowed_gpu
+from xceptile.compile.gpu_kit.borrowed_gpu import Part
+from xceptile.compile.gpu_kit.make_kit import pack
+from xceptile.compile.gpu_kit.torch_words import describe_for_torch
 from xceptile.runtime import reference
 
 pytestmark = [pytest.mark.slow, requires_module("nvidia.cuda_nvrtc", package="'xceptile[cuda]'")]
@@ -30,7 +33,7 @@ pytestmark = [pytest.mark.slow, requires_module("nvidia.cuda_nvrtc", package="'x
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit") / "kit"
-    gpu_kit.make(folder, size=75, width=0.125, batches=(2,), boards=("orin",))
+    make_gpu_kit.make(folder, size=75, width=0.125, batches=(2,), boards=("orin",))
     return folder
 
 
@@ -51,7 +54,7 @@ def test_no_kit(tmp_path: Path) -> None:
 
 def test_a_packed_kit_is_the_kit(kit: Path, tmp_path: Path) -> None:
     packed = shutil.copytree(kit, tmp_path / "packed")
-    gpu_kit.pack(packed)
+    pack(packed)
     assert not [each for each in packed.iterdir() if each.is_dir()]
     with borrowed_gpu.unpacked(packed) as folder:
         files = sorted(file.relative_to(kit) for file in kit.glob("**/*") if file.is_file())
@@ -242,14 +245,14 @@ def test_torch_computes_the_same_network() -> None:
     real = as_float(random_xception(75, 0.125, 10, same_padding=False))
     pixels = photo(75, 75).astype(np.float32) + 128
     (expected,) = reference.run(real, pixels)
-    network = borrowed_gpu.torch_network(*gpu_kit.describe_for_torch(real), "cpu")
+    network = borrowed_gpu.torch_network(*describe_for_torch(real), "cpu")
     with torch.no_grad():
         got = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).half()).float().numpy()
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_torch_compiles_it_whole() -> None:
-    described, weights = gpu_kit.describe_for_torch(as_float(random_xception(75, 0.125, 10, same_padding=False)))
+    described, weights = describe_for_torch(as_float(random_xception(75, 0.125, 10, same_padding=False)))
     network = borrowed_gpu.torch_network(described, weights, "cpu")
     x = torch.zeros(1, 3, 75, 75, dtype=torch.float16)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import borrowed_gpu, gpu_kit
+from benchmarks import make_gpu_kit
 from support.cuda_emulator import EmulatedNetwork, Traffic, emulated
 from support.cuda_graphs import chains, operator_graphs
 from support.emulated_bundle import merged
@@ -31,6 +31,7 @@ from support.needs import requires_hardware
 from xceptile.compile.backends import cuda as backend
 from xceptile.compile.backends import nvrtc
 from xceptile.compile.cuda_devices import cuda_devices
+from xceptile.compile.gpu_kit import borrowed_gpu
 from xceptile.compile.kernels.cuda import cost as cuda_cost
 from xceptile.compile.kernels.cuda import gemm as cuda_gemm
 from xceptile.compile.kernels.cuda import lower as family
@@ -375,7 +376,7 @@ def gpu_capability() -> int:
 def test_a_real_gpu_equals_the_reference(tmp_path: Path) -> None:
     """The operators of every board and the whole network from their PTX, by the driver of this GPU: a rehearsal."""
     kit = tmp_path / "kit"
-    gpu_kit.make(kit)
+    make_gpu_kit.make(kit)
     library = borrowed_gpu.load_runtime(kit / f"libxceptile-{platform.machine()}.so")
     checked = [
         borrowed_gpu.check(library, kit, entry) for entry in json.loads((kit / "kit.json").read_text())["networks"]

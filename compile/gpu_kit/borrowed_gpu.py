@@ -3,7 +3,7 @@
     python borrowed_gpu.py [KIT] > figures.json
     python borrowed_gpu.py KIT PART      one part of it alone, such as: torch 8 max-autotune
 
-KIT is the folder that ``gpu_kit.py`` made on another machine, by default the one this file lies in. First every
+KIT is the folder that ``make gpu-kit`` made on another machine, by default the one this file lies in. First every
 operator and the whole network run through libxceptile and the GPU's own driver and are compared with the recorded
 outputs of the reference, byte for byte; then batch 1 and 8 and every layer of them are timed. torch has no part in
 that. Then they are timed in turns with torch in float16, channels last, under CUDA graphs and torch.compile, on the
@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 TURNS, RUNS, WARMUP = 20, 20, 10
 DEADLINE_S = 560
@@ -138,7 +139,7 @@ class Network:
         self.library.xct_last_error(self.session, message, len(message))
         return message.value.decode("utf-8", "replace")
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, x: NDArray[Any]) -> NDArray[Any]:
         """Bytes in, bytes out; the result is overwritten by the next run."""
         x_pointer, y_pointer = x.ctypes.data, self.output.ctypes.data
         if self.library.xct_run(self.session, x_pointer, x.nbytes, y_pointer, self.output.nbytes):
@@ -190,7 +191,7 @@ def check(library: ctypes.CDLL, kit: Path, entry: dict[str, Any]) -> dict[str, A
     }
 
 
-def difference(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
+def difference(got: NDArray[Any], expected: NDArray[Any], tolerance: float) -> str:
     """What is different, from the first element on; empty where nothing is."""
     if got.dtype == np.float32:
         off = float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
@@ -301,7 +302,7 @@ def walk(kit: Path, name: str) -> dict[str, Any]:
     driver("cuCtxPushCurrent_v2", context)
     stream = driver.pointer("cuStreamCreate", 1)
 
-    def fill(data: np.ndarray) -> int:
+    def fill(data: NDArray[Any]) -> int:
         memory = driver.pointer("cuMemAlloc_v2", ctypes.c_size_t(max(data.nbytes, 1)))
         pointer = ctypes.c_void_p(data.ctypes.data)
         driver("cuMemcpyHtoDAsync_v2", memory, pointer, ctypes.c_size_t(data.nbytes), stream)
@@ -315,7 +316,8 @@ def walk(kit: Path, name: str) -> dict[str, Any]:
         start += size
     places = {"arena": fill(arena), "weights": fill(np.fromfile(kit / name / "weights.bin", np.uint8))}
     module, form = load_module(driver, kit / name)
-    wrong, compared = [], 0
+    wrong: list[dict[str, Any]] = []
+    compared = 0
     for index, step in enumerate(described["steps"]):
         seen = {"step": index, **{key: step[key] for key in ("name", "kernel", "groups", "group_size", "shared_bytes")}}
         print(f"step {index}: {step['name']} ({step['kernel']})", file=sys.stderr, flush=True)  # the last may hang
@@ -367,7 +369,7 @@ def launch(driver: Driver, module: ctypes.c_void_p, stream: ctypes.c_void_p, ste
 # ---- torch ----
 
 
-def torch_network(described: dict[str, Any], weights: dict[str, np.ndarray] | None, device: str) -> Any:
+def torch_network(described: dict[str, Any], weights: dict[str, NDArray[Any]] | None, device: str) -> Any:
     """The float network (N, C, H, W) -> (N, classes) as a torch module in float16, channels last.
 
     ``weights`` None: random ones, as times do not depend on them.
@@ -396,6 +398,7 @@ def torch_network(described: dict[str, Any], weights: dict[str, np.ndarray] | No
             sizes = {each: tuple(node[key]) for each, key in (("stride", "strides"), ("padding", "padding"))}
             y = graph.call_function(functional.max_pool2d, (a[0], tuple(node["kernel"])), sizes)
         else:
+            functions: dict[str, Callable[..., Any]]
             functions = {"linear": functional.linear, "relu": functional.relu, "add": torch.add}
             mean = node["op"] == "mean"
             y = graph.call_function(torch.mean, (a[0], (2, 3))) if mean else (
@@ -410,7 +413,7 @@ def compiled(network: Any, x: Any, mode: str, wait: Callable[[], None]) -> Calla
     """What runs torch.compile's program of the network once and waits for it. Raises whatever its compilers raise."""
     import torch
 
-    program = torch.compile(network, mode=mode)
+    program: Callable[[Any], Any] = torch.compile(network, mode=mode)
 
     def run() -> None:
         with torch.no_grad():
@@ -426,7 +429,7 @@ def captured(step: Callable[[], Any]) -> Callable[[], None]:
     """What replays the step as one CUDA graph and waits for it."""
     import torch
 
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch annotates not all of its functions
     stream.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(stream):  # so that what is chosen and allocated once, is before the capture
         for _ in range(3):
@@ -494,7 +497,7 @@ def require_torch() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "cuda of torch": str(torch.version.cuda),
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # torch annotates not all of its functions
         "triton": importlib.util.find_spec("triton") is not None,
         "C compiler": next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None),
     }
@@ -623,7 +626,7 @@ def unpacked(kit: Path) -> Iterator[Path]:
     Raises Unusable where ``kit`` is none.
     """
     if not (kit / "kit.json").is_file():
-        raise Unusable(f"{kit} is no kit: it has no kit.json; tests/benchmarks/gpu_kit.py makes one")
+        raise Unusable(f"{kit} is no kit: it has no kit.json; `make gpu-kit` makes one")
     with tempfile.TemporaryDirectory(prefix="xceptile-kit-") as place:
         for file in kit.iterdir():
             if file.suffix == ".zip":
