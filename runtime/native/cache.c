@@ -6,7 +6,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,43 +28,74 @@ _Static_assert(sizeof(struct cache_header) == 80, "no padding in a cache's heade
 
 static const char magic[8] = "XCTPROG"; /* and a zero byte */
 
-/* BUNDLE.cache for the bundle that holds the plan: nothing is written into a bundle, which may be signed. False where
- * it cannot be, or where others than this user and root could have put programs into it. One that is not there is to be
- * written to only: who reads from it would take what another has put there since. */
-static bool beside_bundle(char folder[XCT_MAX_PATH_BYTES], const char *directory, bool to_write)
-{
-    struct xct_error ignored;
-    struct stat status;
-    char bundle[XCT_MAX_PATH_BYTES], manifest[XCT_MAX_PATH_BYTES];
-    if (realpath(directory, bundle) == NULL)
-        return false;
-    if (xct_path_join(manifest, bundle, "../manifest.json", &ignored) == XCT_OK && access(manifest, F_OK) == 0)
-        *strrchr(bundle, '/') = 0; /* the plan lies in native/ */
-    int length = snprintf(folder, XCT_MAX_PATH_BYTES, "%s.cache", bundle);
-    if (bundle[0] == 0 || length < 0 || length >= XCT_MAX_PATH_BYTES)
-        return false;
-    if (lstat(folder, &status) != 0)
-        return to_write && errno == ENOENT;
-    return S_ISDIR(status.st_mode) && (status.st_uid == geteuid() || status.st_uid == 0)
-           && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
-}
-
-/* The folders to look in, the best first: $XCEPTILE_CACHE alone where it is set; else the one beside the bundle, and
- * where that cannot be had $XDG_CACHE_HOME/xceptile or ~/.cache/xceptile. Returns how many there are. */
-static int find_folders(char folders[2][XCT_MAX_PATH_BYTES], const char *directory, bool to_write)
+/* $XCEPTILE_CACHE where it is set; else $XDG_CACHE_HOME/xceptile or ~/.cache/xceptile. Never beside a bundle: what came
+ * with one in the same archive belongs to whoever unpacked it, and is nobody's whom the user trusts. */
+static bool find_folder(char folder[XCT_MAX_PATH_BYTES])
 {
     const char *chosen = getenv("XCEPTILE_CACHE"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    int count = 0, length = -1;
-    if (chosen != NULL && chosen[0] != 0) {
-        length = snprintf(folders[0], XCT_MAX_PATH_BYTES, "%s", chosen);
-        return length > 0 && length < XCT_MAX_PATH_BYTES ? 1 : 0;
-    }
-    count = beside_bundle(folders[0], directory, to_write) ? 1 : 0;
-    if (cache != NULL && cache[0] == '/')
-        length = snprintf(folders[count], XCT_MAX_PATH_BYTES, "%s/xceptile", cache);
+    int length = -1;
+    if (chosen != NULL && chosen[0] != 0)
+        length = snprintf(folder, XCT_MAX_PATH_BYTES, "%s", chosen);
+    else if (cache != NULL && cache[0] == '/')
+        length = snprintf(folder, XCT_MAX_PATH_BYTES, "%s/xceptile", cache);
     else if (home != NULL && home[0] == '/')
-        length = snprintf(folders[count], XCT_MAX_PATH_BYTES, "%s/.cache/xceptile", home);
-    return length > 0 && length < XCT_MAX_PATH_BYTES ? count + 1 : count;
+        length = snprintf(folder, XCT_MAX_PATH_BYTES, "%s/.cache/xceptile", home);
+    return length > 0 && length < XCT_MAX_PATH_BYTES;
+}
+
+/* Root, or who stands for it in a container, owns the root folder. On Android the system's accounts are those below the first app's (AID_APP_START), a group of the app's own has its
+ * number, and that of its cache the number behind AID_CACHE_GID_START: private/android_filesystem_config.h. */
+static bool trusts_owner(uid_t owner)
+{
+    struct stat root;
+#ifdef __ANDROID__
+    if (owner < 10000)
+        return true;
+#endif
+    return owner == geteuid() || owner == 0 || (stat("/", &root) == 0 && owner == root.st_uid);
+}
+
+static bool trusts_group(gid_t group)
+{
+#ifdef __ANDROID__
+    return group == geteuid() || group == geteuid() + 10000 || group < 10000;
+#else
+    (void)group; /* who else is in it is not known; containers give group 0 to everybody */
+    return false;
+#endif
+}
+
+static bool others_write(const struct stat *status)
+{
+    return (status->st_mode & S_IWOTH) != 0 || ((status->st_mode & S_IWGRP) != 0 && !trusts_group(status->st_gid));
+}
+
+/* Whether nobody but this user and the system can exchange what lies in a folder: it is the user's (or the system's, who
+ * can do all), and neither there nor in a folder above it can another write. */
+static bool is_private(const char *folder)
+{
+    char path[PATH_MAX];
+    struct stat status;
+    if (realpath(folder, path) == NULL)
+        return false;
+    for (bool above = false;; above = true) {
+        if (stat(path, &status) != 0 || !S_ISDIR(status.st_mode) || !trusts_owner(status.st_uid))
+            return false;
+        /* In a sticky folder, such as /tmp, names are their owners'. */
+        if (others_write(&status) && !(above && (status.st_mode & S_ISVTX) != 0))
+            return false;
+        char *slash = strrchr(path, '/');
+        if (slash[1] == 0) /* the root */
+            return true;
+        slash[slash == path] = 0;
+    }
+}
+
+/* A file that another may own or write to could be changed by him, wherever it lies. */
+static bool is_private_file(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0 && S_ISREG(status.st_mode) && trusts_owner(status.st_uid) && !others_write(&status);
 }
 
 static bool file_name(char path[XCT_MAX_PATH_BYTES], const char *folder, const uint8_t key[32])
@@ -101,21 +132,17 @@ static void *program_in(const struct xct_file *file, const uint8_t key[32], size
     return NULL;
 }
 
-void *xct_cache_read(const char *directory, const uint8_t key[32], size_t *size)
+void *xct_cache_read(const uint8_t key[32], size_t *size)
 {
-    char folders[2][XCT_MAX_PATH_BYTES], path[XCT_MAX_PATH_BYTES];
-    int count = find_folders(folders, directory, false);
-    for (int i = 0; i < count; i++) {
-        struct xct_error ignored;
-        struct xct_file file;
-        if (!file_name(path, folders[i], key) || xct_file_map(&file, path, &ignored) != XCT_OK)
-            continue;
-        void *program = program_in(&file, key, size);
-        xct_file_unmap(&file);
-        if (program != NULL)
-            return program;
-    }
-    return NULL;
+    char folder[XCT_MAX_PATH_BYTES], path[XCT_MAX_PATH_BYTES];
+    struct xct_error ignored;
+    struct xct_file file;
+    if (!find_folder(folder) || !is_private(folder) || !file_name(path, folder, key) || !is_private_file(path)
+        || xct_file_map(&file, path, &ignored) != XCT_OK)
+        return NULL;
+    void *program = program_in(&file, key, size);
+    xct_file_unmap(&file);
+    return program;
 }
 
 /* The folder and the one above it: ~/.cache may not be there yet. */
@@ -130,11 +157,15 @@ static void make_folder(char *folder)
     (void)mkdir(folder, 0700); /* one that is missing still shows when the file is written */
 }
 
-void xct_cache_write(const char *directory, const uint8_t key[32], const void *program, size_t size)
+void xct_cache_write(const uint8_t key[32], const void *program, size_t size)
 {
-    char folders[2][XCT_MAX_PATH_BYTES], path[XCT_MAX_PATH_BYTES];
+    char folder[XCT_MAX_PATH_BYTES], path[XCT_MAX_PATH_BYTES];
     struct cache_header header = {.program_bytes = size};
-    if (size == 0 || size > MAX_PROGRAM_BYTES)
+    struct xct_error ignored;
+    if (size == 0 || size > MAX_PROGRAM_BYTES || !find_folder(folder))
+        return;
+    make_folder(folder);
+    if (!is_private(folder) || !file_name(path, folder, key))
         return;
     uint8_t *data = malloc(sizeof header + size);
     if (data == NULL)
@@ -144,13 +175,6 @@ void xct_cache_write(const char *directory, const uint8_t key[32], const void *p
     xct_sha256(program, size, header.program_sha256);
     memcpy(data, &header, sizeof header);
     memcpy(data + sizeof header, program, size);
-    int count = find_folders(folders, directory, true);
-    bool written = false;
-    for (int i = 0; i < count && !written; i++) {
-        struct xct_error ignored;
-        make_folder(folders[i]);
-        written = file_name(path, folders[i], key)
-                  && xct_file_write(path, data, sizeof header + size, &ignored) == XCT_OK;
-    }
+    (void)xct_file_write(path, data, sizeof header + size, &ignored);
     free(data);
 }

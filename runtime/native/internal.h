@@ -174,10 +174,10 @@ void xct_sha256_end(struct xct_sha256 *hash, uint8_t digest[32]);
 /* All at once. */
 void xct_sha256(const void *data, size_t size, uint8_t digest[32]);
 
-/* Compiled programs are kept under a hash of all that they depend on, beside the bundle whose plan lies in directory or
- * in the user's cache. NULL if there is none that is whole; else from malloc. */
-void *xct_cache_read(const char *directory, const uint8_t key[32], size_t *size);
-void xct_cache_write(const char *directory, const uint8_t key[32], const void *program, size_t size);
+/* Compiled programs are kept under a hash of all that they depend on, in a folder of the user's that nobody else can
+ * write to. NULL if there is none that is whole; else from malloc. */
+void *xct_cache_read(const uint8_t key[32], size_t *size);
+void xct_cache_write(const uint8_t key[32], const void *program, size_t size);
 
 /* ---- the threads of a session ---- */
 

@@ -599,7 +599,7 @@ static bool build_binary(struct opencl *gpu, const unsigned char *binary, size_t
            && gpu->cl.clBuildProgram(gpu->program, 1, &gpu->device, options, NULL, NULL) == CL_SUCCESS;
 }
 
-static void save_binary(const struct opencl *gpu, const char *directory, const uint8_t key[32])
+static void save_binary(const struct opencl *gpu, const uint8_t key[32])
 {
     size_t size = 0;
     if (gpu->cl.clGetProgramInfo(gpu->program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) != CL_SUCCESS
@@ -608,7 +608,7 @@ static void save_binary(const struct opencl *gpu, const char *directory, const u
     unsigned char *binary = malloc(size);
     if (binary != NULL
         && gpu->cl.clGetProgramInfo(gpu->program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS)
-        xct_cache_write(directory, key, binary, size);
+        xct_cache_write(key, binary, size);
     free(binary);
 }
 
@@ -675,11 +675,11 @@ static int make_kernels(struct opencl *gpu, struct xct_error *error)
     return XCT_OK;
 }
 
-static bool load_cached(struct opencl *gpu, const char *directory, const uint8_t key[32], const char *options)
+static bool load_cached(struct opencl *gpu, const uint8_t key[32], const char *options)
 {
     struct xct_error ignored = {0};
     size_t size = 0;
-    void *binary = xct_cache_read(directory, key, &size);
+    void *binary = xct_cache_read(key, &size);
     bool loaded = binary != NULL && build_binary(gpu, binary, size, options) && make_kernels(gpu, &ignored) == XCT_OK;
     free(binary);
     if (!loaded)
@@ -688,7 +688,7 @@ static bool load_cached(struct opencl *gpu, const char *directory, const uint8_t
 }
 
 /* From the cache if it has a program that works, else compiled, and then kept: the first variant that can be. */
-static int load_program(struct opencl *gpu, const struct xct_file *source, const char *directory, struct xct_error *error)
+static int load_program(struct opencl *gpu, const struct xct_file *source, struct xct_error *error)
 {
     uint8_t keys[MAX_VARIANTS][32];
     int code = XCT_OK;
@@ -698,14 +698,14 @@ static int load_program(struct opencl *gpu, const struct xct_file *source, const
             return code;
     }
     for (int i = 0; i < gpu->variants; i++)
-        if (load_cached(gpu, directory, keys[i], gpu->options[i]))
+        if (load_cached(gpu, keys[i], gpu->options[i]))
             return XCT_OK;
     for (int i = 0; i < gpu->variants; i++) {
         code = build_source(gpu, source, gpu->options[i], error);
         if (code == XCT_OK)
             code = make_kernels(gpu, error);
         if (code == XCT_OK) {
-            save_binary(gpu, directory, keys[i]);
+            save_binary(gpu, keys[i]);
             return XCT_OK;
         }
         if (i + 1 < gpu->variants)
@@ -894,7 +894,7 @@ static int open_on(struct opencl *gpu, const struct place *place, const struct x
     if (code == XCT_OK)
         code = place_buffers(gpu, config->weights, error);
     if (code == XCT_OK)
-        code = load_program(gpu, source, config->directory, error);
+        code = load_program(gpu, source, error);
     if (code == XCT_OK && gpu->substitutes)
         snprintf(gpu->name + strlen(gpu->name), sizeof gpu->name - strlen(gpu->name),
                  ", float32 stands in for float16");

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from support import opencl_network
 from support.fake_network import CLASSES, expected, images
-from support.needs import requires, requires_module, requires_pocl
+from support.needs import requires, requires_hardware, requires_module, requires_pocl
 from support.opencl_network import KERNELS, write_bundle
 from support.tree import SOURCES, TEST_SOURCES
 
@@ -97,8 +97,14 @@ def bundle(tmp_path: Path) -> Path:
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XCEPTILE_CACHE", "XCEPTILE_OPENCL", "FAKE_OPENCL_DEVICE", "FAKE_OPENCL_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))  # programs are kept in xceptile below
     monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path / "pocl"))
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Where compiled programs are kept."""
+    return tmp_path / "user cache/xceptile"
 
 
 def run(program: Path, *words: object, **environment: object) -> subprocess.CompletedProcess[str]:
@@ -166,9 +172,9 @@ def test_a_build_failure_shows_the_compilers_log(plain: Path, tmp_path: Path) ->
 
 
 @pocl
-def test_pocl_takes_its_program_from_the_cache(plain: Path, bundle: Path) -> None:
+def test_pocl_takes_its_program_from_the_cache(plain: Path, bundle: Path, programs: Path) -> None:
     passes(plain, bundle, "--require-device=cpu")
-    (kept,) = Path(f"{bundle}.cache").iterdir()
+    (kept,) = programs.iterdir()
     before = kept.stat()
     passes(plain, bundle, "--require-device=cpu")
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -266,11 +272,11 @@ def test_the_runtime_for_a_phones_architecture(shipped: Path, bundle: Path, monk
     ],
 )
 def test_a_device_that_cannot_run_the_plan_is_refused(
-    checked: Path, fake: Path, bundle: Path, says: str, reason: str
+    checked: Path, fake: Path, bundle: Path, says: str, reason: str, programs: Path
 ) -> None:
     line = refusal(checked, "--self-test", bundle, XCEPTILE_OPENCL=fake, FAKE_OPENCL_DEVICE=says)
     assert reason in line
-    assert not Path(f"{bundle}.cache").exists()
+    assert not programs.exists()
 
 
 def test_every_device_type_that_may_be_asked_for(checked: Path, fake: Path, bundle: Path) -> None:
@@ -463,22 +469,22 @@ def kept_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
 
 
-def test_a_program_is_kept_beside_the_bundle_for_each_device_and_driver(
-    checked: Path, fake: Path, bundle: Path, tmp_path: Path
+def test_a_program_is_kept_for_each_device_and_driver(
+    checked: Path, fake: Path, bundle: Path, tmp_path: Path, programs: Path
 ) -> None:
-    beside = Path(f"{bundle}.cache")
     for given in (bundle, bundle / "native", f"{bundle}/", bundle / "native/."):
         passes(checked, Path(given), XCEPTILE_OPENCL=fake)
-        assert len(kept_in(beside)) == 1
+        assert len(kept_in(programs)) == 1
     for says in ("102B=another GPU", "102D=driver 2", "102F=OpenCL 2.0 fake", "102C=another", "901=OpenCL 3.0"):
-        before = kept_in(beside)
+        before = kept_in(programs)
         passes(checked, bundle, XCEPTILE_OPENCL=fake, FAKE_OPENCL_DEVICE=says)
-        assert len(kept_in(beside)) == len(before) + 1
-        assert before.items() < kept_in(beside).items()
-    other = write_bundle(tmp_path / "other", KERNELS + b"\n")
+        assert len(kept_in(programs)) == len(before) + 1
+        assert before.items() < kept_in(programs).items()
+    other, before = write_bundle(tmp_path / "other", KERNELS + b"\n"), kept_in(programs)
     passes(checked, other, XCEPTILE_OPENCL=fake)
-    assert not kept_in(Path(f"{other}.cache")).keys() & kept_in(beside).keys()
-    assert (beside.stat().st_mode & 0o777, not (tmp_path / "user cache").exists()) == (0o700, True)
+    assert len(kept_in(programs)) == len(before) + 1
+    assert programs.stat().st_mode & 0o777 == 0o700
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "other", "user cache"]
 
 
 def faulty(data: bytes) -> dict[str, bytes]:
@@ -499,9 +505,9 @@ def faulty(data: bytes) -> dict[str, bytes]:
     }
 
 
-def test_a_damaged_or_foreign_cache_is_made_anew(checked: Path, fake: Path, bundle: Path) -> None:
+def test_a_damaged_or_foreign_cache_is_made_anew(checked: Path, fake: Path, bundle: Path, programs: Path) -> None:
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
-    (file,) = Path(f"{bundle}.cache").iterdir()
+    (file,) = programs.iterdir()
     whole = file.read_bytes()
     for fault, data in faulty(whole).items():
         file.write_bytes(data)
@@ -514,10 +520,12 @@ def test_a_damaged_or_foreign_cache_is_made_anew(checked: Path, fake: Path, bund
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_a_program_that_the_driver_no_longer_takes_is_made_anew(checked: Path, fake: Path, bundle: Path) -> None:
+def test_a_program_that_the_driver_no_longer_takes_is_made_anew(
+    checked: Path, fake: Path, bundle: Path, programs: Path
+) -> None:
     """The cache is whole, but the driver refuses the binary, or kernels are not in it."""
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
-    (file,) = Path(f"{bundle}.cache").iterdir()
+    (file,) = programs.iterdir()
     whole = file.read_bytes()
     for program in (b"refused", b"binary without kernels"):
         tail = hashlib.sha256(program).digest() + struct.pack("<Q", len(program)) + program
@@ -526,39 +534,104 @@ def test_a_program_that_the_driver_no_longer_takes_is_made_anew(checked: Path, f
         assert file.read_bytes() == whole
 
 
-def test_where_programs_are_kept(checked: Path, fake: Path, bundle: Path, tmp_path: Path) -> None:
-    beside, user = Path(f"{bundle}.cache"), tmp_path / "user cache/xceptile"
+def test_where_programs_are_kept(checked: Path, fake: Path, bundle: Path, tmp_path: Path, programs: Path) -> None:
     passes(checked, bundle, XCEPTILE_OPENCL=fake, XCEPTILE_CACHE=tmp_path / "own/chosen")
     assert len(kept_in(tmp_path / "own/chosen")) == 1
-    assert not beside.exists()
-    assert not user.exists()
-    # Where others may write beside the bundle, their programs are not run, and the user's own cache serves.
-    beside.mkdir()
-    beside.chmod(0o777)
-    passes(checked, bundle, XCEPTILE_OPENCL=fake)
-    assert kept_in(beside) == {}
-    assert len(kept_in(user)) == 1
-    shutil.rmtree(user.parent)
-    beside.rmdir()
-    beside.symlink_to(tmp_path / "own/chosen")
-    passes(checked, bundle, XCEPTILE_OPENCL=fake)
-    assert len(kept_in(user)) == 1
-    beside.unlink()
+    assert not programs.exists()
+    (tmp_path / "home").mkdir()
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, XDG_CACHE_HOME="", HOME=tmp_path / "home")
+    assert kept_in(tmp_path / "home/.cache/xceptile") == kept_in(tmp_path / "own/chosen")
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, XDG_CACHE_HOME="relative", HOME="")  # nowhere: every start compiles
     # Nowhere at all: every start compiles.
     (tmp_path / "file").write_text("")
     passes(checked, bundle, XCEPTILE_OPENCL=fake, XCEPTILE_CACHE=tmp_path / "file/none")
 
 
-def test_starts_at_once_leave_one_whole_program(checked: Path, fake: Path, bundle: Path) -> None:
+def plant(file: Path) -> None:
+    """A whole cache of another program, which fails where it is used: it holds no kernels."""
+    program, whole = b"binary without kernels", file.read_bytes()
+    file.write_bytes(whole[:40] + hashlib.sha256(program).digest() + struct.pack("<Q", len(program)) + program)
+
+
+def test_a_program_beside_a_bundle_is_not_looked_at(
+    checked: Path, fake: Path, bundle: Path, programs: Path, tmp_path: Path
+) -> None:
+    """It came with the bundle, in the same archive; whoever unpacked that owns it, and did not make it."""
+    passes(checked, bundle, XCEPTILE_OPENCL=fake)
+    (file,) = programs.iterdir()
+    beside = [Path(f"{bundle}.cache"), bundle / "native.cache"]
+    for folder in beside:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        shutil.copy(file, folder)
+        plant(folder / file.name)
+    planted = (beside[0] / file.name).read_bytes()
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, XDG_CACHE_HOME=tmp_path / "another")
+    assert (beside[0] / file.name).read_bytes() == planted  # one that is used and fails is made anew
+
+
+@pytest.mark.parametrize("where", ["file", "folder", "above", "link"])
+@pytest.mark.parametrize("bits", [0o775, 0o757])
+def test_a_program_that_others_could_put_there_is_not_run(
+    checked: Path, fake: Path, bundle: Path, programs: Path, tmp_path: Path, where: str, bits: int
+) -> None:
+    """XCEPTILE_CACHE and the XDG folders are used where they are the user's own, checked up to the root."""
+    chosen = tmp_path / "chosen/folder"
+    for variables in ({}, {"XCEPTILE_CACHE": chosen}):
+        passes(checked, bundle, XCEPTILE_OPENCL=fake, **variables)
+        (file,) = (chosen if variables else programs).iterdir()
+        plant(file)
+        planted = file.read_bytes()
+        if where == "link":
+            file.rename(tmp_path / "elsewhere")
+            file.symlink_to(tmp_path / "elsewhere")
+            (tmp_path / "elsewhere").chmod(bits)
+        else:
+            {"file": file, "folder": file.parent, "above": file.parent.parent}[where].chmod(bits)
+        passes(checked, bundle, XCEPTILE_OPENCL=fake, **variables)
+        if where in ("folder", "above"):  # nor is anything written there
+            assert kept_in(file.parent) == {file.name: planted}
+        else:  # the user's own takes its place
+            assert file.read_bytes() != planted
+            assert not file.is_symlink()
+        if where == "link":
+            assert (tmp_path / "elsewhere").read_bytes() == planted
+
+
+@requires_hardware(os.geteuid() == 0, "root, who gives files to another account")
+@pytest.mark.parametrize("where", ["file", "folder", "above"])
+def test_a_program_of_another_account_is_not_run(
+    checked: Path, fake: Path, bundle: Path, programs: Path, where: str
+) -> None:
+    passes(checked, bundle, XCEPTILE_OPENCL=fake)
+    (file,) = programs.iterdir()
+    plant(file)
+    planted = file.read_bytes()
+    os.chown({"file": file, "folder": programs, "above": programs.parent}[where], 54321, 54321)
+    passes(checked, bundle, XCEPTILE_OPENCL=fake)
+    assert (file.read_bytes() == planted) == (where != "file")
+
+
+def test_a_folder_below_one_in_which_names_are_their_owners_serves(
+    checked: Path, fake: Path, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, XCEPTILE_CACHE=tmp_path / "tmp/mine")
+    assert len(kept_in(tmp_path / "tmp/mine")) == 1
+    passes(checked, bundle, XCEPTILE_OPENCL=fake, XCEPTILE_CACHE=tmp_path / "tmp")
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["mine"]
+
+
+def test_starts_at_once_leave_one_whole_program(checked: Path, fake: Path, bundle: Path, programs: Path) -> None:
     environment = os.environ | {"XCEPTILE_OPENCL": str(fake)}
     command = [checked, "--self-test", bundle]
     started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     for process in started:
         assert process.communicate()[1] == "self-test passed: 5 outputs, bit for bit\n"
-    assert len(list(Path(f"{bundle}.cache").iterdir())) == 1
+    assert len(list(programs.iterdir())) == 1
 
 
-def test_a_full_disk_only_costs_the_next_start(checked: Path, fake: Path, bundle: Path) -> None:
+def test_a_full_disk_only_costs_the_next_start(checked: Path, fake: Path, bundle: Path, programs: Path) -> None:
     """A limit on the size of files stands in for the disk: the program is cut off while it is written."""
 
     def limit() -> None:
@@ -569,9 +642,9 @@ def test_a_full_disk_only_costs_the_next_start(checked: Path, fake: Path, bundle
     command = [checked, "--self-test", bundle]
     done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert kept_in(Path(f"{bundle}.cache")) == {}
+    assert kept_in(programs) == {}
     passes(checked, bundle, XCEPTILE_OPENCL=fake)
-    assert len(kept_in(Path(f"{bundle}.cache"))) == 1
+    assert len(kept_in(programs)) == 1
 
 
 # ---- failures of every call ----
