@@ -250,7 +250,8 @@ def golden_input(bundle: Bundle, artefact: Artefact) -> Array:
     first = golden[: bundle.manifest.input.shape[0]]
     if artefact.dtype == "int8" or artefact.engine == "native":  # every plan takes the int8 pixels
         return first
-    return float_input(bundle, first.view(np.uint8) ^ np.uint8(0x80))
+    tensor = bundle.manifest.input
+    return (first.astype(np.float32) - np.float32(tensor.zero_point)) * np.float32(tensor.scale)
 
 
 def peak_rss_bytes(bundle: Bundle, *, device: str | None = None, threads: int | None = None) -> dict[str, int | None]:
