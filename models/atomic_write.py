@@ -37,8 +37,9 @@ def written_whole(path: str | Path) -> Iterator[BinaryIO]:
         return
     end.parent.mkdir(parents=True, exist_ok=True)
     aside = end.with_name(f".{end.name}.{os.getpid()}.part")
+    aside.unlink(missing_ok=True)  # of a process that was killed
     try:
-        with aside.open("wb") as file:
+        with aside.open("xb") as file:
             yield file
         try:
             os.replace(aside, end)

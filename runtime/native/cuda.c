@@ -348,7 +348,7 @@ static char *read_text(const char *directory, const char *name, struct reasons *
     struct xct_error error;
     struct xct_file file;
     char path[XCT_MAX_PATH_BYTES];
-    if (xct_path_join(path, directory, name, &error) != XCT_OK || access(path, F_OK) != 0)
+    if (xct_path_join(path, directory, name, &error) != XCT_OK || xct_file_absent(path))
         return NULL;
     if (xct_file_map(&file, path, &error) != XCT_OK) {
         add_reason(reasons, "\n%.200s", error.message);

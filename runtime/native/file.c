@@ -43,6 +43,11 @@ void xct_file_unmap(struct xct_file *file)
     *file = (struct xct_file){0};
 }
 
+bool xct_file_absent(const char *path)
+{
+    return access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR);
+}
+
 int xct_path_join(char *path, const char *directory, const char *name, struct xct_error *error)
 {
     int length = snprintf(path, XCT_MAX_PATH_BYTES, "%s/%s", directory, name);

@@ -157,6 +157,8 @@ struct xct_file {
 
 int xct_file_map(struct xct_file *file, const char *path, struct xct_error *error);
 void xct_file_unmap(struct xct_file *file);
+/* Whether there is no such file; one that only cannot be had counts as there, and mapping it says why. */
+bool xct_file_absent(const char *path);
 /* directory/name; XCT_MAX_PATH_BYTES are enough for path. */
 int xct_path_join(char *path, const char *directory, const char *name, struct xct_error *error);
 /* Writes a whole file: beside its place and renamed, so that nobody sees half of it. */

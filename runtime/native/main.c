@@ -3,8 +3,10 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +22,8 @@ static const char usage[] =
     "\n"
     "Runs the compiled network in BUNDLE (a bundle, or its native/ folder) on every image of the file INPUT and writes\n"
     "the results to the file OUTPUT; - is standard input or output. INPUT holds one image after the other, each as its\n"
-    "NHWC tensor (int8; xct_quantize_pixels makes it of an 8-bit image); OUTPUT gets one output tensor after the other. With --repeat, INPUT alone is\n"
+    "int8 NHWC tensor, which xct_quantize_pixels makes of 8-bit pixels (xceptile.h): by the bundle's table of pixels\n"
+    "where it has one, else pixel - 128. OUTPUT gets one output tensor after the other. With --repeat, INPUT alone is\n"
     "only timed.\n"
     "\n"
     "  --threads N      threads that compute (default: one for each processor)\n"
@@ -51,9 +54,44 @@ struct options {
 
 enum { OK = 0, DIFFERENT = 1, FAILED = 2 };
 
+/* How many bytes the character at text has if a terminal could obey it, else 0; code is its number. They are the
+ * controls (but tabs and ends of lines), the separators and what turns the direction of text, as in models/visible.py. */
+static int is_control(const unsigned char *text, unsigned *code)
+{
+    *code = text[0];
+    if (*code < 0x20 || *code == 0x7f)
+        return *code != '\n' && *code != '\t' ? 1 : 0;
+    if (text[0] == 0xc2 && text[1] >= 0x80 && text[1] < 0xa0) { /* UTF-8 from here on */
+        *code = text[1];
+        return 2;
+    }
+    if (text[0] != 0xe2 || (text[1] != 0x80 && text[1] != 0x81) || text[2] < 0x80 || text[2] > 0xbf)
+        return 0;
+    *code = 0x2000 | (text[1] & 0x3fu) << 6 | (text[2] & 0x3fu);
+    return (*code >= 0x2028 && *code <= 0x202e) || (*code >= 0x2066 && *code <= 0x2069) ? 3 : 0;
+}
+
+/* What a file is called, or a driver says, is shown and never obeyed. */
+static void print_visible(const char *text)
+{
+    for (const unsigned char *next = (const unsigned char *)text; *next != 0;) {
+        unsigned code;
+        int length = is_control(next, &code);
+        if (length == 0)
+            fputc(*next, stderr);
+        else
+            fprintf(stderr, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
+        next += length > 0 ? length : 1;
+    }
+}
+
 static int fail(const char *what, const char *why)
 {
-    fprintf(stderr, "xceptile-run: %s: %s\n", what, why);
+    fputs("xceptile-run: ", stderr);
+    print_visible(what);
+    fputs(": ", stderr);
+    print_visible(why);
+    fputc('\n', stderr);
     return FAILED;
 }
 
@@ -126,6 +164,7 @@ static int parse(int argc, char **argv, struct options *options)
     };
     *options = (struct options){.warmup = 5};
     int option;
+    opterr = 0; /* what it would print, it prints as it is */
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         bool good = true;
         switch (option) {
@@ -139,7 +178,7 @@ static int parse(int argc, char **argv, struct options *options)
         case DESCRIBE: options->describe = true; break;
         case VERSION: printf("xceptile-run %s\n", xct_version()); return OK;
         case HELP: fputs(usage, stdout); return OK;
-        default: return FAILED; /* getopt has said why */
+        default: return fail(argv[optind - 1], "not an option, or its value is missing, see --help");
         }
         if (!good)
             return fail(argv[optind - 1], "not a valid value, see --help");
@@ -280,17 +319,69 @@ static int run_stream(xct_session *session, struct buffers *buffers, FILE *input
     return images > 0 ? OK : fail(options->input, "it holds no image");
 }
 
-/* A device or a pipe cannot be replaced by a file that is renamed to its place. */
-static bool is_special(const char *path)
+static bool same_file(const struct stat *a, const struct stat *b)
 {
-    struct stat status;
-    return stat(path, &status) == 0 && !S_ISREG(status.st_mode);
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static int write_output(xct_session *session, struct buffers *buffers, FILE *input, const char *path,
+/* Which of this program's standard streams the file is, under whatever name: NULL for another. */
+static FILE *standard_stream(const struct stat *file)
+{
+    struct stat own;
+    if (fstat(STDOUT_FILENO, &own) == 0 && same_file(file, &own))
+        return stdout;
+    return fstat(STDERR_FILENO, &own) == 0 && same_file(file, &own) ? stderr : NULL;
+}
+
+/* Where a link leads: from malloc; NULL if there is no memory, or no link. */
+static char *linked(const char *path)
+{
+    char target[4096];
+    ssize_t length = readlink(path, target, sizeof target - 1);
+    if (length < 0)
+        return NULL;
+    target[length] = 0;
+    const char *slash = strrchr(path, '/');
+    size_t folder = target[0] == '/' || slash == NULL ? 0 : (size_t)(slash - path) + 1;
+    char *end = malloc(folder + (size_t)length + 1);
+    if (end != NULL) {
+        memcpy(end, path, folder);
+        memcpy(end + folder, target, (size_t)length + 1);
+    }
+    return end;
+}
+
+/* The plain file that path leads to, or would be if it were there, from malloc. NULL: it cannot be another one, being a
+ * device, a pipe, or a file without a name; then errno is 0; or it cannot be found. */
+static char *end_of(const char *path)
+{
+    struct stat found, end;
+    bool exists = stat(path, &found) == 0;
+    if (!exists && errno != ENOENT)
+        return NULL;
+    errno = 0;
+    if (exists && !S_ISREG(found.st_mode))
+        return NULL;
+    char *last = strdup(path);
+    for (int links = 0; last != NULL && links < 40; links++) { /* as Linux follows; stat has found no loop */
+        char *next = linked(last);
+        if (next == NULL)
+            break;
+        free(last);
+        last = next;
+    }
+    if (last != NULL && exists && (stat(last, &end) != 0 || !same_file(&found, &end))) {
+        free(last);
+        last = NULL;
+        errno = 0;
+    }
+    return last;
+}
+
+static int write_output(xct_session *session, struct buffers *buffers, FILE *input, const char *path, const char *mode,
                         const struct options *options)
 {
-    FILE *output = fopen(path, "wb");
+    FILE *output = fopen(path, mode);
     if (output == NULL)
         return fail(options->output, strerror(errno));
     int status = run_stream(session, buffers, input, output, options);
@@ -300,17 +391,37 @@ static int write_output(xct_session *session, struct buffers *buffers, FILE *inp
 }
 
 /* The file is written beside its place and renamed, so that nobody takes half of it for the whole. */
-static int write_aside(xct_session *session, struct buffers *buffers, FILE *input, const struct options *options)
+static int write_aside(xct_session *session, struct buffers *buffers, FILE *input, const char *end,
+                       const struct options *options)
 {
     char aside[4096];
-    int length = snprintf(aside, sizeof aside, "%s.part%ld", options->output, (long)getpid());
+    int length = snprintf(aside, sizeof aside, "%s.part%ld", end, (long)getpid());
     if (length < 0 || (size_t)length >= sizeof aside)
         return fail(options->output, "the path is too long");
-    int status = write_output(session, buffers, input, aside, options);
-    if (status == OK && rename(aside, options->output) != 0)
+    (void)remove(aside); /* of a process that was killed */
+    int status = write_output(session, buffers, input, aside, "wbx", options);
+    if (status == OK && rename(aside, end) != 0)
         status = fail(options->output, strerror(errno));
     if (status != OK)
         remove(aside);
+    return status;
+}
+
+/* Links are followed; nothing else takes the place of a device, a pipe or a standard stream. */
+static int write_results(xct_session *session, struct buffers *buffers, FILE *input, const struct options *options)
+{
+    struct stat found;
+    FILE *stream = strcmp(options->output, "-") == 0 ? stdout : NULL;
+    if (stream == NULL && stat(options->output, &found) == 0)
+        stream = standard_stream(&found);
+    if (stream != NULL)
+        return run_stream(session, buffers, input, stream, options);
+    char *end = end_of(options->output);
+    if (end == NULL && errno != 0)
+        return fail(options->output, strerror(errno));
+    int status = end == NULL ? write_output(session, buffers, input, options->output, "wb", options)
+                             : write_aside(session, buffers, input, end, options);
+    free(end);
     return status;
 }
 
@@ -320,30 +431,49 @@ static int run_files(xct_session *session, struct buffers *buffers, const struct
     FILE *input = from_standard ? stdin : fopen(options->input, "rb");
     if (input == NULL)
         return fail(options->input, strerror(errno));
-    int status;
-    if (strcmp(options->output, "-") == 0)
-        status = run_stream(session, buffers, input, stdout, options);
-    else if (is_special(options->output))
-        status = write_output(session, buffers, input, options->output, options);
-    else
-        status = write_aside(session, buffers, input, options);
+    int status = write_results(session, buffers, input, options);
     if (!from_standard)
         fclose(input);
     return status;
 }
 
-/* golden/NAME of the bundle; BUNDLE may be its native/ folder. */
-static FILE *open_golden(const struct options *options, const char *name)
+/* Whether there is no such file; one that only cannot be had counts as there, and opening it says why. */
+static bool is_absent(const char *path)
+{
+    return access(path, F_OK) != 0 && (errno == ENOENT || errno == ENOTDIR);
+}
+
+static int open_plain(const char *path, FILE **file)
+{
+    struct stat status;
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused, not waited for */
+    if (descriptor < 0 || fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
+        int failed = fail(path, descriptor < 0 ? strerror(errno) : "is no regular file");
+        if (descriptor >= 0)
+            close(descriptor);
+        return failed;
+    }
+    *file = fdopen(descriptor, "rb");
+    if (*file != NULL)
+        return OK;
+    close(descriptor);
+    return fail(path, "no memory to read it");
+}
+
+/* golden/NAME of the bundle; BUNDLE may be its native/ folder. *file is NULL if there is none. */
+static int open_golden(const struct options *options, const char *name, FILE **file)
 {
     static const char *const places[] = {"golden", "../golden"};
+    *file = NULL;
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
         char path[4096];
         int length = snprintf(path, sizeof path, "%s/%s/%s", options->bundle, places[i], name);
-        FILE *file = length > 0 && (size_t)length < sizeof path ? fopen(path, "rb") : NULL;
-        if (file != NULL)
-            return file;
+        if (length < 0 || (size_t)length >= sizeof path)
+            return fail(options->bundle, "the path is too long");
+        if (!is_absent(path))
+            return open_plain(path, file);
     }
-    return NULL;
+    return OK;
 }
 
 static int compare(xct_session *session, struct buffers *buffers, FILE *input, FILE *expected,
@@ -366,6 +496,8 @@ static int compare(xct_session *session, struct buffers *buffers, FILE *input, F
         different += wrong > 0;
         bytes += wrong;
     }
+    if (ferror(input) || ferror(expected))
+        return fail(options->bundle, "golden/input.bin or golden/output.bin cannot be read to its end");
     if (got != 0 || want != 0 || images == 0)
         return fail(options->bundle, "golden/input.bin and golden/output.bin do not hold equally many whole images");
     if (different > 0) {
@@ -382,8 +514,12 @@ static int compare(xct_session *session, struct buffers *buffers, FILE *input, F
 
 static int self_test(xct_session *session, struct buffers *buffers, const struct options *options)
 {
-    FILE *input = open_golden(options, "input.bin"), *expected = open_golden(options, "output.bin");
-    int status = input == NULL || expected == NULL
+    FILE *input = NULL, *expected = NULL;
+    int status = open_golden(options, "input.bin", &input);
+    if (status == OK)
+        status = open_golden(options, "output.bin", &expected);
+    if (status == OK)
+        status = input == NULL || expected == NULL
                      ? fail(options->bundle, "it has no golden/input.bin and golden/output.bin to test itself with")
                      : compare(session, buffers, input, expected, options);
     if (input != NULL)
@@ -456,7 +592,7 @@ static int print_roof(const struct options *options, uint32_t threads)
         if (length < 0 || (size_t)length >= sizeof folder)
             continue;
         snprintf(plan, sizeof plan, "%s/plan.bin", folder);
-        if (access(plan, F_OK) != 0)
+        if (is_absent(plan))
             continue;
         const xct_options how = {
             .struct_bytes = sizeof how, .threads = threads, .core_mask = options->core_mask, .flags = XCT_TIME_STEPS,
@@ -537,9 +673,11 @@ static int time_runs(xct_session *session, struct buffers *buffers, const struct
 static int measure(xct_session *session, struct buffers *buffers, const struct options *options)
 {
     bool from_file = options->input != NULL && strcmp(options->input, "-") != 0;
-    FILE *input = from_file ? fopen(options->input, "rb") : open_golden(options, "input.bin");
+    FILE *input = from_file ? fopen(options->input, "rb") : NULL;
     if (input == NULL && from_file)
         return fail(options->input, strerror(errno));
+    if (!from_file && open_golden(options, "input.bin", &input) != OK)
+        return FAILED;
     if (input == NULL)
         return fail(options->bundle, "nothing to time: it has no golden/input.bin, and no INPUT file is given");
     int got = read_image(input, buffers->input, buffers->input_bytes);
@@ -572,8 +710,6 @@ static int run(xct_session *session, const struct options *options)
         status = run_files(session, &buffers, options);
     if (status == OK && options->repeat > 0)
         status = measure(session, &buffers, options);
-    if (fflush(stdout) != 0 && status == OK)
-        status = fail("standard output", strerror(errno));
     free(buffers.input);
     free(buffers.output);
     free(buffers.expected);
@@ -591,21 +727,34 @@ static int restrict_to(uint64_t core_mask)
     return sched_setaffinity(0, sizeof set, &set) == 0 ? OK : fail("--cores", strerror(errno));
 }
 
+/* Whatever was printed has arrived, or the status says that it has not. */
+static int finish(int status)
+{
+    errno = 0;
+    bool lost = fflush(stdout) != 0 || ferror(stdout) != 0;
+    lost = lost || (fclose(stdout) != 0 && errno != EBADF); /* closed from the start, and not used */
+    return lost && status == OK ? fail("standard output", errno != 0 ? strerror(errno) : "cannot be written") : status;
+}
+
+static int run_bundle(const struct options *options)
+{
+    if (options->core_mask != 0 && restrict_to(options->core_mask) != OK)
+        return FAILED;
+    const xct_options how = {
+        .struct_bytes = sizeof how, .threads = options->threads, .core_mask = options->core_mask,
+        .flags = options->layers ? XCT_TIME_STEPS : 0, .device = options->device,
+    };
+    xct_session *session = NULL;
+    int status = xct_open(options->bundle, &how, &session) == XCT_OK ? run(session, options)
+                                                                     : fail_session(session, options->bundle);
+    xct_close(session);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     struct options options;
+    (void)signal(SIGXFSZ, SIG_IGN); /* then a file that may grow no more is an error as others are */
     int status = parse(argc, argv, &options);
-    if (status >= 0)
-        return status;
-    if (options.core_mask != 0 && restrict_to(options.core_mask) != OK)
-        return FAILED;
-    const xct_options how = {
-        .struct_bytes = sizeof how, .threads = options.threads, .core_mask = options.core_mask,
-        .flags = options.layers ? XCT_TIME_STEPS : 0, .device = options.device,
-    };
-    xct_session *session = NULL;
-    status = xct_open(options.bundle, &how, &session) == XCT_OK ? run(session, &options)
-                                                                : fail_session(session, options.bundle);
-    xct_close(session);
-    return status;
+    return finish(status >= 0 ? status : run_bundle(&options));
 }

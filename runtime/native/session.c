@@ -46,12 +46,12 @@ static int find_native(char native[XCT_MAX_PATH_BYTES], const char *directory, s
     int code = xct_path_join(plan, directory, "plan.bin", error);
     if (code != XCT_OK)
         return code;
-    if (access(plan, F_OK) == 0)
+    if (!xct_file_absent(plan))
         return xct_path_join(native, directory, ".", error);
     code = xct_path_join(native, directory, "native", error);
     if (code == XCT_OK)
         code = xct_path_join(plan, native, "plan.bin", error);
-    if (code == XCT_OK && access(plan, F_OK) != 0)
+    if (code == XCT_OK && xct_file_absent(plan))
         code = xct_fail(error, XCT_ERROR_FILE, "%s is no bundle: it has neither plan.bin nor native/plan.bin (%s)",
                         directory, strerror(errno));
     return code;
@@ -111,7 +111,7 @@ static int check_kernels(struct xct_session *session, const char *native)
     for (size_t i = 0; names[i] != NULL; i++) {
         struct xct_file file;
         int code = xct_path_join(path, native, names[i], &session->error);
-        if (code == XCT_OK && (found || names[i + 1] != NULL) && access(path, F_OK) != 0)
+        if (code == XCT_OK && (found || names[i + 1] != NULL) && xct_file_absent(path))
             continue;
         if (code == XCT_OK)
             code = xct_file_map(&file, path, &session->error);

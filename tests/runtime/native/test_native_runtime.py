@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def run(built: Path, *words: object, stdin: bytes = b"") -> subprocess.Completed
     return done
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a device")
+
+
+def make_device(path: Path, minor: int) -> Path:
+    """A memory device: 3 is null, 7 is full. Never the machine's own, which a fault here would replace."""
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+    return path
+
+
 def refusal(built: Path, *words: object) -> str:
     """The one line with which the program ends with status 2."""
     done = run(built, *words)
@@ -103,10 +113,104 @@ def test_images_pass_through_pipes(built: Path, bundle: Path) -> None:
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8).reshape(-1, CLASSES), expected(x))
 
 
-def test_a_device_as_output_stays_a_device(built: Path, bundle: Path) -> None:
-    done = run(built, bundle, bundle / "golden/input.bin", "/dev/null")
-    assert done.returncode == 0
-    assert not Path("/dev/null").is_file()
+@needs_root
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_device_as_output_stays_a_device(built: Path, bundle: Path, tmp_path: Path, linked: bool) -> None:
+    device, link = make_device(tmp_path / "null", 3), tmp_path / "link"
+    link.symlink_to(device)
+    assert run(built, bundle, bundle / "golden/input.bin", link if linked else device).returncode == 0
+    assert stat.S_ISCHR(device.stat().st_mode)
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_as_output_are_followed(built: Path, bundle: Path, tmp_path: Path, there: bool) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    if there:
+        (place / "end").write_bytes(b"before")
+    (place / "second").symlink_to("end")
+    (tmp_path / "first").symlink_to("place/second")
+    assert run(built, bundle, bundle / "golden/input.bin", tmp_path / "first").returncode == 0
+    assert (place / "end").read_bytes() == (bundle / "golden/output.bin").read_bytes()
+    assert sorted(place.iterdir()) == [place / "end", place / "second"]
+    assert [(tmp_path / "first").is_symlink(), (place / "end").is_symlink()] == [True, False]
+
+
+def test_a_loop_of_links_is_no_output(built: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop: Too many levels" in refusal(built, bundle, bundle / "golden/input.bin", tmp_path / "loop")
+
+
+@pytest.mark.parametrize("name", ["stdout", "/proc/self/fd/1", "out"])
+def test_standard_output_by_another_name_keeps_what_it_holds(
+    built: Path, bundle: Path, tmp_path: Path, name: str
+) -> None:
+    """As /dev/stdout is a link. ``--describe`` is printed before the results."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "stdout").symlink_to("/proc/self/fd/1")
+    command = [built / "xceptile-run", "--describe", bundle, bundle / "golden/input.bin", name]
+    with (folder / "out").open("ab") as file:
+        for _ in range(2):
+            subprocess.run(command, cwd=folder, stdout=file, check=True)
+    seen, golden = (folder / "out").read_bytes(), (bundle / "golden/output.bin").read_bytes()
+    assert seen.endswith(golden)
+    assert seen == seen[: len(seen) // 2] * 2
+    assert json.loads(seen[: len(seen) // 2].removesuffix(golden))["inputs"]
+    assert sorted(folder.iterdir()) == [folder / "out", folder / "stdout"]
+
+
+def test_what_may_grow_no_more_leaves_nothing(built: Path, bundle: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE, with SIGXFSZ as a shell hands it on."""
+    (tmp_path / "in.bin").write_bytes(images(50).tobytes())
+    (tmp_path / "out.bin").write_bytes(b"before")
+    limit = (
+        "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    words = [built / "xceptile-run", bundle, tmp_path / "in.bin", tmp_path / "out.bin"]
+    done = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"xceptile-run: {tmp_path}/out.bin: File too large\n")
+    assert (tmp_path / "out.bin").read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "in.bin", "out.bin"]
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--version",),
+        ("--help",),
+        ("--describe", "BUNDLE"),
+        ("--repeat=1", "BUNDLE"),
+        ("BUNDLE", "INPUT", "-"),
+        ("BUNDLE", "INPUT", "FULL"),
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_arrive_is_no_success(built: Path, bundle: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    full = make_device(tmp_path / "full", 7)
+    places = {"BUNDLE": bundle, "INPUT": bundle / "golden/input.bin", "FULL": full}
+    command = [built / "xceptile-run", *(places.get(word, word) for word in words)]
+    with full.open("wb") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"xceptile-run: (.*/full|-|standard output): No space left on device\n", done.stderr)
+
+
+def test_a_closed_standard_output_harms_only_who_uses_it(built: Path, bundle: Path, tmp_path: Path) -> None:
+    for words, status in (((bundle, bundle / "golden/input.bin", tmp_path / "out.bin"), 0), (("--version",), 2)):
+        shell = ["sh", "-c", '"$@" >&-', "sh", built / "xceptile-run", *words]
+        assert subprocess.run(shell, stderr=subprocess.DEVNULL, check=False).returncode == status
+
+
+def test_names_are_shown_and_not_obeyed(built: Path, bundle: Path) -> None:
+    name = "\x1b]0;owned\x07\x7f\x9b2J\u202e\u2066 café 猫\u200d"
+    shown = "\\x1b]0;owned\\x07\\x7f\\x9b2J\\u202e\\u2066 café 猫\u200d"
+    assert refusal(built, bundle, name, "out") == f"xceptile-run: {shown}: No such file or directory"
+    assert shown in refusal(built, "--self-test", name)
+    assert f"--{shown}: not an option" in refusal(built, f"--{name}", bundle)
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -258,6 +362,21 @@ def test_a_plan_of_a_terabyte_is_refused_unread(built: Path, bundle: Path) -> No
     assert "too long for a plan" in refusal(built, "--self-test", bundle)
 
 
+@pytest.mark.parametrize("kind", ["loop", "folder", "fifo"])
+@pytest.mark.parametrize("name", ["golden/input.bin", "golden/output.bin", "native/plan.bin", "native/roof/plan.bin"])
+def test_what_is_there_and_cannot_be_read_is_not_missing(built: Path, bundle: Path, name: str, kind: str) -> None:
+    path = bundle / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    {"loop": lambda: path.symlink_to(path.name), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    words = ("--repeat=1", "--layers") if "roof" in name else ("--self-test",)
+    command = [built / "xceptile-run", *words, bundle]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    reason = "Too many levels of symbolic links" if kind == "loop" else "is no regular file"
+    assert re.search(rf"{path.name}:? {reason}", done.stderr)
+
+
 def test_golden_files_may_be_missing_or_of_unequal_length(built: Path, bundle: Path) -> None:
     golden = bundle / "golden/output.bin"
     golden.write_bytes(golden.read_bytes()[:-CLASSES])
@@ -331,7 +450,7 @@ def test_the_example_of_the_documentation(checked: list[Path], bundle: Path, tmp
     (tmp_path / "app.c").write_text(page.partition("```c\n")[2].partition("```")[0])
     program = compile_program(tmp_path / "app", tmp_path / "app.c", *checked, flags=ADDRESS)
     image = fake_network.images(1)
-    (tmp_path / "image").write_bytes(image.tobytes())
+    (tmp_path / "image").write_bytes((image.view(np.uint8) ^ 0x80).tobytes())
     printed = subprocess.run([program, bundle, tmp_path / "image"], check=True, capture_output=True, text=True).stdout
     logits = 0.25 * (fake_network.expected(image)[0].astype(int) - 3)
     assert printed.splitlines() == [f"{i} {logit:g}" for i, logit in enumerate(logits)]
