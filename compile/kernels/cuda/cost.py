@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ....targets.spec import GpuSpec
-from .depthwise import Front
+from .depthwise import DepthwisePrologue
 from .gemm import SHARED_BYTES, SLICE_BYTES, Gemm, Tile
 from .tir import ceil_div
 
@@ -61,20 +61,20 @@ def with_best_tile(gemm: Gemm, gpu: GpuSpec) -> Gemm:
     return min(fitting, key=lambda draft: gemm_us(draft, gpu))
 
 
-def with_front(gemm: Gemm, front: Front, gpu: GpuSpec) -> Gemm:
-    """The same product with the depthwise convolution in front of it."""
-    return with_best_tile(replace(gemm, window=front.window, front=front), gpu)
+def with_prologue(gemm: Gemm, prologue: DepthwisePrologue, gpu: GpuSpec) -> Gemm:
+    """The same product with the depthwise convolution as its prologue."""
+    return with_best_tile(replace(gemm, window=prologue.window, prologue=prologue), gpu)
 
 
-def front_pays(gemm: Gemm, front: Front, gpu: GpuSpec) -> bool:
+def prologue_pays(gemm: Gemm, prologue: DepthwisePrologue, gpu: GpuSpec) -> bool:
     """Whether the depthwise convolution is better computed by the product: it saves a launch and a tensor's way to
     memory and back, and is computed anew for every block of columns."""
-    outputs = front.window.pixels * front.window.pixel_bytes
-    instructions = outputs / gemm.item_bytes * _RUN_INSTRUCTIONS[gemm.dtype][front.depthwise.after_relu]
+    outputs = prologue.window.pixels * prologue.window.pixel_bytes
+    instructions = outputs / gemm.item_bytes * _RUN_INSTRUCTIONS[gemm.dtype][prologue.depthwise.after_relu]
     alone_us = instructions / _LANES / gpu.compute_units / clock_mhz(gemm.mode, gpu)
     traffic_us = 2 * outputs / (gpu.bandwidth_gb_s * 1e3) if outputs > _CACHED_BYTES else 0.0
     apart = gemm_us(gemm, gpu) + alone_us + traffic_us + gpu.launch_us
-    return gemm_us(with_front(gemm, front, gpu), gpu) < apart
+    return gemm_us(with_prologue(gemm, prologue, gpu), gpu) < apart
 
 
 def clock_mhz(mode: str, gpu: GpuSpec) -> float:
@@ -94,8 +94,8 @@ def gemm_us(gemm: Gemm, gpu: GpuSpec) -> float:
     written = (tile.rows + tile.columns) * SLICE_BYTES
     busy = max(multiply, (written + _shared_bytes_read(gemm)) / 128)
     computed = 0.0
-    if gemm.front:
-        instructions = _PAIR_INSTRUCTIONS[gemm.dtype][gemm.front.depthwise.after_relu]
+    if gemm.prologue:
+        instructions = _PAIR_INSTRUCTIONS[gemm.dtype][gemm.prologue.depthwise.after_relu]
         computed = tile.rows * values * instructions / _LANES
     a_slice = max(busy, loaded / 64, (busy + _SLICE_LATENCY) / resident) + computed
     outputs = tile.rows * tile.columns * _OUTPUT_INSTRUCTIONS * (2 if gemm.addition else 1) / _LANES

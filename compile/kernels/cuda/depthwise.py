@@ -1,4 +1,4 @@
-"""Depthwise convolutions on NVIDIA GPUs, alone or in front of a matrix product.
+"""Depthwise convolutions on NVIDIA GPUs, alone or as the prologue of a matrix product.
 
 A thread makes one word of channels of a run of neighbouring pixels. With dp4a, 3x3 windows of int8 at stride 1: the
 words of four neighbouring pixels are transposed, so that each holds four pixels of one channel, and a word of weights
@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from . import tir as c
 from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
-from .window import Window, split
+from .window import WindowLayout, split
 
 # Words of the constants: the output's clamp and zero point, and the input's zero point four times.
 LOW, HIGH, ZERO, PADDING = range(4)
@@ -45,7 +45,7 @@ class Depthwise:
     """A depthwise convolution. ``by_dot``: by dp4a, for what ``fits_dot``. ``after_relu``: of the input's ReLU."""
 
     dtype: str
-    window: Window
+    window: WindowLayout
     after_relu: bool
     by_dot: bool
     relu: bool = False  # float16 only; the clamp holds it for int8
@@ -169,7 +169,7 @@ class Depthwise:
 
 
 @dataclass(frozen=True)
-class Front:
+class DepthwisePrologue:
     """A depthwise convolution whose results are the rows of a matrix product.
 
     Its items are the output pixels in rows made even, so that a pair of items is a pair of neighbours.
@@ -178,7 +178,7 @@ class Front:
     depthwise: Depthwise
 
     @property
-    def window(self) -> Window:
+    def window(self) -> WindowLayout:
         return self.depthwise.window
 
     @property
@@ -219,7 +219,7 @@ class Front:
         return self.depthwise.run(buffers["x"], taps, (image, y, x), 2)
 
 
-def fits_dot(window: Window) -> bool:
+def fits_dot(window: WindowLayout) -> bool:
     """Whether a window's rows can be dot products of four neighbouring pixels."""
     return window.kernel == (3, 3) and window.strides == (1, 1)
 

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from . import tir as c
 from .epilogue import add_halves, add_words
 from .tir import Buffer, Expr, Grid, Parameter, Thread, ceil_div
-from .window import Window, split
+from .window import WindowLayout, split
 
 THREADS = 128
 
@@ -79,8 +79,8 @@ class Add:
 
 @dataclass(frozen=True)
 class Map:
-    """Requantization, and with k = 256 the ReLU alone: y = max(((x k + bias) >> 8) + zero, low), at most 127; float16:
-    ReLU. Operands: x, and for int8 (k, bias, zero)."""
+    """The ReLU alone. int8: y = ((x k + bias) >> 8) + zero in [-128, 127] with k = 256. Operands: x, and for int8
+    (k, bias, zero)."""
 
     dtype: str
     words: int
@@ -121,11 +121,56 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A function of each int8: y = table[x as an unsigned byte]. Operands: x, the table's 256 bytes."""
+
+    words: int
+
+    @property
+    def symbol(self) -> str:
+        return f"lookup_{self.words}"
+
+    @property
+    def threads(self) -> int:
+        return self.words // 4
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.threads)
+
+    @property
+    def traffic_bytes(self) -> int:
+        return self.words * 8
+
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int32", self.words),
+            Parameter("t", "int32", 64),
+            Parameter("y", "int32", self.words),
+        ]
+
+        def looked_up(table: Buffer, word: Expr, byte: int) -> Expr:
+            index = c.bind(T.bitwise_and(T.shift_right(word, 8 * byte), 255))
+            entry = T.shift_right(table[T.shift_right(index, 2)], T.bitwise_and(index, 3) * 8)
+            return T.shift_left(T.bitwise_and(entry, 255), 8 * byte)
+
+        def body(n: Expr, *buffers: Buffer) -> None:
+            x = c.registers(4)
+            c.do("load16", c.at(x, 0), c.at(buffers[0], n * 4))
+            for i in range(4):
+                a, b, d, e = (c.bind(looked_up(buffers[1], x[i], byte)) for byte in range(4))
+                c.put(x, i, T.bitwise_or(T.bitwise_or(a, b), T.bitwise_or(d, e)))
+            c.do("store16", c.at(buffers[-1], n * 4), c.at(x, 0))
+
+        return _each(self.symbol, parameters, self.threads, body)
+
+
+@dataclass(frozen=True)
 class MaxPool:
     """Operand: x. What lies outside stands for the nearest pixel: that is in the window too, and changes no maximum."""
 
     dtype: str
-    window: Window
+    window: WindowLayout
 
     @property
     def symbol(self) -> str:
@@ -327,7 +372,7 @@ class Patches:
 
     dtype: str
     source: str
-    window: Window
+    window: WindowLayout
     channels: int
     stride: int
     row_bytes: int

@@ -57,7 +57,7 @@ def write_staged(block: Block, count: int, load_chunk: Callable[[Expr, Expr, Buf
         n = c.bind(turn * threads + block.thread.index)
         row, chunk = c.bind(n // per_row), c.bind(n % per_row)
         item = c.bind(block.first_row + row)
-        pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
+        pixel, exists = gemm.prologue.pixel(item) if gemm.prologue else (item, item < gemm.items)
         first_word = c.bind(block.first_column * gemm.item_bytes // 4 + chunk * count)
         row_words = gemm.channels * gemm.item_bytes // 4
         inside = first_word < row_words if row_words % tile_words else True

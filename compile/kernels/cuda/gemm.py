@@ -12,7 +12,7 @@ that lie in shared memory. How a slice is multiplied is the architecture's ``mod
   they are stored, so that nothing is left to do for a product but to multiply and to add.
 
 In the latter two a slice is fetched into registers while the one before it is multiplied. A pixel's row of ``a`` is
-gathered from the image (``Window``), or computed: a depthwise convolution in front (``Front``), but not with ``dot``.
+gathered from the image (``WindowLayout``), or computed by a ``DepthwisePrologue``, but not with ``dot``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import tir as c
-from .depthwise import Front
+from .depthwise import DepthwisePrologue
 from .tir import ceil_div
-from .window import Window
+from .window import WindowLayout
 
 SLICE_BYTES = 64  # of each row, in shared memory
 # Bytes from row to row with wmma, whose instructions want a row to begin at a multiple of a thread's fragment (PTX ISA,
@@ -58,17 +58,17 @@ class Gemm:
 
     mode: str
     dtype: str
-    window: Window
+    window: WindowLayout
     channels: int
     tile: Tile
-    front: Front | None = None
+    prologue: DepthwisePrologue | None = None
     addition: bool = False
     relu: bool = False
     relu_after_addition: bool = False
 
     @property
     def k_bytes(self) -> int:
-        return self.window.pixel_bytes if self.front else self.window.taps * self.window.pixel_bytes
+        return self.window.pixel_bytes if self.prologue else self.window.taps * self.window.pixel_bytes
 
     @property
     def slice_bytes(self) -> int:
@@ -86,8 +86,8 @@ class Gemm:
 
     @property
     def items(self) -> int:
-        """Rows of the product: pixels, with the front's pairs made whole."""
-        return self.front.items if self.front else self.window.pixels
+        """Rows of the product: pixels, with the prologue's pairs made whole."""
+        return self.prologue.items if self.prologue else self.window.pixels
 
     @property
     def columns(self) -> int:

@@ -20,7 +20,7 @@ from .wmma import Wmma
 
 @dataclass(frozen=True)
 class GemmKernel:
-    """Operands: x, of a front its own, weights, biases, for int8 multipliers and constants, the residual."""
+    """Operands: x, of a prologue its own, weights, biases, for int8 multipliers and constants, the residual."""
 
     gemm: Gemm
 
@@ -28,7 +28,7 @@ class GemmKernel:
     def symbol(self) -> str:
         gemm, t = self.gemm, self.gemm.tile
         parts = [
-            "gemm", gemm.mode, gemm.dtype, gemm.front.name if gemm.front else gemm.window.name, f"n{gemm.channels}",
+            "gemm", gemm.mode, gemm.dtype, (gemm.prologue or gemm.window).name, f"n{gemm.channels}",
             f"tile{t.rows}x{t.columns}w{t.warps_m}x{t.warps_n}s{t.stages}",
         ]  # fmt: skip
         parts += ["relu"] * gemm.relu + ["add"] * gemm.addition + ["sumrelu"] * gemm.relu_after_addition
@@ -45,17 +45,17 @@ class GemmKernel:
         slices = gemm.slices * gemm.slice_bytes * gemm.blocks
         reads = slices * gemm.tile.columns
         column_tiles = gemm.columns // gemm.tile.columns
-        reads += gemm.front.traffic_bytes(column_tiles, gemm.blocks) if gemm.front else slices * gemm.tile.rows
+        reads += gemm.prologue.traffic_bytes(column_tiles, gemm.blocks) if gemm.prologue else slices * gemm.tile.rows
         return reads + gemm.window.pixels * gemm.channels * gemm.item_bytes * (2 if gemm.addition else 1)
 
     def parameters(self) -> list[Parameter]:
         gemm = self.gemm
         y_words = gemm.window.pixels * gemm.channels * gemm.item_bytes // 4
-        front = gemm.front.depthwise.operands() if gemm.front else []
+        prologue = gemm.prologue.depthwise.operands() if gemm.prologue else []
         scaling = [Parameter("m", "float32", gemm.columns), Parameter("p", "int32", CONSTANTS)]
         return [
             Parameter("x", "int32", gemm.window.words),
-            *front,
+            *prologue,
             Parameter("w", "int32", gemm.columns * gemm.slices * gemm.slice_bytes // 4),
             Parameter("bias", c.SUM[gemm.dtype], gemm.columns),
             *(scaling if gemm.dtype == "int8" else []),

@@ -1,9 +1,9 @@
 """Lowers a graph to launches on an NVIDIA GPU: an int8 graph bit for bit by the contract, a float graph in float16.
 
 Between kernels a pixel's channels are padded to a multiple of 32 bytes; the weights there are zero. The input zero
-point is folded into the bias: sum (x - z) w + b = sum x w + (b - z sum w), exact modulo 2^32. A stand-alone ReLU is
-computed by the depthwise convolutions that read it; an addition by the convolution before it; a depthwise convolution
-by the pointwise one behind it where the cost model says that this pays.
+point is folded into the bias: sum (x - z) w + b = sum x w + (b - z sum w), exact modulo 2^32. What
+shares a kernel is the row "cuda" of ``fusion.RULES``; where a depthwise convolution joins the pointwise one that reads
+it, the cost model decides.
 
 A float graph takes the same int8 input as the int8 graph, behind a ``Dequantize`` (``passes.take_int8_pixels``), and
 gives float32. It is the rival the int8 build is compared with, not bound by the contract.
@@ -18,18 +18,30 @@ from numpy.typing import NDArray
 
 from ....models import graph as ir
 from ....runtime import arithmetic
-from ....runtime.plan import Launch
+from ....runtime.plan import COPY, Launch
+from ....runtime.units import (
+    Addition,
+    Convolution,
+    DepthwiseConvolution,
+    MaxPool,
+    Mean,
+    Rectifier,
+    Table,
+    Unit,
+    Weighted,
+)
 from ....targets.spec import GpuSpec, TargetSpec
-from ..kernel_call import Activation, KernelCall, Weights
-from . import cost
-from .depthwise import Depthwise, Front, fits_dot, pack_rows, pack_taps
-from .elementwise import Add, Export, Map, MatVec, MaxPool, Mean, Patches
+from ...fusion import RULES, Prologue, units
+from ..kernel_call import Activation, KernelCall, Weights, wrap_int32
+from . import cost, elementwise
+from .depthwise import Depthwise, DepthwisePrologue, fits_dot, pack_rows, pack_taps
+from .elementwise import Export, Lookup, Map, MatVec, Patches
 from .epilogue import CONSTANTS
 from .gemm import Gemm
 from .gemm_kernel import GemmKernel
 from .slice_layout import pack_weights
 from .tir import ITEM_BYTES, WORD_LANES, Kernel
-from .window import Window
+from .window import WindowLayout
 
 PIXEL_BYTES = 32  # what a stored pixel's channels are padded to a multiple of
 _VECTOR_ROWS = 8  # up to so many rows a product is a matrix by vectors
@@ -57,7 +69,7 @@ def mode_of(arch: str) -> str:
 
 
 class _Lowering:
-    """One pass over the graph, appending launches."""
+    """One pass over the units, appending launches."""
 
     def __init__(self, graph: ir.Graph, gpu: GpuSpec) -> None:
         self.graph, self.gpu = graph, gpu
@@ -67,42 +79,32 @@ class _Lowering:
         self.plain = {node.name: node for node in graph.nodes if self._check_kind(node)}
         self.calls: list[KernelCall] = []
         self.stored: dict[str, Activation] = {}
-        self.relus = {node.name for node in graph.nodes if _only_depthwise_reads(graph, node)}
-        self.fronts: set[str] = set()
-        for node in graph.nodes:
-            if self._front_pays(node):
-                self.fronts.add(node.name)
-        self.additions = {add.name: node.name for node in graph.nodes if (add := self._addition(node))}
 
     def run(self) -> tuple[KernelCall, ...]:
-        for node in self.graph.nodes:
-            if node.name not in self.relus and node.name not in self.fronts and node.name not in self.additions:
-                self._lower_node(node)
+        for unit in units(self.graph, replace(RULES["cuda"], depthwise=self._prologue_pays)):
+            self._lower(unit)
         return tuple(self.calls)
 
-    def _lower_node(self, node: ir.Node) -> None:
-        match node.op:
-            case ir.Input() | ir.Dequantize():
-                pass
-            case ir.Conv2d():
-                self._convolution(node, node.op)
-            case ir.FullyConnected():
-                self._fully_connected(node, node.op)
-            case ir.DepthwiseConv2d():
-                self._depthwise(node, node.op)
-            case ir.Add():
-                self._add(node, node.op)
-            case ir.Relu() | ir.Lookup():
-                self._map(node)
-            case ir.MaxPool2d():
-                if max(node.op.padding[:2]) >= node.op.kernel[0] or max(node.op.padding[2:]) >= node.op.kernel[1]:
-                    raise ir.GraphError("no CUDA kernel for a window outside of the image", node.name, node.path)
-                window = self._window(node, node.op.kernel, node.op.strides, node.op.padding)
-                self._finish(node, MaxPool(self.dtype, window), (self._padded(node.inputs[0]),))
-            case ir.GlobalAveragePool():
-                self._mean(node)
-            case _:
-                raise ir.GraphError(f"no CUDA kernel for {type(node.op).__name__}", node.name, node.path)
+    def _lower(self, unit: Unit) -> None:
+        match unit.anchor:
+            case Convolution(ir.Node(op=ir.FullyConnected())):
+                self._fully_connected(unit, unit.anchor)
+            case Convolution():
+                self._convolution(unit, unit.anchor)
+            case DepthwiseConvolution():
+                kernel = self._depthwise_kernel((*unit.prologue, unit.anchor))
+                self._finish(unit, kernel, self._depthwise_operands(unit, unit.anchor, kernel))
+            case Addition():
+                self._addition(unit, unit.anchor)
+            case Rectifier():
+                self._rectifier(unit, unit.anchor)
+            case Table():
+                self._table(unit, unit.anchor)
+            case MaxPool():
+                pool = elementwise.MaxPool(self.dtype, self._window(unit.anchor.geometry))
+                self._finish(unit, pool, (self._padded(unit.inputs[0]),))
+            case Mean():
+                self._mean(unit, unit.anchor)
 
     def _check_kind(self, node: ir.Node) -> bool:
         """Whether a tensor is the network's input. Raises GraphError for what kernels of this dtype cannot take."""
@@ -123,16 +125,16 @@ class _Lowering:
             )
         return isinstance(node.op, ir.Dequantize)
 
-    def _check_size(self, node: ir.Node, operand: Activation | Weights) -> None:
+    def _check_size(self, name: str, operand: Activation | Weights) -> None:
         """Raises GraphError for a tensor whose values are too many to be numbered."""
         if isinstance(operand, Activation) and operand.count > _MOST_VALUES:
             batch = self.graph.inputs[0].type.shape[0]
             fitting = _MOST_VALUES // (operand.count // batch)
             raise ir.GraphError(
-                f"{node.name}: a batch of {batch} images makes a tensor of {operand.count} values, more than CUDA "
+                f"{name}: a batch of {batch} images makes a tensor of {operand.count} values, more than CUDA "
                 f"kernels can address ({_MOST_VALUES}): compile for a batch of {fitting} at most",
-                node.name,
-                node.path,
+                name,
+                self.graph.node(name).path,
             )
 
     # Where tensors lie.
@@ -147,13 +149,14 @@ class _Lowering:
             shape = self.graph.type_of(name).shape
             pixels, channels = int(np.prod(shape[:-1])), shape[-1]
             row_bytes = self._stored_channels(channels) * ITEM_BYTES[self.dtype]
-            window = Window(1, 1, pixels, 1, pixels, (1, 1), (1, 1), (0, 0), 0)
+            window = WindowLayout(1, 1, pixels, 1, pixels, (1, 1), (1, 1), (0, 0), 0)
             activation = Activation(f"{name}.stored", self.dtype, pixels * self._stored_channels(channels))
-            self._patches(self.graph.node(name), name, window, row_bytes, activation)
+            self._patches(name, name, window, row_bytes, activation)
             self.stored[name] = activation
         return self.stored[name]
 
-    def _patches(self, node: ir.Node, name: str, window: Window, row_bytes: int, target: Activation) -> None:
+    def _patches(self, of: str, name: str, window: WindowLayout, row_bytes: int, target: Activation) -> None:
+        """Copies what ``window`` sees of the tensor ``name``, for the node ``of``."""
         kind = self.graph.type_of(name)
         channels = kind.shape[-1]
         zero: tuple[Weights, ...]
@@ -169,264 +172,217 @@ class _Lowering:
             if self.dtype == "float16":
                 zero += (Weights(np.array([pixels.type.per_tensor.scale], np.float32)),)
         patches = Patches(self.dtype, source, window, channels, stride, row_bytes)
-        self._append(node, patches, (x, *zero), target)
+        self._append(patches, (x, *zero), target, of, COPY, self.graph.node(of).path)
 
-    def _append(self, node: ir.Node, kernel: Kernel, operands: Operands, target: Activation, macs: int = 0) -> None:
+    def _append(
+        self, kernel: Kernel, operands: Operands, target: Activation, name: str, kind: str, path: str, macs: int = 0
+    ) -> None:
         for operand in (*operands, target):
-            self._check_size(node, operand)
+            self._check_size(name, operand)
         grid = kernel.grid
         self.calls.append(
             KernelCall(
-                kernel.symbol, kernel.build, (*operands, target), target.name, node.name, path=node.path, macs=macs,
+                kernel.symbol, kernel.build, (*operands, target), target.name, name, kind, path, macs,
                 launch=Launch((grid.blocks, 1, 1), (grid.threads, 1, 1), grid.shared_bytes),
                 traffic_bytes=kernel.traffic_bytes,
             )
         )  # fmt: skip
 
-    def _finish(self, node: ir.Node, kernel: Kernel, operands: Operands, macs: int = 0) -> None:
-        """Appends the launch that makes a node's tensor; an output of the network is brought to plain NHWC."""
+    def _finish(self, unit: Unit, kernel: Kernel, operands: Operands) -> None:
+        """Appends the launch that makes a unit's tensor; an output of the network is brought to plain NHWC."""
+        node = unit.last.node
         channels = node.type.shape[-1]
         pixels, stored = int(np.prod(node.type.shape[:-1])), self._stored_channels(channels)
         output = node.name in self.graph.outputs
         plain = output and self.dtype == "int8" and stored == channels
         target = Activation(node.name if plain or not output else f"{node.name}.stored", self.dtype, pixels * stored)
-        self._append(node, kernel, operands, target, macs)
+        self._append(kernel, operands, target, unit.name, unit.kind, unit.path, unit.macs)
         self.stored[node.name] = target
         if output and not plain:
             dtype = "int8" if self.dtype == "int8" else "float32"
             export = Export(self.dtype, pixels, channels, stored)
-            self._append(node, export, (target,), Activation(node.name, dtype, pixels * channels))
+            self._append(export, (target,), Activation(node.name, dtype, pixels * channels), node.name, COPY, node.path)
 
-    # What shares a kernel.
+    # Tiles.
 
-    def _only_reader(self, node: ir.Node) -> ir.Node | None:
-        users = self.graph.users(node.name)
-        return users[0] if len(users) == 1 and node.name not in self.graph.outputs else None
+    def _window(self, geometry: ir.Geometry) -> WindowLayout:
+        pixel_bytes = self._stored_channels(geometry.in_channels) * ITEM_BYTES[self.dtype]
+        before = (geometry.padding[0], geometry.padding[2])
+        return WindowLayout(
+            geometry.batch, geometry.in_height, geometry.in_width, geometry.out_height, geometry.out_width,
+            geometry.kernel, geometry.strides, before, pixel_bytes,
+        )  # fmt: skip
 
-    def _front_pays(self, node: ir.Node) -> bool:
-        reader = self._only_reader(node)
-        if self.mode == "dot" or reader is None:
-            return False
-        if not isinstance(node.op, ir.DepthwiseConv2d) or not isinstance(reader.op, ir.Conv2d):
-            return False
-        kernel = self._depthwise_kernel(node, node.op)
-        if not fits_dot(kernel.window) or not self._is_pointwise(reader, reader.op):
-            return False
-        pointwise = self._window(reader, (1, 1), (1, 1), (0, 0, 0, 0))
-        return cost.front_pays(self._draft(reader, pointwise), Front(kernel), self.gpu)
-
-    def _is_pointwise(self, node: ir.Node, op: ir.Conv2d) -> bool:
-        kernel = self.graph.type_of(node.inputs[1]).shape[1:3]
-        return kernel == (1, 1) and op.strides == (1, 1) and not any(op.padding)
-
-    def _addition(self, node: ir.Node) -> ir.Node | None:
-        """The addition that a convolution's kernel does: its only reader, whose other operand is there before it."""
-        reader = self._only_reader(node)
-        if not isinstance(node.op, ir.Conv2d) or reader is None or not isinstance(reader.op, ir.Add):
-            return None
-        other = next((name for name in reader.inputs if name != node.name), node.name)
-        order = {n.name: i for i, n in enumerate(self.graph.nodes)}
-        return reader if order[other] < order[node.name] else None
-
-    # Operators.
-
-    def _window(self, node: ir.Node, kernel: tuple[int, int], strides: tuple[int, int], padding: ir.Pads) -> Window:
-        batch, in_height, in_width, channels = self.graph.type_of(node.inputs[0]).shape
-        _, out_height, out_width, _ = node.type.shape
-        pixel_bytes = self._stored_channels(channels) * ITEM_BYTES[self.dtype]
-        before = (padding[0], padding[2])
-        return Window(batch, in_height, in_width, out_height, out_width, kernel, strides, before, pixel_bytes)
-
-    def _depthwise_kernel(self, node: ir.Node, op: ir.DepthwiseConv2d) -> Depthwise:
-        kh, kw, _ = self.graph.type_of(node.inputs[1]).shape
-        window = self._window(node, (kh, kw), op.strides, op.padding)
+    def _depthwise_kernel(self, stages: Prologue) -> Depthwise:
+        """Of a depthwise convolution, the last of ``stages``, behind the ReLU that it takes in."""
+        depthwise = stages[-1]
+        assert isinstance(depthwise, DepthwiseConvolution)
+        window = self._window(depthwise.geometry)
         by_dot = self.gpu.dot_product and self.dtype == "int8" and fits_dot(window)
-        relu = op.relu and self.dtype == "float16"
-        return Depthwise(self.dtype, window, node.inputs[0] in self.relus, by_dot, relu)
+        return Depthwise(self.dtype, window, len(stages) > 1, by_dot, depthwise.relu and self.dtype == "float16")
 
-    def _draft(self, node: ir.Node, window: Window, *, addition: bool = False, relu: bool = False) -> Gemm:
+    def _draft(self, stage: Convolution, window: WindowLayout, *, addition: bool = False) -> Gemm:
         """A product with the tile that the cost model prefers, over the rows of ``window``."""
-        channels = self._stored_channels(node.type.shape[-1])
+        channels = self._stored_channels(stage.geometry.out_channels)
+        relu = stage.relu and self.dtype == "float16"
         draft = Gemm(self.mode, self.dtype, window, channels, cost.tiles(self.mode)[0], None, addition, relu)
         return cost.with_best_tile(draft, self.gpu)
 
-    def _convolution(self, node: ir.Node, op: ir.Conv2d) -> None:
-        graph = self.graph
-        weights = graph.constants[node.inputs[1]].data
-        source = node.inputs[0]
-        add = next((graph.node(name) for name, conv in self.additions.items() if conv == node.name), None)
-        flags = {"addition": add is not None, "relu": op.relu and self.dtype == "float16"}
-        macs = int(np.prod(node.type.shape[:-1])) * int(weights.size)
+    def _prologue_pays(self, prologue: Prologue, pointwise: Convolution) -> bool:
+        kernel = self._depthwise_kernel(prologue)
+        if self.mode == "dot" or not fits_dot(kernel.window):
+            return False
+        alone = replace(pointwise, relu=False)
+        draft = self._draft(alone, self._window(pointwise.geometry))
+        return cost.prologue_pays(draft, DepthwisePrologue(kernel), self.gpu)
+
+    # Units.
+
+    def _convolution(self, unit: Unit, stage: Convolution) -> None:
+        source, addition = stage.node.inputs[0], unit.addition
+        window = self._window(stage.geometry)
         before: Operands
-        if source in self.fronts:
-            front = graph.node(source)
-            assert isinstance(front.op, ir.DepthwiseConv2d)
-            kernel = self._depthwise_kernel(front, front.op)
-            pointwise = self._window(node, (1, 1), (1, 1), (0, 0, 0, 0))
-            gemm = cost.with_front(self._draft(node, pointwise, **flags), Front(kernel), self.gpu)
-            before = self._depthwise_operands(front, kernel)
-            rows = _rows(weights, kernel.window.pixel_bytes // ITEM_BYTES[self.dtype])
-            macs += int(np.prod(front.type.shape)) * kernel.window.taps
+        if unit.depthwise is not None:
+            kernel = self._depthwise_kernel(unit.prologue)
+            draft = self._draft(stage, window, addition=addition is not None)
+            gemm = cost.with_prologue(draft, DepthwisePrologue(kernel), self.gpu)
+            before = self._depthwise_operands(unit, unit.depthwise, kernel)
+            rows = _rows(stage.weights, kernel.window.pixel_bytes // ITEM_BYTES[self.dtype])
         else:
-            window = self._window(node, (weights.shape[1], weights.shape[2]), op.strides, op.padding)
-            if (source in self.plain and source not in self.stored) or any(op.padding):
-                window = self._gather(node, window)
-                before = (self.stored[f"{node.name}.patches"],)
-                rows = weights.reshape(weights.shape[0], -1)
+            if (source in self.plain and source not in self.stored) or any(stage.geometry.padding):
+                window = self._gather(stage.node, window)
+                before = (self.stored[f"{stage.node.name}.patches"],)
+                rows = stage.weights.reshape(stage.weights.shape[0], -1)
             else:
                 before = (self._padded(source),)
-                rows = _rows(weights, window.pixel_bytes // ITEM_BYTES[self.dtype])
-            gemm = self._draft(node, window, **flags)
-        if add is not None and isinstance(add.op, ir.Add) and self.dtype == "float16":
-            gemm = replace(gemm, relu_after_addition=add.op.relu)
-        constants = self._clamp(node)
-        residual: Operands = ()
-        if add is not None:
-            residual, constants = self._residual(node, add, constants)
+                rows = _rows(stage.weights, window.pixel_bytes // ITEM_BYTES[self.dtype])
+            gemm = self._draft(stage, window, addition=addition is not None)
+        if addition is not None and self.dtype == "float16":
+            gemm = replace(gemm, relu_after_addition=addition.relu)
+        constants = [*self._clamp(stage), *(self._addition_constants(addition) if addition is not None else [])]
+        residual: Operands = (self._padded(addition.other),) if addition is not None else ()
         operands: Operands = (
             *before,
             Weights(pack_weights(gemm, rows)),
-            *self._scaling(node, gemm.columns),
+            *self._scaling(stage, gemm.columns),
             *(_padded_constants(constants) if self.dtype == "int8" else ()),
             *residual,
         )
-        self._finish(add or node, GemmKernel(gemm), operands, macs)
+        self._finish(unit, GemmKernel(gemm), operands)
 
-    def _gather(self, node: ir.Node, window: Window) -> Window:
+    def _gather(self, node: ir.Node, window: WindowLayout) -> WindowLayout:
         """Launches what puts a convolution's patches side by side; the window over these."""
         channels = self.graph.type_of(node.inputs[0]).shape[-1]
         row_bytes = -(-window.taps * channels * ITEM_BYTES[self.dtype] // PIXEL_BYTES) * PIXEL_BYTES
         count = window.pixels * row_bytes // ITEM_BYTES[self.dtype]
         target = Activation(f"{node.name}.patches", self.dtype, count)
-        self._patches(node, node.inputs[0], replace(window, pixel_bytes=0), row_bytes, target)
+        self._patches(node.name, node.inputs[0], replace(window, pixel_bytes=0), row_bytes, target)
         self.stored[target.name] = target
         out = (window.out_height, window.out_width)
-        return Window(window.batch, *out, *out, (1, 1), (1, 1), (0, 0), row_bytes)
+        return WindowLayout(window.batch, *out, *out, (1, 1), (1, 1), (0, 0), row_bytes)
 
-    def _residual(self, node: ir.Node, add: ir.Node, clamp: list[int]) -> tuple[Operands, list[int]]:
-        other = next(name for name in add.inputs if name != node.name)
-        assert isinstance(add.op, ir.Add)
-        constants = self._addition_constants(add, (node.name, other)) if self.dtype == "int8" else []
-        return (self._padded(other),), [*clamp, *constants]
-
-    def _fully_connected(self, node: ir.Node, op: ir.FullyConnected) -> None:
-        weights = self.graph.constants[node.inputs[1]].data
-        x = self._padded(node.inputs[0])
-        batch, inputs = self.graph.type_of(node.inputs[0]).shape
-        channels, depth = self._stored_channels(weights.shape[0]), self._stored_channels(inputs)
-        relu = op.relu and self.dtype == "float16"
+    def _fully_connected(self, unit: Unit, stage: Convolution) -> None:
+        weights, geometry = stage.weights.reshape(stage.weights.shape[0], -1), stage.geometry
+        x = self._padded(unit.inputs[0])
+        channels, depth = (self._stored_channels(count) for count in weights.shape)
         rows = np.zeros((channels, depth), self.dtype)
-        rows[: weights.shape[0], :inputs] = weights
-        constants = [_int32(*self._clamp(node))] if self.dtype == "int8" else []
-        if batch <= _VECTOR_ROWS:
-            vector = MatVec(self.dtype, batch, depth * ITEM_BYTES[self.dtype], channels, relu)
+        rows[: weights.shape[0], : weights.shape[1]] = weights
+        constants = self._clamp(stage)
+        if geometry.batch <= _VECTOR_ROWS:
+            relu = stage.relu and self.dtype == "float16"
+            vector = MatVec(self.dtype, geometry.batch, depth * ITEM_BYTES[self.dtype], channels, relu)
             operands: Operands = (
                 x,
                 Weights(rows.reshape(-1).view(np.int32)),
-                *self._scaling(node, channels),
-                *constants,
+                *self._scaling(stage, channels),
+                *([_int32(*constants)] if constants else []),
             )
-            self._finish(node, vector, operands, batch * weights.size)
+            self._finish(unit, vector, operands)
             return
-        window = Window(batch, 1, 1, 1, 1, (1, 1), (1, 1), (0, 0), depth * ITEM_BYTES[self.dtype])
-        gemm = self._draft(node, window, relu=relu)
+        gemm = self._draft(stage, self._window(geometry))
         operands = (
             x,
             Weights(pack_weights(gemm, rows)),
-            *self._scaling(node, gemm.columns),
-            *(_padded_constants(self._clamp(node)) if self.dtype == "int8" else ()),
+            *self._scaling(stage, gemm.columns),
+            *(_padded_constants(constants) if constants else ()),
         )
-        self._finish(node, GemmKernel(gemm), operands, batch * weights.size)
+        self._finish(unit, GemmKernel(gemm), operands)
 
-    def _without_relu(self, depthwise: ir.Node) -> str:
-        source = depthwise.inputs[0]
-        return self.graph.node(source).inputs[0] if source in self.relus else source
-
-    def _depthwise_operands(self, node: ir.Node, kernel: Depthwise) -> Operands:
-        """The input, weights, and what follows the sum."""
-        x = self._padded(self._without_relu(node))
-        weights = self.graph.constants[node.inputs[1]].data
+    def _depthwise_operands(self, unit: Unit, stage: DepthwiseConvolution, kernel: Depthwise) -> Operands:
+        """The input, weights, and what follows the sum. The kernel's ReLU is max(x, zero point), so that it sums pixels
+        of the ReLU's input."""
+        x = self._padded(unit.inputs[0])
         channels = kernel.window.pixel_bytes // ITEM_BYTES[self.dtype]
-        packed = Weights(pack_rows(weights, channels) if kernel.by_dot else pack_taps(weights, self.dtype, channels))
-        if self.dtype == "float16":
-            return (x, packed, *self._scaling(node, channels))
-        zero = self.graph.type_of(self._without_relu(node)).per_tensor.zero_point
-        constants = _int32(*self._clamp(node), int(np.int32(np.uint32((zero & 0xFF) * 0x01010101))))
-        return (x, packed, *self._scaling(node, channels, zero), constants)
+        pack = pack_rows(stage.weights, channels) if kernel.by_dot else pack_taps(stage.weights, self.dtype, channels)
+        if stage.integers is None:
+            return (x, Weights(pack), *self._scaling(stage, channels))
+        zero = stage.integers.padding
+        if unit.rectifier is not None and unit.rectifier.zero_point is not None:
+            zero = unit.rectifier.zero_point
+        constants = _int32(*self._clamp(stage), int(np.int32(np.uint32((zero & 0xFF) * 0x01010101))))
+        return (x, Weights(pack), *self._scaling(stage, channels, zero), constants)
 
-    def _depthwise(self, node: ir.Node, op: ir.DepthwiseConv2d) -> None:
-        kernel = self._depthwise_kernel(node, op)
-        macs = int(np.prod(node.type.shape)) * kernel.window.taps
-        self._finish(node, kernel, self._depthwise_operands(node, kernel), macs)
+    def _addition(self, unit: Unit, stage: Addition) -> None:
+        a, b = (self._padded(name) for name in unit.inputs)
+        kernel = elementwise.Add(self.dtype, a.count // WORD_LANES[self.dtype], stage.relu and self.dtype == "float16")
+        constants = self._addition_constants(stage)
+        self._finish(unit, kernel, (a, b, *([_int32(*constants)] if constants else [])))
 
-    def _add(self, node: ir.Node, op: ir.Add) -> None:
-        a, b = (self._padded(name) for name in node.inputs)
-        kernel = Add(self.dtype, a.count // WORD_LANES[self.dtype], op.relu and self.dtype == "float16")
-        constants = [_int32(*self._addition_constants(node, node.inputs))] if self.dtype == "int8" else []
-        self._finish(node, kernel, (a, b, *constants))
-
-    def _addition_constants(self, add: ir.Node, inputs: tuple[str, ...]) -> list[int]:
-        """Multipliers, bias, shift, least value and zero point of the addition of ``inputs`` in this order."""
-        a, b = (self.graph.type_of(name).per_tensor for name in inputs)
-        out = add.type.per_tensor
-        values = arithmetic.add_constants(a.scale, a.zero_point, b.scale, b.zero_point, out.scale)
-        relu = isinstance(add.op, ir.Add) and add.op.relu
-        return [*values, arithmetic.lower_bound(out.zero_point, relu), out.zero_point]
-
-    def _map(self, node: ir.Node) -> None:
-        x = self._padded(node.inputs[0])
+    def _rectifier(self, unit: Unit, stage: Rectifier) -> None:
+        x = self._padded(unit.inputs[0])
         operands: Operands = (x,)
-        if self.dtype == "int8":
-            source, out = self.graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-            relu = isinstance(node.op, ir.Relu)
-            k = 256 if relu else arithmetic.requantize_multiplier(source.scale, out.scale)
-            zero = arithmetic.INT8_MIN if relu else out.zero_point
-            operands = (x, _int32(k, 128 - source.zero_point * k, zero))
-        elif not isinstance(node.op, ir.Relu):
-            raise ir.GraphError(f"no float16 kernel for {type(node.op).__name__}", node.name, node.path)
-        self._finish(node, Map(self.dtype, x.count // WORD_LANES[self.dtype]), operands)
+        if stage.zero_point is not None:  # a requantization by 256 / 256, to the zero point -128
+            operands = (x, _int32(256, 128 - stage.zero_point * 256, arithmetic.INT8_MIN))
+        self._finish(unit, Map(self.dtype, x.count // WORD_LANES[self.dtype]), operands)
 
-    def _mean(self, node: ir.Node) -> None:
-        x = self._padded(node.inputs[0])
-        batch, height, width, channels = self.graph.type_of(node.inputs[0]).shape
-        pixels, words = height * width, self._stored_channels(channels) // WORD_LANES[self.dtype]
-        kernel = Mean(self.dtype, batch, pixels, words)
+    def _table(self, unit: Unit, stage: Table) -> None:
+        if stage.table is None:
+            raise ir.GraphError(f"no float16 kernel for {stage.node.op}", stage.node.name, stage.node.path)
+        x = self._padded(unit.inputs[0])
+        # The table's first entry is that of the word's byte 0, which is x = 0.
+        table = Weights(np.roll(stage.table, -128).view(np.int32))
+        self._finish(unit, Lookup(x.count // WORD_LANES[self.dtype]), (x, table))
+
+    def _mean(self, unit: Unit, stage: Mean) -> None:
+        x, geometry = self._padded(unit.inputs[0]), stage.geometry
+        words = self._stored_channels(geometry.in_channels) // WORD_LANES[self.dtype]
+        kernel = elementwise.Mean(self.dtype, geometry.batch, geometry.in_pixels, words)
         operands: Operands = (x,)
-        if self.dtype == "int8":
-            source, out = self.graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-            multiplier = arithmetic.average_multiplier(source.scale, out.scale, pixels).reshape(1)
-            constants = _int32(pixels * source.zero_point, *self._clamp(node))
-            operands = (x, Weights(multiplier), constants)
-        self._finish(node, kernel, operands)
+        if stage.integers is not None:
+            zero = stage.integers.zero_point
+            clamp = (arithmetic.INT8_MIN - zero, arithmetic.INT8_MAX - zero, zero)
+            operands = (x, Weights(stage.integers.multiplier.reshape(1)), _int32(-stage.integers.start, *clamp))
+        self._finish(unit, kernel, operands)
 
     # Constants.
 
-    def _clamp(self, node: ir.Node) -> list[int]:
+    def _clamp(self, stage: Weighted) -> list[int]:
         """Least and greatest output less the zero point, and the zero point; nothing for floats."""
-        if self.dtype == "float16":
+        if stage.integers is None:
             return []
-        zero = node.type.per_tensor.zero_point
-        relu = isinstance(node.op, ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected) and node.op.relu
-        return [arithmetic.lower_bound(zero, relu) - zero, arithmetic.INT8_MAX - zero, zero]
+        zero = stage.integers.zero_point
+        return [stage.integers.low - zero, arithmetic.INT8_MAX - zero, zero]
 
-    def _scaling(self, node: ir.Node, width: int, zero: int | None = None) -> tuple[Weights, ...]:
+    def _addition_constants(self, stage: Addition) -> list[int]:
+        """Multipliers, bias, shift, least value and zero point; nothing for floats."""
+        if stage.integers is None:
+            return []
+        return [*stage.integers.constants, stage.integers.low, stage.integers.zero_point]
+
+    def _scaling(self, stage: Weighted, width: int, zero: int | None = None) -> tuple[Weights, ...]:
         """Biases, with the input's ``zero`` point (its own unless given) folded in, and multipliers; zero beyond the
         output channels. Floats have no multipliers."""
-        weights, bias = (self.graph.constants[name] for name in node.inputs[1:3])
-        channels = bias.data.shape[0]
-        if self.dtype == "float16":
+        channels = stage.bias.shape[0]
+        if stage.integers is None:
             padded = np.zeros(width, np.float32)
-            padded[:channels] = bias.data
+            padded[:channels] = stage.bias
             return (Weights(padded),)
-        source = self.graph.type_of(node.inputs[0]).per_tensor
-        zero = source.zero_point if zero is None else zero
-        axes = tuple(axis for axis in range(weights.data.ndim) if axis != weights.type.per_axis.axis)
-        folded = bias.data.astype(np.int64) - zero * weights.data.astype(np.int64).sum(axis=axes)
+        integers = stage.integers
+        zero = integers.padding if zero is None else zero
+        folded = integers.start + (integers.padding - zero) * integers.weight_sums
         biases, multipliers = np.zeros(width, np.int32), np.zeros(width, np.float32)
-        biases[:channels] = folded.astype(np.int32)
-        multipliers[:channels] = arithmetic.output_multipliers(
-            source.scale, weights.type.per_axis.scales, node.type.per_tensor.scale
-        )
+        biases[:channels] = wrap_int32(folded)
+        multipliers[:channels] = integers.multipliers
         return Weights(biases), Weights(multipliers)
 
 
@@ -445,14 +401,3 @@ def _rows(weights: Array, stored_channels: int) -> Array:
     rows = np.zeros((outputs, kh, kw, stored_channels), weights.dtype)
     rows[..., :inputs] = weights
     return rows.reshape(outputs, -1)
-
-
-def _only_depthwise_reads(graph: ir.Graph, node: ir.Node) -> bool:
-    """Whether a node is a ReLU that depthwise convolutions alone read: they take it in as they load."""
-    users = graph.users(node.name)
-    return (
-        isinstance(node.op, ir.Relu)
-        and bool(users)
-        and node.name not in graph.outputs
-        and all(isinstance(user.op, ir.DepthwiseConv2d) for user in users)
-    )

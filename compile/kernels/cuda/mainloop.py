@@ -22,7 +22,7 @@ def run_async(block: Block, multiply: Mma) -> None:
     gemm = block.gemm
     stages, slices = gemm.tile.stages, gemm.slices
     base = multiply.shared
-    copy_a = None if gemm.front else _a_copies(block, base)
+    copy_a = None if gemm.prologue else _a_copies(block, base)
 
     def load(k: Expr, slot: Expr) -> None:
         if copy_a:
@@ -37,7 +37,7 @@ def run_async(block: Block, multiply: Mma) -> None:
             load(stage, stage)
         c.do("commit")
     with T.serial(0, slices) as k:
-        if gemm.front:
+        if gemm.prologue:
             _compute_a(block, k, k % stages)
         c.do(f"wait_{stages - 2}")
         c.do("sync")
@@ -51,10 +51,10 @@ def run_sync(block: Block, multiply: Wmma | Dot) -> None:
     """Through registers, one slice ahead. Behind the last barrier nothing in shared memory is read any more."""
     gemm = block.gemm
     chunks = gemm.slice_bytes // 16  # of each row
-    a_chunks = [] if gemm.front else block.each(gemm.tile.rows * chunks)
+    a_chunks = [] if gemm.prologue else block.each(gemm.tile.rows * chunks)
     b_chunks = block.each(gemm.tile.columns * chunks)
     fetched = c.registers(4 * (len(a_chunks) + len(b_chunks)))
-    address = None if gemm.front else _a_addresses(block, a_chunks)
+    address = None if gemm.prologue else _a_addresses(block, a_chunks)
 
     def fetch(k: Expr) -> None:
         for turn, n, there in a_chunks:
@@ -68,7 +68,7 @@ def run_sync(block: Block, multiply: Wmma | Dot) -> None:
 
     def keep(k: Expr, slot: Expr) -> None:
         base = c.bind(slot * gemm.stage_bytes)
-        if gemm.front:
+        if gemm.prologue:
             _compute_a(block, k, slot)
         for turn, n, there in a_chunks:
             with c.when(there):
@@ -172,17 +172,17 @@ def _w_chunk(block: Block, k: Expr, n: Expr) -> Expr:
 
 
 def _compute_a(block: Block, k: Expr, slot: Expr) -> None:
-    """A slice of ``a`` from the depthwise convolution in front: pairs of pixels by words of four channels."""
-    gemm, front = block.gemm, block.gemm.front
-    assert front is not None
+    """A slice of ``a`` from the prologue: pairs of pixels by words of four channels."""
+    gemm, prologue = block.gemm, block.gemm.prologue
+    assert prologue is not None
     words = SLICE_BYTES // 4
     pairs, at_once = gemm.tile.rows // 2, gemm.tile.threads // words
     word = c.bind(block.thread.index % words)
-    taps = front.taps(block.buffers, k * words + word)
+    taps = prologue.taps(block.buffers, k * words + word)
     with T.serial(0, ceil_div(pairs, at_once)) as turn:
         pair = c.bind(turn * at_once + block.thread.index // words)
         with c.when(True if pairs % at_once == 0 else pair < pairs):
-            results = front.emit(block.buffers, taps, block.first_row + pair * 2)
+            results = prologue.emit(block.buffers, taps, block.first_row + pair * 2)
             for i, result in enumerate(results):
                 where = slot * gemm.stage_bytes + a_word(gemm, pair * 2 + i, word)
                 c.do("store4", c.at(block.thread.shared, where), result)

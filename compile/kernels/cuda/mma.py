@@ -82,7 +82,7 @@ class Mma:
         for m in range(self.tiles_m):
             for half in range(2):
                 item = c.bind(row + (m * 16 + half * 8))
-                pixel, exists = gemm.front.pixel(item) if gemm.front else (item, item < gemm.items)
+                pixel, exists = gemm.prologue.pixel(item) if gemm.prologue else (item, item < gemm.items)
                 with c.when(exists):
                     start = c.bind(pixel * (gemm.channels * gemm.item_bytes // 4))
                     for first, count in self.groups:

@@ -23,7 +23,7 @@ def split(index: Expr, *sizes: int) -> list[Expr]:
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowLayout:
     """A window over ``batch`` images of stored pixels, ``pixel_bytes`` each, a multiple of 32."""
 
     batch: int

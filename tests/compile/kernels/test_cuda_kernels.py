@@ -36,7 +36,7 @@ from xceptile.compile.kernels.cuda import cost as cuda_cost
 from xceptile.compile.kernels.cuda import gemm as cuda_gemm
 from xceptile.compile.kernels.cuda import lower as family
 from xceptile.compile.kernels.cuda import slice_layout
-from xceptile.compile.kernels.cuda.window import Window
+from xceptile.compile.kernels.cuda.window import WindowLayout
 from xceptile.compile.passes.take_int8_pixels import take_int8_pixels
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
@@ -95,7 +95,7 @@ class TestEmulated:
         mode = family.mode_of(gpu_arch(TARGETS[board]))
         for index, tile in enumerate(cuda_cost.tiles(mode)):
             monkeypatch.setitem(cuda_cost._TILES, mode, (tile,))
-            monkeypatch.setattr(cuda_cost, "front_pays", lambda *_: True)
+            monkeypatch.setattr(cuda_cost, "prologue_pays", lambda *_: True)
             graph = merged([tile_graph(100, 70), tile_graph(33, 300)])
             network = EmulatedNetwork(graph, TARGETS[board], tmp_path / str(index))
             assert f"tile{tile.rows}x{tile.columns}" in network.source
@@ -348,7 +348,7 @@ def test_packed_weights_are_all_there() -> None:
     weights = np.arange(1, 97, dtype=np.int8).reshape(2, 48)
     for board in TARGETS.values():
         mode = family.mode_of(gpu_arch(board))
-        window = Window(1, 4, 4, 4, 4, (1, 1), (1, 1), (0, 0), 64)
+        window = WindowLayout(1, 4, 4, 4, 4, (1, 1), (1, 1), (0, 0), 64)
         gemm = cuda_gemm.Gemm(mode, "int8", window, 32, cuda_cost.tiles(mode)[0])
         packed = slice_layout.pack_weights(gemm, weights).view(np.int8)
         assert sorted(packed[packed != 0]) == sorted(weights.reshape(-1))

@@ -59,7 +59,7 @@ def test_float16_is_the_same_with_a_depthwise_convolution_inside_the_product(
     graph = take_int8_pixels(as_float(build.graph()), PIXELS)
     outputs = []
     for inside in (True, False):
-        monkeypatch.setattr(cost, "front_pays", lambda *_, inside=inside: inside)
+        monkeypatch.setattr(cost, "prologue_pays", lambda *_, inside=inside: inside)
         network = EmulatedNetwork(graph, catalog.get(f"jetson-{board}"), tmp_path / str(inside))
         assert ("front" in network.source) == inside
         outputs.append(network.run(image, seed=1)[0])
