@@ -22,7 +22,7 @@ from ..runtime.layers import time_layers
 from ..runtime.report import Run, write_html
 from ..targets import catalog
 from .commands.common import bar, out
-from .pipeline import BACKENDS, build_bundle_files, quantize_model
+from .pipeline import ENGINES, build_bundle_files, quantize_model
 from .report_run import assemble, has_layers, report_of, time_artefacts
 
 TARGETS = ("host", "raspberry-pi-5")
@@ -36,7 +36,6 @@ class Row:
     """One line of the demo's table: a target, an engine, what was seen."""
 
     target: str
-    backend: str
     accuracy: Accuracy
     int8: Latency | None
     real: Latency | None
@@ -51,7 +50,7 @@ def _compile(output: Path, progress: Any) -> list[Bundle]:
     network = quantize_model(model, images, PRESETS["default"], image_count=len(data.items), progress=progress)
     bundles = []
     for name in TARGETS:
-        manifest, files = build_bundle_files(network, catalog.get(name), BACKENDS, (), progress)
+        manifest, files = build_bundle_files(network, catalog.get(name), ENGINES, (), progress)
         bundles.append(write_bundle(output / name, manifest, files))
     return bundles
 
@@ -87,8 +86,7 @@ def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Run]]:
         for accuracy in report.accuracies:
             int8 = _latency(timed.latencies, accuracy.engine, "int8")
             size = report.sizes_bytes[f"{accuracy.engine}/int8"]
-            backend = {"native": "TVM", "litert": "TFLite"}[accuracy.engine]
-            rows.append(Row(bundle.manifest.target.name, backend, accuracy, int8, real, size))
+            rows.append(Row(bundle.manifest.target.name, accuracy, int8, real, size))
         profile = time_layers(bundle) if has_layers(bundle) else None
         runs.append(assemble(bundle, report, judged, results, data, data.items, timed, profile))
     return rows, runs
@@ -96,14 +94,14 @@ def _rows(bundles: list[Bundle], progress: Any) -> tuple[list[Row], list[Run]]:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(
-        "target", "via", "images", "top-1\nint8", "top-1\nfloat", "agree", "bit-\nexact", "int8\nms",
+        "target", "engine", "images", "top-1\nint8", "top-1\nfloat", "agree", "bit-\nexact", "int8\nms",
         "float\nms", "how", "int8\nMB", box=None, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
     for row in rows:
         a = row.accuracy
         table.add_row(
             row.target.rpartition("/")[2],
-            row.backend,
+            a.engine,
             str(a.images),
             f"{a.top1:.1%}",
             f"{a.float_top1:.1%}",

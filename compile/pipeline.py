@@ -33,7 +33,7 @@ from .passes.pipeline import FLOAT_PASSES, run_passes
 from .passes.set_batch import set_batch
 from .tuning import Tuning
 
-BACKENDS = ("tvm", "tflite")
+ENGINES = ("native", "litert")
 ALSO = ("relax-vm", "onnx-qdq")
 GOLDEN_COUNT = 4
 
@@ -112,7 +112,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 def _artefacts(
     network: Quantized,
     target: TargetSpec,
-    backends: Sequence[str],
+    engines: Sequence[str],
     also: Sequence[str],
     progress: Progress,
     tuning: Tuning | None,
@@ -120,14 +120,14 @@ def _artefacts(
 ) -> Iterator[Made]:
     """What the bundle's engines run, in the order in which a session prefers them."""
     int8, real = set_batch(network.int8_graph, batch), set_batch(network.float_graph, batch)
-    if "tvm" in backends:
+    if "native" in engines:
         if target.engine == "cpu":
             yield artefacts.native_cpu(int8, target, tuning.choices if tuning else None, progress)
         else:
             yield artefacts.native_gpu(int8, real, target, network.table, progress)
         if "relax-vm" in also:
             yield artefacts.relax_vm(int8, target, progress)
-    if "tflite" in backends:
+    if "litert" in engines:
         yield artefacts.litert(int8, real, progress)
         if target.engine == "opencl":
             yield artefacts.litert_gpu(int8, real)
@@ -143,7 +143,7 @@ def _stated(name: str, data: bytes, manifest: Manifest) -> bytes:
 def build_bundle_files(
     network: Quantized,
     target: TargetSpec,
-    backends: Sequence[str],
+    engines: Sequence[str],
     also: Sequence[str],
     progress: Progress,
     tuning: Tuning | None = None,
@@ -159,7 +159,7 @@ def build_bundle_files(
         tuning.check_target(target)
     int8, real = network.int8_graph, network.float_graph
     batched = set_batch(int8, batch)
-    made = list(_artefacts(network, target, backends, also, progress, tuning, batch))
+    made = list(_artefacts(network, target, engines, also, progress, tuning, batch))
     pixels = fill_batches(network.golden, batch)
     manifest = Manifest(
         format=bundles.FORMAT_VERSION,

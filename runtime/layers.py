@@ -143,7 +143,7 @@ def time_layers(bundle: Bundle, *, device: str | None = None, threads: int | Non
 def _native(bundle: Bundle) -> Artefact:
     artefact = bundle.artefact("native")
     if artefact is None:
-        raise EngineError(f"{bundle.path}: holds no native artefact; compile it with that backend")
+        raise EngineError(f"{bundle.path}: holds no native artefact; compile it with --engine native")
     return artefact
 
 

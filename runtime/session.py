@@ -153,7 +153,7 @@ def open_engine(
         )
         raise EngineError(
             f"{bundle.path}: holds no {dtype} artefact for engine {engine}, only {held}; choose one of these, or "
-            "compile it with that backend"
+            "compile it for that engine"
         )
     if engine in bundles.FOR_OTHERS:
         raise EngineError(f"{bundle.path}: its {engine} artefact is for other runtimes; nothing here runs it")

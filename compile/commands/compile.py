@@ -42,7 +42,7 @@ def compile_command(
     output: Annotated[Path, typer.Option(help="The bundle directory to write; a bundle there is replaced.")],
     images: Annotated[int, typer.Option(min=1, help="Use at most this many calibration images.")] = 512,
     recipe: Annotated[str, typer.Option(help="A preset's name or a recipe file.")] = "default",
-    backend: Annotated[list[str] | None, typer.Option(help="tvm or tflite; repeatable; by default both.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="native or litert; repeatable; by default both.")] = None,
     also: Annotated[
         list[str] | None, typer.Option(help="relax-vm (a standard TVM library) or onnx-qdq; repeatable.")
     ] = None,
@@ -79,10 +79,10 @@ def compile_command(
     from ...runtime.signature import load_signer
     from ...targets import catalog
     from ..accuracy_control import check_artefacts, control, parse_drop
-    from ..pipeline import ALSO, BACKENDS, build_bundle_files, quantize_model
+    from ..pipeline import ALSO, ENGINES, build_bundle_files, quantize_model
     from ..tuning import load as load_tuning
 
-    for names, known in ((backend or (), BACKENDS), (also or (), ALSO)):
+    for names, known in ((engine or (), ENGINES), (also or (), ALSO)):
         for name in names:
             if name not in known:
                 raise typer.BadParameter(f"no such choice {name!r}; known: {', '.join(known)}")
@@ -102,7 +102,7 @@ def compile_command(
         loaded = loaded if labels is None else zoo.with_labels(loaded, labels)
         loaded = loaded if preprocessing is None else zoo.with_preprocessing(loaded, preprocessing)
         dataset = open_dataset(calibration)
-        if "tvm" in (backend or BACKENDS):
+        if "native" in (engine or ENGINES):
             progress(f"compile the runtime for {spec.name}", 0.0)
             _check_tools(spec)
         count = min(images, len(dataset))
@@ -116,7 +116,7 @@ def compile_command(
 
         def build(chosen: Any) -> Any:
             return build_bundle_files(
-                chosen, spec, tuple(backend or BACKENDS), tuple(also or ()), progress, measured, batch
+                chosen, spec, tuple(engine or ENGINES), tuple(also or ()), progress, measured, batch
             )
 
         found = None

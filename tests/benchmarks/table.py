@@ -95,7 +95,7 @@ def network() -> Network:
     quantized = Quantized(zoo.load("xception"), as_float(graph), graph, recipe, table, pixels, None)
     bundle = scratch() / "bundle"
     start, cpu_start = time.perf_counter(), cpu_seconds()
-    manifest, files = build_bundle_files(quantized, host.detect(), ("tvm", "tflite"), (), lambda *_: None)
+    manifest, files = build_bundle_files(quantized, host.detect(), ("native", "litert"), (), lambda *_: None)
     write_bundle(bundle, manifest, files)
     wall_s, cpu_s = time.perf_counter() - start, cpu_seconds() - cpu_start
     return Network(graph, image, bundle / "native", wall_s, cpu_s)

@@ -73,7 +73,7 @@ def test_recipe_prints_presets_and_the_schema(tmp_path: Path, capsys: pytest.Cap
 
 
 def compile_demo(output: Path, *more: object) -> int:
-    arguments = ("--target", "host", "--model", "demo", "--backend", "tflite", "--recipe", "min-max", "--images", 4)
+    arguments = ("--target", "host", "--model", "demo", "--engine", "litert", "--recipe", "min-max", "--images", 4)
     return xceptile("compile", *arguments, "--calibration", "drawn:calibration", "--output", output, *more)
 
 

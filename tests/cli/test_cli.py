@@ -132,7 +132,7 @@ def test_tflite_runtime_is_reported_as_not_bit_exact(
 
 def test_relax_vm_travels_in_the_bundle(home: Path, tmp_path: Path) -> None:
     arguments = ("--target", "host", "--model", home / "net.safetensors", "--calibration", home / "photos")
-    assert xceptile("compile", *arguments, "--output", tmp_path / "b", "--also", "relax-vm", "--backend", "tvm") == 0
+    assert xceptile("compile", *arguments, "--output", tmp_path / "b", "--also", "relax-vm", "--engine", "native") == 0
     bundle = bundles.open_bundle(tmp_path / "b")
     (file,) = next(a for a in bundle.manifest.artefacts if a.engine == "relax-vm").files
     golden, expected = bundle.golden()
@@ -144,7 +144,7 @@ def test_relax_vm_travels_in_the_bundle(home: Path, tmp_path: Path) -> None:
 def test_batches_and_onnx(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six photos in batches of four: the second is filled up."""
     arguments = ("--target", "host", "--model", home / "net.safetensors", "--calibration", home / "photos")
-    options = ("--batch", 4, "--backend", "tflite", "--also", "onnx-qdq")
+    options = ("--batch", 4, "--engine", "litert", "--also", "onnx-qdq")
     assert xceptile("compile", *arguments, "--output", tmp_path / "b", *options) == 0
     manifest = bundles.open_bundle(tmp_path / "b").manifest
     assert (manifest.input.shape[0], manifest.output.shape[0], manifest.golden_count) == (4, 4, 1)
@@ -287,7 +287,7 @@ def missing_nvrtc(_arch: str) -> None:
 
 
 def test_a_bundle_for_another_architecture(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--model", home / "net.safetensors", "--calibration", home / "photos", "--backend", "tvm")
+    arguments = ("--model", home / "net.safetensors", "--calibration", home / "photos", "--engine", "native")
     assert xceptile("compile", "--target", "raspberry-pi-3", *arguments, "--output", tmp_path / "pi") == 0
     capsys.readouterr()
     assert xceptile("run", tmp_path / "pi", home / "photos" / "circle" / "0.png", "--device", "local") == 2

@@ -76,7 +76,7 @@ def test_the_native_engine_s_prefixes_are_compiled_and_equal(tmp_path: Path) -> 
 
 
 def test_of_a_batch_the_image_that_differs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest, files = build_bundle_files(quantized(), host.detect(), ("tflite",), (), lambda what, share: None, batch=3)
+    manifest, files = build_bundle_files(quantized(), host.detect(), ("litert",), (), lambda what, share: None, batch=3)
     whole = write_bundle(tmp_path / "bundle", manifest, files)
     assert first_difference(whole, "litert", labelled(4)) == "no image's outputs differ"
     faulty = faulty_bundle(whole, tmp_path / "faulty", "classifier", "litert")

@@ -1,4 +1,4 @@
-"""Mixed graphs: layers kept in float run on both backends, and what holds of them is what is said."""
+"""Mixed graphs: layers kept in float run on both engines, and what holds of them is what is said."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_mixed_bundle_says_what_holds(tmp_path):
 @pytest.mark.slow
 def test_the_self_test_of_a_mixed_bundle_allows_its_steps_and_no_more(tmp_path):
     network = return_to_float(quantized(), ["blocks.0.sep0.pointwise", "classifier"])
-    manifest, files = build_bundle_files(network, host.detect(), ("tvm",), (), lambda what, share: None)
+    manifest, files = build_bundle_files(network, host.detect(), ("native",), (), lambda what, share: None)
     expected = np.frombuffer(files[bundles.GOLDEN_OUTPUT], np.int8)
 
     def self_test(shift: int) -> subprocess.CompletedProcess[str]:

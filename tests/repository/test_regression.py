@@ -34,7 +34,9 @@ def build(folder: Path) -> Bundle:
     network = quantize_model(
         model, images, PRESETS["default"], image_count=CALIBRATION, progress=lambda what, share: None
     )
-    manifest, files = build_bundle_files(network, catalog.get("host"), ("tvm", "tflite"), (), lambda what, share: None)
+    manifest, files = build_bundle_files(
+        network, catalog.get("host"), ("native", "litert"), (), lambda what, share: None
+    )
     return write_bundle(folder, manifest, files)
 
 

@@ -279,7 +279,7 @@ def progress(what, share):
     if what.startswith("compile the runtime"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-files = build_bundle_files(quantize(compiled_model(), images=4), catalog.get("host"), ("tvm",), (), progress)
+files = build_bundle_files(quantize(compiled_model(), images=4), catalog.get("host"), ("native",), (), progress)
 write_bundle(Path(sys.argv[1]), *files)
 """
 

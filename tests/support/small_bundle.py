@@ -40,7 +40,7 @@ def quantized() -> Quantized:
 
 
 def litert_files(network: Quantized) -> tuple[Manifest, dict[str, bytes]]:
-    return build_bundle_files(network, host.detect(), ("tflite",), (), lambda what, share: None)
+    return build_bundle_files(network, host.detect(), ("litert",), (), lambda what, share: None)
 
 
 def litert_bundle(path: Path, network: Quantized | None = None) -> Bundle:
@@ -67,7 +67,7 @@ def compiled_model() -> Model:
     )
 
 
-def write_small_bundle(folder: Path, target: str = "host", backends: tuple[str, ...] = ("tvm", "tflite")) -> Bundle:
+def write_small_bundle(folder: Path, target: str = "host", engines: tuple[str, ...] = ("native", "litert")) -> Bundle:
     network = quantize(compiled_model(), QuantRecipe("small", equalize=False), 4)
-    manifest, files = build_bundle_files(network, catalog.get(target), backends, (), lambda what, share: None)
+    manifest, files = build_bundle_files(network, catalog.get(target), engines, (), lambda what, share: None)
     return write_bundle(folder, manifest, files)

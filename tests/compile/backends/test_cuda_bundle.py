@@ -40,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_small_bundle(tmp_path_factory.mktemp("jetson") / "bundle", "jetson", ("tvm",))
+    return write_small_bundle(tmp_path_factory.mktemp("jetson") / "bundle", "jetson", ("native",))
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("opencl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCL_CACHE_DIR", str(folder / "pocl"))
-        return write_small_bundle(folder / "bundle", "adreno-740", ("tvm",))
+        return write_small_bundle(folder / "bundle", "adreno-740", ("native",))
 
 
 @pytest.fixture(autouse=True)
