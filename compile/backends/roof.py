@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from ...runtime.plan import ALIGNMENT_BYTES, Argument, Plan, PlanTensor, Step, pack
@@ -26,6 +26,7 @@ from ...targets.spec import TargetSpec
 from ..kernels.arm import neon as arm_neon
 from ..kernels.arm.neon import Register
 from ..kernels.kernel_call import Activation, KernelCall, Weights
+from ..kernels.prim_func import Parameter, prim_func
 from ..kernels.x86 import vector as x86_vector
 from .cpu import compile_kernels, link
 
@@ -121,15 +122,9 @@ def _total(registers: list[Register]) -> Expr:
 
 
 def _kernel(symbol: str, counts: dict[str, int], task: Callable[..., None]) -> tirx.PrimFunc:
-    """A PrimFunc over flat int32 buffers of ``counts`` words, which does ``task(*buffers, t)`` for begin <= t < end."""
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name(symbol)
-        buffers = [T.arg(name, T.buffer((count,), "int32")) for name, count in counts.items()]
-        begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        with T.serial(0, end - begin) as t:
-            task(*buffers, T.Bind(begin + t))
-    return builder.get()
+    """A kernel over flat int32 buffers of ``counts`` words, whose task t is ``task(*buffers, t)``."""
+    parameters = [Parameter(name, "int32", count) for name, count in counts.items()]
+    return prim_func(symbol, parameters, lambda *buffers: partial(task, *buffers))
 
 
 BLOCK_WORDS = BLOCK_BYTES // 4

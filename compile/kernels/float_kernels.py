@@ -14,12 +14,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
+
+from .prim_func import Parameter, prim_func
 
 Expr: TypeAlias = tirx.Expr
 Buffer: TypeAlias = tirx.Buffer
-Operand: TypeAlias = tuple[str, str, int]  # name, element type, count
 
 LANES = 16
 BLOCK = 6  # pixels multiplied at once
@@ -62,21 +62,6 @@ def _splat(value: Expr | float, lanes: int) -> Expr:
 
 def _fused(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
     return T.call_llvm_pure_intrin(_type("float32", lanes), "llvm.fma", a, b, c)
-
-
-def _kernel(symbol: str, operands: Sequence[Operand], body: Callable[..., Callable[[Expr], None]]) -> tirx.PrimFunc:
-    """A PrimFunc over flat buffers and the tasks begin..end; ``body(*buffers)`` returns what emits one task."""
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(symbol)
-            buffers = [T.arg(name, T.buffer((count,), dtype)) for name, dtype, count in operands]
-            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-            task = body(*buffers)
-            # From zero: TVM 0.27 loses the start of a loop inside a loop that itself starts elsewhere.
-            with T.serial(0, end - begin) as t:
-                task(T.Bind(begin + t))
-    return builder.get()
 
 
 @dataclass(frozen=True)
@@ -211,12 +196,12 @@ class FloatConv:
             return task
 
         operands = [
-            ("x", "float32", w.in_count),
-            ("w", "float32", self._chunks * depth * lanes),
-            ("b", "float32", self.outputs),
-            ("y", "float32", pixels * self.outputs),
+            Parameter("x", "float32", w.in_count),
+            Parameter("w", "float32", self._chunks * depth * lanes),
+            Parameter("b", "float32", self.outputs),
+            Parameter("y", "float32", pixels * self.outputs),
         ]
-        return _kernel(self.symbol, operands, body)
+        return prim_func(self.symbol, operands, body)
 
 
 @dataclass(frozen=True)
@@ -263,12 +248,12 @@ class FloatDepthwise:
             return task
 
         operands = [
-            ("x", "float32", w.in_count),
-            ("w", "float32", kh * kw * channels),
-            ("b", "float32", channels),
-            ("y", "float32", w.out_pixels * channels),
+            Parameter("x", "float32", w.in_count),
+            Parameter("w", "float32", kh * kw * channels),
+            Parameter("b", "float32", channels),
+            Parameter("y", "float32", w.out_pixels * channels),
         ]
-        return _kernel(self.symbol, operands, body)
+        return prim_func(self.symbol, operands, body)
 
 
 @dataclass(frozen=True)
@@ -304,8 +289,8 @@ class FloatMaxPool:
 
             return task
 
-        operands = [("x", "float32", w.in_count), ("y", "float32", w.out_pixels * w.channels)]
-        return _kernel(self.symbol, operands, body)
+        operands = [Parameter("x", "float32", w.in_count), Parameter("y", "float32", w.out_pixels * w.channels)]
+        return prim_func(self.symbol, operands, body)
 
 
 @dataclass(frozen=True)
@@ -340,8 +325,8 @@ class FloatAverage:
 
             return task
 
-        operands = [("x", "float32", self.pixels * self.channels), ("y", "float32", self.channels)]
-        return _kernel(self.symbol, operands, body)
+        operands = [Parameter("x", "float32", self.pixels * self.channels), Parameter("y", "float32", self.channels)]
+        return prim_func(self.symbol, operands, body)
 
 
 @dataclass(frozen=True)
@@ -387,12 +372,12 @@ class FloatElementwise:
 
             return task
 
-        operands = [("x", source, self.count), ("y", target, self.count)]
+        operands = [Parameter("x", source, self.count), Parameter("y", target, self.count)]
         if converts:
-            operands.insert(1, ("parameters", "float32", 2))
+            operands.insert(1, Parameter("parameters", "float32", 2))
         elif self.kind.startswith("add"):
-            operands.insert(1, ("b", "float32", self.count))
-        return _kernel(self.symbol, operands, body)
+            operands.insert(1, Parameter("b", "float32", self.count))
+        return prim_func(self.symbol, operands, body)
 
     def _value(self, buffers: Sequence[Buffer], offset: Expr | int, lanes: int) -> Expr:
         x = _load(buffers[0], offset, lanes)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..prim_func import Parameter
 from . import vector as v
 from .depthwise import Depthwise, depthwise_operands
 from .gather import Gather
 from .layout import OUT_ZERO, PARAMETERS, ceil_div, row_stride, stored_channels
 from .product import Matrix, Output, emit_panel, panels, product_operands
-from .vector import Buffer, Expr, Isa, Parameter
+from .vector import Buffer, Expr, Isa
 
 Producer = Gather | Depthwise
 

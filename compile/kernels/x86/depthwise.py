@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..prim_func import Parameter
 from . import vector as v
 from .layout import PADDING, PARAMETERS, RELU_ZERO, ROW_ZERO, ceil_div, stored_channels
-from .vector import Buffer, Expr, Isa, Parameter
+from .vector import Buffer, Expr, Isa
 
 
 @dataclass(frozen=True)

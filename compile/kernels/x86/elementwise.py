@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..prim_func import Parameter
 from . import vector as v
 from .layout import stored_channels
-from .vector import Buffer, Expr, Isa, Parameter
+from .vector import Buffer, Expr, Isa
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..prim_func import Parameter
 from . import vector as v
 from .layout import OUT_ZERO, PARAMETERS, ceil_div, stored_channels
-from .vector import Buffer, Expr, Isa, Parameter
+from .vector import Buffer, Expr, Isa
 
 LARGEST_BLOCK = 6  # rows of a register block
 

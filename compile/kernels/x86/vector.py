@@ -10,7 +10,8 @@ j-th vector. ``lane_order`` is that permutation; constants are stored in it at c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
@@ -18,8 +19,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
+
+from ..prim_func import Parameter, prim_func
 
 Expr: TypeAlias = tirx.Expr
 Buffer: TypeAlias = tirx.Buffer
@@ -251,15 +253,6 @@ def lanes(dtype: str, count: int) -> str:
     return f"{dtype}x{count}" if count > 1 else dtype
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A kernel's operand: a flat buffer of ``count`` elements."""
-
-    name: str
-    dtype: str
-    count: int
-
-
 def prefetch(buffer: Buffer, offset: Expr | int, *, write: bool = False) -> None:
     """Asks for a cache line; any address is allowed."""
     intent, near, data = T.int32(int(write)), T.int32(3), T.int32(1)
@@ -267,23 +260,15 @@ def prefetch(buffer: Buffer, offset: Expr | int, *, write: bool = False) -> None
 
 
 def kernel(symbol: str, parameters: Sequence[Parameter], body: Callable[..., Callable[[Expr], None]]) -> tirx.PrimFunc:
-    """A PrimFunc over flat buffers and the scalars ``begin`` and ``end``.
+    """``prim_func`` with its frame aligned."""
+    return prim_func(symbol, parameters, body, _aligned_frame())
 
-    ``body(*buffers)`` emits what is common to all tasks and returns a function that emits one task.
-    """
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(symbol)
-            buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
-            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-            # A local of 64 bytes that lives throughout and whose address is taken: LLVM then aligns the frame, and
-            # with it the vectors it spills. Without one it learns of them too late: each straddles two cache lines.
-            anchor = T.alloc_buffer((1,), "int32x16", scope="global")
-            prefetch(anchor, 0)
-            task = body(*buffers)
-            # From zero: TVM 0.27 loses the start of a loop inside a loop that itself starts elsewhere.
-            with T.serial(0, end - begin) as t:
-                task(begin + t)
-            prefetch(anchor, 0)
-    return builder.get()
+
+@contextmanager
+def _aligned_frame() -> Iterator[None]:
+    """A local of 64 bytes that lives throughout and whose address is taken: LLVM then aligns the frame, and with it the
+    vectors it spills. Without one it learns of them too late: each straddles two cache lines."""
+    anchor = T.alloc_buffer((1,), "int32x16", scope="global")
+    prefetch(anchor, 0)
+    yield
+    prefetch(anchor, 0)
