@@ -7,16 +7,16 @@ image's bytes are seldom a multiple of the 64 at which a kernel's operands begin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import tvm
-from tvm.script.ir_builder import IRBuilder
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...models import graph as ir
 from .kernel_call import Activation, KernelCall
+from .prim_func import Parameter, prim_func
 
 JOINED = 14  # tensors that one call puts together; a step of a plan has 16 operands at most
 
@@ -35,23 +35,24 @@ class Copy:
         counts = "_".join(map(str, self.counts))
         return f"copy_{self.dtype}_{counts}_from{self.start}_size{self.size}"
 
-    def build(self) -> tvm.tirx.PrimFunc:
-        """The kernel: sources, target, begin, end. It has one task."""
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                sources = [T.arg(f"x{i}", T.buffer((n,), self.dtype)) for i, n in enumerate(self.counts)]
-                target = T.arg("y", T.buffer((self.size,), self.dtype))
-                T.arg("begin", T.int32())
-                T.arg("end", T.int32())
-                T.func_attr({"global_symbol": self.symbol, "tirx.noalias": True})
+    def build(self) -> tirx.PrimFunc:
+        """Operands: the sources, y. It has one task."""
+        sources = [Parameter(f"x{i}", self.dtype, n) for i, n in enumerate(self.counts)]
+
+        def body(*buffers: tirx.Buffer) -> Callable[[tirx.Expr], None]:
+            *xs, y = buffers
+
+            def task(_: tirx.Expr) -> None:
                 done = 0
-                for source, count in zip(sources, self.counts, strict=True):
+                for x, count in zip(xs, self.counts, strict=True):
                     length = min(count, self.size)
                     with T.serial(0, length) as i:
-                        T.buffer_store(target, source[i + self.start], [i + done])
+                        T.buffer_store(y, x[i + self.start], [i + done])
                     done += length
-        return builder.get()
+
+            return task
+
+        return prim_func(self.symbol, [*sources, Parameter("y", self.dtype, self.size)], body)
 
 
 def repeat(graph: ir.Graph, calls: Sequence[KernelCall]) -> tuple[KernelCall, ...]:
