@@ -138,6 +138,8 @@ def recipe_from_text(text: str) -> QuantRecipe:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise RecipeError(f"recipe: not JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise RecipeError(f"recipe: not JSON that can be read: {error}") from error
     return recipe_from_json(values)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.atomic_write import write_atomically
+from ..models.read_file import read_file
 from ..runtime.bundle import sha256
 from ..targets.spec import TargetSpec
 
@@ -102,7 +103,7 @@ def from_json(text: str) -> Tuning:
         )
     except TuningError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TuningError(f"no tuning that `xceptile tune` wrote: {type(error).__name__} {error}") from error
 
 
@@ -122,7 +123,7 @@ def _positive(value: Any) -> int:
 def load(path: Path) -> Tuning:
     """Raises TuningError with the path, OSError."""
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(read_file(path).decode())
     except ValueError as error:
         raise TuningError(f"{path}: {error}") from error
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from . import drawn
 from .preprocess import FORMATS, InputSpec, grey, load_image
+from .read_file import LIST_BYTES, read_file
 
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 WNID = re.compile(r"n\d{8}")
@@ -233,7 +234,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_file(path, LIST_BYTES).decode("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DatasetError(
             "is no text file; give a folder of images, or a text file of paths and labels", path

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from . import graph as ir
 from .graph_builder import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, Value
+from .read_file import check_file
 
 SUPPORTED = (
     "Conv (dense or depthwise), BatchNormalization, Relu, MaxPool, Pad before them, Add, GlobalAveragePool, ReduceMean "
@@ -34,6 +35,7 @@ def load_onnx(path: str | Path, size: int | None = None) -> ir.Graph:
 
     Raises OnnxError where it is no sound ONNX model, UnsupportedLayer for what a graph cannot say.
     """
+    check_file(path)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)

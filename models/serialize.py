@@ -13,6 +13,7 @@ import numpy as np
 
 from . import graph as ir
 from .atomic_write import write_atomically
+from .read_file import MODEL_BYTES, read_file
 from .verify import verify
 
 FORMAT = "xceptile.graph"
@@ -32,7 +33,7 @@ def save(graph: ir.Graph, path: str | Path) -> None:
 def load(path: str | Path) -> ir.Graph:
     """Reads and verifies. Raises GraphFileError for what is no graph or damaged, OSError for an unreadable file."""
     try:
-        return parse(Path(path).read_bytes())
+        return parse(read_file(path, MODEL_BYTES))
     except GraphFileError as error:
         raise GraphFileError(f"{path}: {error}") from error
 

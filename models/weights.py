@@ -1,19 +1,17 @@
-"""Trained Xceptions from files: our own checkpoints, timm's and Cadene's (Keras' are in ``keras_weights.py``).
+"""Trained Xceptions from files: our own checkpoints, and what the loaders of others' share (``timm_weights.py``,
+``keras_weights.py``).
 
-Class count and width come from the tensors' shapes. Nothing here executes code from a file: safetensors and HDF5 hold
-only arrays, and ``.pth`` files are read with torch's ``weights_only``.
+Class count and width come from the tensors' shapes. No code can come of a file of safetensors: behind a header of JSON,
+in which names, types, shapes and offsets are checked, there are only numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import safetensors
 import safetensors.torch
@@ -21,8 +19,9 @@ import torch
 from torch import Tensor
 
 from .atomic_write import write_atomically
-from .preprocess import InputSpec, timm_input_spec
+from .preprocess import InputSpec
 from .provenance import provenance_of
+from .read_file import check_file
 from .serialize import in_order
 from .xception import Xception, scaled_channels
 
@@ -92,7 +91,7 @@ def save_checkpoint(
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads what ``save_checkpoint`` wrote. Raises CheckpointError for any other, damaged or newer file."""
-    tensors, metadata = _open_safetensors(path)
+    tensors, metadata = open_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError("is no checkpoint of ours; give it to zoo.load, which knows the other kinds", path)
     if metadata.get("version") != str(FORMAT_VERSION):
@@ -122,7 +121,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def is_own(path: str | Path) -> bool:
     """Whether a safetensors file says that ``save_checkpoint`` wrote it. Raises CheckpointError where it is damaged."""
-    return _open_safetensors(path, tensors=False)[1].get("format") == FORMAT
+    return open_safetensors(path, tensors=False)[1].get("format") == FORMAT
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -133,15 +132,18 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _open_safetensors(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+def open_safetensors(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, if wanted, and the metadata. Raises CheckpointError."""
     try:
+        check_file(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             names = file.keys() if tensors else ()
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except FileNotFoundError as error:
         raise CheckpointError("no such file", path) from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", path) from error
+    except safetensors.SafetensorError as error:
         raise CheckpointError(f"is no safetensors file, or truncated ({error}); copy it again", path) from error
 
 
@@ -278,82 +280,13 @@ def assemble(found: Found, path: str | Path, source: str, same_padding: bool, ep
     return module.eval()
 
 
-# --- timm's legacy_xception and Cadene's port, from which it comes. ---
-
-
-def load_timm(path: str | Path) -> Checkpoint:
-    """timm's ``legacy_xception`` or Cadene's ``xception``: a state dict in a file of safetensors or of torch.save.
-
-    Both pad the strided pooling by one pixel on each side and normalize with epsilon 1e-5 (torch's default). Older
-    files hold pointwise weights without their two 1x1 dimensions and call the classifier ``last_linear``. The network
-    may lie within another module (DataParallel's ``module.``, a compiled one, Lightning's). Raises CheckpointError.
-    """
-    path = Path(path)
-    state, told = (_open_safetensors(path)[0], {}) if path.suffix == ".safetensors" else _read_pth(path)
-    stem = (name for name, tensor in state.items() if name.endswith("conv1.weight") and tensor.shape[1:2] == (3,))
-    prefix = min(stem, key=len, default="").removesuffix("conv1.weight")
-    ours = {
-        f"{layer.timm}.{TIMM_SUFFIXES.get(suffix, suffix)}": f"{layer.ours}.{suffix}"
-        for layer in xception_layers()
-        for suffix in SUFFIXES[layer.kind]
-    }
-    found: dict[str, tuple[str, Tensor]] = {}
-    for theirs, tensor in state.items():
-        if theirs.endswith(("num_batches_tracked", "n_averaged")):  # counters of torch's norms and averaged models
-            continue
-        name = theirs.removeprefix(prefix).replace("last_linear.", "fc.")  # Cadene's name
-        if name.endswith("pointwise.weight") and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-        found[ours.get(name, name)] = (theirs, tensor)
-    module = assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
-    checkpoint = with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
-    return replace(checkpoint, provenance=checkpoint.provenance | told)
-
-
-TIMM_SUFFIXES = {"depthwise.weight": "conv1.weight"}
+# --- What the kinds of file without a model card share. ---
 
 
 def with_default_card(module: Xception, input_spec: InputSpec, path: Path, kind: str) -> Checkpoint:
     """The kinds of file without a model card: classes are named by their numbers."""
     labels = tuple(str(i) for i in range(module.classifier.out_features))
     return Checkpoint(module, input_spec, labels, provenance_of(path, kind))
-
-
-# Where training scripts put the state dict, first found first: averaged weights before the last ones, as
-# timm.models.load_checkpoint prefers them.
-_STATE_DICTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-
-def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict of a file of torch.save, and under which name it lay there. Pickled code never runs."""
-    try:
-        # timm's training script keeps its arguments, a class of plain values.
-        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript, which is refused
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", path) from error
-    except UnpicklingError as error:
-        raise CheckpointError(
-            "is damaged, or holds pickled objects besides tensors, which are never executed; "
-            "save module.state_dict() alone, or as safetensors",
-            path,
-        ) from error
-    except Exception as error:  # torch raises RuntimeError, EOFError, ValueError, KeyError ... on damaged files
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                "is a TorchScript program, which is code and is not executed; save module.state_dict()", path
-            ) from error
-        raise CheckpointError(f"is truncated or damaged ({first_line(error)}); copy it again", path) from error
-    told = {}
-    if isinstance(loaded, dict):
-        for name in _STATE_DICTS:
-            if isinstance(loaded.get(name), dict):
-                loaded, told = loaded[name], {"weights": name}
-                break
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError("holds no state dict; save module.state_dict() alone", path)
-    return {str(name): tensor for name, tensor in loaded.items()}, told
 
 
 def first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .graph import Graph
 from .preprocess import InputSpec, keras_input_spec
 from .provenance import file_sha256, provenance_of
+from .read_file import check_file, read_file
 from .visible import CONTROLS
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
     Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), of Keras
     (.h5, .weights.h5, .keras), exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height
     and width, in pixels, of an Xception; the last two kinds carry their own, unless ONNX leaves it open. Raises
-    ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where, and what to do.
+    ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where, and what to do; OSError
+    for what is no regular file, or larger than any network.
     """
     if str(source) == "xception":
         return _random_xception(size)
@@ -61,8 +63,9 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
     if path.suffix not in SUFFIXES:
         what = "its ending names no kind of model" if path.exists() else "no such model"
         raise ModelError(f"{source}: {what}; give xception, demo or a file ({', '.join(SUFFIXES)})")
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{path}: no such file")
+    check_file(path)
     program = _is_program(path)
     if program or path.suffix == ".onnx":
         model = _program(path) if program else _onnx(path, size)
@@ -78,7 +81,7 @@ def with_labels(model: Model, path: Path) -> Model:
     Raises ModelError where they are not as many as the model's, not distinct, or no text; OSError.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_file(path).decode("utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: is no text in UTF-8 ({error}); give one class a line") from error
     if len(names) != len(model.labels):
@@ -95,7 +98,7 @@ def with_preprocessing(model: Model, path: Path) -> Model:
     """
     own = model.input_spec.to_json()
     try:
-        given = json.loads(path.read_bytes())
+        given = json.loads(read_file(path))
         if not isinstance(given, dict):
             raise ValueError("it is no object")
         if unknown := sorted(set(given) - PREPROCESSING):
@@ -111,7 +114,8 @@ def with_preprocessing(model: Model, path: Path) -> Model:
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    from .weights import is_own, load_checkpoint, load_timm
+    from .timm_weights import load_timm
+    from .weights import is_own, load_checkpoint
 
     if path.suffix in (".h5", ".keras"):
         from .keras_weights import load_keras

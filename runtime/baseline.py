@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.atomic_write import write_atomically
+from ..models.read_file import read_file
 from .typed_json import decode
 from .verdict import Report
 
@@ -49,7 +50,7 @@ def _report_from(data: dict[str, Any]) -> Report:
 def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:
     """By target, by device. Raises BaselineError, FileNotFoundError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path))
         if data is None:
             raise BaselineError(f"{path}: the baseline is null")
         if data["format"] != BASELINE_FORMAT:
@@ -59,7 +60,9 @@ def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:
         raise
     except BaselineError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise BaselineError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BaselineError(f"{path}: is no baseline file ({error})") from error
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ..models.atomic_write import write_atomically
 from ..models.preprocess import InputSpec, PixelEncoding
+from ..models.read_file import read_file
 from ..targets.spec import TargetSpec
 from .signature import SIGNATURE, SignatureError, check_signature
 from .typed_json import decode
@@ -211,7 +212,7 @@ def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
         raise BundleError("no such bundle directory; `xceptile compile ... --output DIR` makes one", path)
     try:
-        return (path / MANIFEST).read_bytes()
+        return read_file(path / MANIFEST)
     except FileNotFoundError:
         raise BundleError(f"holds no {MANIFEST}, so it is no bundle", path) from None
     except OSError as error:
@@ -246,9 +247,11 @@ def _open_checked(path: Path, data: bytes, public_key: Path | None) -> Bundle:
 
 def _check_signature(path: Path, manifest: bytes, public_key: Path) -> None:
     try:
-        signature = (path / SIGNATURE).read_bytes()
+        signature = read_file(path / SIGNATURE)
     except FileNotFoundError:
         raise BundleError("is not signed, and a signature is wanted; `xceptile sign` makes one", path) from None
+    except OSError as error:
+        raise BundleError(f"its {SIGNATURE} cannot be read: {error.strerror}", path) from error
     try:
         check_signature(manifest, signature, public_key)
     except SignatureError as error:

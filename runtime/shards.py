@@ -24,6 +24,7 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from ..models.datasets import Dataset, Item, open_dataset
+from ..models.read_file import LIST_BYTES, check_file, read_file
 from .accuracy import Accuracy, ImageResult, Labelled, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
 from .engines.engine import EngineError
@@ -152,6 +153,8 @@ def _kept(path: Path | None, header: dict[str, object]) -> Iterator[tuple[dict[i
     if path.exists() and not path.is_file():
         raise ResultsError("is no plain file, from which a run could be taken up; name another", path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        check_file(path, LIST_BYTES)
     with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,13 +170,13 @@ def _kept(path: Path | None, header: dict[str, object]) -> Iterator[tuple[dict[i
 
 def _load(path: Path, header: dict[str, object]) -> dict[int, ImageResult]:
     """What a results file holds. A line cut short at the end is dropped."""
-    data = path.read_bytes()
+    data = read_file(path, LIST_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.decode("utf-8", "replace").splitlines()
     try:
         kept = json.loads(lines[0]) if lines else None
         found = [result_from_json(json.loads(line)) for line in lines[1:]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResultsError(f"is no results file, or damaged ({error}); delete it or name another", path) from error
     if kept != header:
         other = [key for key in header if not isinstance(kept, dict) or kept.get(key) != header[key]]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.read_file import read_file
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -65,7 +67,7 @@ def _load(path: Path, load: Callable[[bytes], Any], what: str, advice: str) -> A
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
-        return load(path.read_bytes())
+        return load(read_file(path))
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from error
     except TypeError as error:  # a key under a passphrase

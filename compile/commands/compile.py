@@ -14,6 +14,7 @@ from .common import JsonOption, bar, input_text, out, print_json
 def recipe_named(name: str) -> Any:
     """A preset, or what a recipe file holds."""
     from ...calibration.recipe import PRESETS, RecipeError, recipe_from_text
+    from ...models.read_file import read_file
 
     if name in PRESETS:
         return PRESETS[name]
@@ -21,7 +22,7 @@ def recipe_named(name: str) -> Any:
     if not path.is_file():
         raise typer.BadParameter(f"no such recipe {name!r}: neither a file nor one of {', '.join(sorted(PRESETS))}")
     try:
-        return recipe_from_text(path.read_text(encoding="utf-8"))
+        return recipe_from_text(read_file(path).decode())
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is no text in UTF-8 ({error})") from error
     except RecipeError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +14,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.foreign_xceptions import images, keras_outputs, keras_xception, settle_keras, timm_xception
-from support.malicious_pickle import Malicious
+from support.foreign_xceptions import images, keras_outputs, keras_xception, settle_keras
 from support.needs import requires_module
 
 from xceptile.models import weights, zoo
 from xceptile.models.keras_config import input_spec_of
 from xceptile.models.keras_weights import load_keras
-from xceptile.models.preprocess import InputSpec, keras_input_spec, normalize, timm_input_spec
-from xceptile.models.weights import CheckpointError, load_checkpoint, load_timm, save_checkpoint
+from xceptile.models.preprocess import InputSpec, keras_input_spec, normalize
+from xceptile.models.weights import CheckpointError, load_checkpoint, save_checkpoint
 from xceptile.models.xception import Xception
 
 needs_keras = requires_module("keras", package="keras")
-needs_timm = requires_module("timm", package="timm")
 SIZE = 128  # its maps before the four poolings are odd, odd, even and even
 PHOTOS = images(2, SIZE)
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -250,65 +247,6 @@ def test_keras_networks_that_are_not_xception(tmp_path: Path) -> None:
         load_keras(other)
 
 
-# --- timm and Cadene. ---
-
-
-@pytest.fixture(scope="module")
-def timm_model() -> torch.nn.Module:
-    return timm_xception()
-
-
-def cadene_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As in Cadene's files: pointwise weights without their 1x1, last_linear, no counters."""
-    return {
-        name.replace("fc.", "last_linear."): tensor[:, :, 0, 0] if name.endswith("pointwise.weight") else tensor
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
-
-
-@needs_timm
-def test_timm_legacy_xception(timm_model: torch.nn.Module, tmp_path: Path) -> None:
-    truth, state = outputs(timm_model), timm_model.state_dict()
-    pth, cadene, tensors = tmp_path / "a.pth", tmp_path / "cadene.pth", tmp_path / "a.safetensors"
-    torch.save(state, pth)
-    parallel = {f"module.{name}": tensor for name, tensor in cadene_state(state).items()}
-    torch.save({"epoch": 3, "state_dict": parallel}, cadene, _use_new_zipfile_serialization=False)
-    safetensors.torch.save_file(state, tensors)
-    for path in (pth, cadene, tensors):
-        checkpoint = load_timm(path)
-        assert difference(outputs(checkpoint.module), truth) < TOLERANCE
-        assert checkpoint.input_spec == timm_input_spec()
-        assert checkpoint.input_spec.resize == 333
-        assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
-    wrong = Xception(1000, same_padding=True, epsilon=1e-5).eval()
-    wrong.load_state_dict(load_timm(pth).module.state_dict())
-    assert difference(outputs(wrong), truth) > TOLERANCE
-
-
-def test_a_state_dict_may_lie_where_training_scripts_put_it(tmp_path: Path) -> None:
-    """Wrapped, prefixed, counted, beside an optimizer; averaged weights come first, as timm's own loader has them."""
-    state = small_timm_state()
-    counted = {f"module.{name}": tensor for name, tensor in state.items()} | {"n_averaged": torch.tensor(3)}
-    averaged = {name: tensor * 2 for name, tensor in state.items()}
-    kinds: dict[str, tuple[dict[str, Any], float]] = {
-        "swa.pth": (counted, 1),
-        "compiled.pt": ({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, 1),
-        "lightning.ckpt": ({"epoch": 3, "state_dict": {f"net.{name}": tensor for name, tensor in state.items()}}, 1),
-        "model.bin": ({"model": state}, 1),
-        "best.pth.tar": ({"args": Namespace(lr=0.1), "state_dict": state, "state_dict_ema": averaged}, 2),
-    }
-    for name, (saved, factor) in kinds.items():
-        torch.save(saved, tmp_path / name)
-        checkpoint = zoo._read_checkpoint(tmp_path / name)
-        assert torch.equal(checkpoint.module.conv1.weight, state["conv1.weight"] * factor), name
-        assert checkpoint.provenance.get("weights") == {
-            "lightning.ckpt": "state_dict",
-            "model.bin": "model",
-            "best.pth.tar": "state_dict_ema",
-        }.get(name)
-
-
 # --- Ours. ---
 
 
@@ -435,34 +373,6 @@ def test_damage_is_seen(own: Path) -> None:
             zoo.load(own)
 
 
-def small_timm_state() -> dict[str, torch.Tensor]:
-    """A narrow Xception under timm's names."""
-    state = Xception(3, width=0.1).state_dict()
-    return {
-        f"{layer.timm}.{weights.TIMM_SUFFIXES.get(suffix, suffix)}": state[f"{layer.ours}.{suffix}"]
-        for layer in weights.xception_layers()
-        for suffix in weights.SUFFIXES[layer.kind]
-    }
-
-
-def test_pickled_code_is_never_executed(tmp_path: Path) -> None:
-    path, marker = tmp_path / "evil.pth", tmp_path / "executed"
-    for zipped in (True, False):
-        torch.save({**small_timm_state(), "x": Malicious(marker)}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match="pickled objects besides tensors, which are never executed"):
-            zoo.load(path)
-        assert not marker.exists()
-    torch.load(path, weights_only=False)  # the trap works
-    assert marker.exists()
-
-
-def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "module.pth"
-    torch.save(Xception(3, width=0.1), path)
-    with pytest.raises(CheckpointError, match=r"save module.state_dict\(\) alone, or as safetensors"):
-        load_timm(path)
-
-
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.h5", "a.weights.h5", "a.keras", "a.pt2"])
 def test_empty_truncated_and_foreign_files(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -472,33 +382,6 @@ def test_empty_truncated_and_foreign_files(name: str, tmp_path: Path) -> None:
             zoo.load(path)
         assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
-
-
-def test_truncated_pth(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    for zipped in (True, False):
-        torch.save(small_timm_state(), path, _use_new_zipfile_serialization=zipped)
-        assert load_timm(path).module.classifier.out_features == 3
-        path.write_bytes(path.read_bytes()[:-5000])
-        with pytest.raises(CheckpointError, match="damaged"):
-            load_timm(path)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of TorchScript
-def test_other_networks_state_dicts(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"is no Xception of timm: .* tensors are missing"):
-        load_timm(path)
-    torch.save({name.replace("fc.", "fc.1."): tensor for name, tensor in small_timm_state().items()}, path)
-    with pytest.raises(CheckpointError, match=r"fc\.1\.bias is none of its own; .* classifier, which is one linear"):
-        load_timm(path)
-    torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(path))
-    with pytest.raises(CheckpointError, match="is a TorchScript program, which is code"):
-        load_timm(path)
-    torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="holds no state dict"):
-        load_timm(path)
 
 
 def test_the_zoo(own: Path, tmp_path: Path) -> None:
