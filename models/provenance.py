@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+# What a loader had to choose, to leave aside or to suppose, which whoever compiles the network is told.
+NOTES = ("weights", "unused tensors", "assumed")
+
 
 def provenance_of(path: Path, kind: str) -> dict[str, str]:
     """Of a file that brings no model card of its own."""
@@ -13,4 +16,5 @@ def provenance_of(path: Path, kind: str) -> dict[str, str]:
 
 def file_sha256(path: Path) -> str:
     """As hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from ..models.datasets import Dataset, Item, open_dataset
-from ..models.read_file import LIST_BYTES, check_file, read_file
+from ..models.read_file import LIST_BYTES, read_file
 from .accuracy import Accuracy, ImageResult, Labelled, data_sha256, result_from_json, result_to_json
 from .bundle import open_bundle
 from .engines.engine import EngineError
@@ -153,8 +153,6 @@ def _kept(path: Path | None, header: dict[str, object]) -> Iterator[tuple[dict[i
     if path.exists() and not path.is_file():
         raise ResultsError("is no plain file, from which a run could be taken up; name another", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        check_file(path, LIST_BYTES)
     with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -163,12 +163,17 @@ FEW_IMAGES = 64
 
 
 def _print_result(output: Path, manifest: Any, images: int, sizes: dict[str, int], found: Any) -> None:
+    from ...models.provenance import NOTES
+
     out.print(f"{output}: {manifest.network} for {manifest.target.name}, calibrated on {images} images", soft_wrap=True)
     if images < FEW_IMAGES:
         out.print(
             "  few images make ranges that others leave, and accuracy suffers: 256 to 512 are enough", soft_wrap=True
         )
     out.print(f"  input: {input_text(manifest.input_spec)}", highlight=False, soft_wrap=True)
+    for note in NOTES:
+        if note in manifest.provenance:
+            out.print(f"  {note}: {manifest.provenance[note]}", highlight=False, soft_wrap=True)
     for name, size in sizes.items():
         out.print(f"  {name}: {size / 1e6:.2f} MB")
     if found is not None:

@@ -22,6 +22,7 @@ from support.needs import requires_module
 from support.timm_states import SIZE, narrow_xception, settle, small_timm_state, timm_names
 from torch.nn.utils import parametrizations, prune, weight_norm
 
+from xceptile.compile import cli
 from xceptile.models import zoo
 from xceptile.models.preprocess import timm_input_spec
 from xceptile.models.timm_weights import load_timm
@@ -123,6 +124,30 @@ def test_a_deepfake_detector_in_half_precision(timm_model: torch.nn.Module, tmp_
     assert "num_batches_tracked" not in told["unused tensors"]
     assert "epsilon 1e-5" in told["assumed"]
     assert "backbone.last_linear.1 right behind the average pooling" in told["assumed"]
+
+
+def test_what_a_state_dict_does_not_say_is_told(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state["adjust_channel.0.weight"] = torch.zeros(51, 208, 1, 1)
+    path = saved(tmp_path, {"net": state, "ema": state | {"bn1.bias": state["bn1.bias"] + 1}})
+    words = (
+        "--recipe",
+        "min-max",
+        "--target",
+        "host",
+        "--model",
+        path,
+        "--calibration",
+        "drawn:calibration:2",
+        "--output",
+        tmp_path / "b",
+    )
+    assert cli._invoke(cli.app, list(map(str, ("compile", *words, "--backend", "tflite", "--input-size", 71)))) == 0
+    told = capsys.readouterr().out
+    assert "  weights: ema, which are averaged, before net\n" in told
+    assert "  unused tensors: ema.adjust_channel.0.weight\n" in told
+    assert "  assumed: batch normalization with epsilon 1e-5; poolings padded by one pixel" in told
 
 
 # --- Where a state dict lies. ---

@@ -36,10 +36,11 @@ WHEN_CALLED: dict[str, set[str]] = {
 
 # The files of models/ that travel to devices, and the files that are about torch.
 NUMPY_FILES = {
-    f"models/{name}.py" for name in ("atomic_write", "graph", "preprocess", "serialize", "graph_text", "verify")
+    f"models/{name}.py"
+    for name in ("atomic_write", "graph", "preprocess", "read_file", "serialize", "graph_text", "verify")
 }
-TORCH_NAMES = ("xception", "exported_program", "from_torch", "keras_weights", "train", "weights")
-TORCH_FILES = {f"models/{name}.py" for name in TORCH_NAMES}
+ABOUT_TORCH = "xception, exported_program, from_torch, keras_weights, pth_file, timm_weights, train, weights"
+TORCH_FILES = {f"models/{name}.py" for name in ABOUT_TORCH.split(", ")}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")
 
