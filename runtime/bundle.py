@@ -7,17 +7,11 @@ time or the place of the build: equal inputs give equal bytes. ``manifest.sig``,
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +23,7 @@ from ..models.atomic_write import write_atomically
 from ..models.preprocess import InputSpec, PixelEncoding
 from ..models.read_file import read_file
 from ..targets.spec import TargetSpec
+from .atomic_directory import end_of, is_filled_in_place, is_interrupted, written_directory
 from .signature import SIGNATURE, SignatureError, check_signature
 from .typed_json import decode
 
@@ -51,7 +46,6 @@ MIXED_STEPS = 2  # what float layers may move a mixed network's int8 outputs by 
 REHEARSAL = "rehearsal"  # the runtime for the machine that compiled a bundle for a GPU
 # Engines of artefacts that other runtimes open; nothing here runs them.
 FOR_OTHERS = ("relax-vm", "onnx-qdq", "gpu-delegate")
-_PART = ".part"  # how the name of a directory ends that is being written
 
 
 class BundleError(ValueError):
@@ -286,13 +280,12 @@ def check_output(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise BundleError("exists and is no directory; choose another --output", path)
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
-        raise BundleError("is not empty and holds no bundle; choose another --output or empty it", path)
-    parent = path.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{path.name}.", suffix=_PART):
-            pass
+        end = end_of(path)
+        taken = end.is_dir() and any(end.iterdir()) and not (end / MANIFEST).exists()
+        if taken and not is_interrupted(end, MANIFEST):
+            raise BundleError("is not empty and holds no bundle; choose another --output or empty it", path)
+        is_filled_in_place(end)
     except OSError as error:
         raise BundleError(f"cannot be written: {error.strerror}; choose another --output", path) from error
 
@@ -302,99 +295,35 @@ def write_bundle(
 ) -> Bundle:
     """Writes ``files`` and the manifest (its ``files`` filled in) to ``path``, replacing a bundle that was there.
 
-    Written to a sibling directory first and put in its place in one step; where that fails, or the process is killed,
-    what was there stays as it was. ``sign`` makes its signature. Raises BundleError; nothing is left behind.
+    See ``atomic_directory``: links are followed, and what was there stays as it was until all is written. Who may read,
+    write and enter what is written, the process's umask says. ``sign`` makes its signature. Raises BundleError; nothing
+    is left behind.
     """
     check_output(path)
-    _remove_leftovers(path)
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in sorted(files.items())}
     complete = dataclasses.replace(manifest, files=entries)
     text = manifest_to_json(complete).encode()
     written = {**files, MANIFEST: text} | ({} if sign is None else {SIGNATURE: sign(text)})
     try:
-        with _directory_aside(path) as aside:
+        with written_directory(path, MANIFEST, _listed(path)) as aside:
             for name, data in written.items():
-                file = aside / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(data)
-                if data[:4] == b"\x7fELF":
-                    file.chmod(0o755)
-            _put_in_place(aside, path)
+                _write_file(aside / name, data)
     except OSError as error:
         raise BundleError(f"could not be written: {error.strerror}", path) from error
     return Bundle(path, complete)
 
 
-@contextmanager
-def _directory_aside(path: Path) -> Iterator[Path]:
-    """A new directory beside ``path``, locked while this process lives, and removed at the end."""
-    aside, descriptor = _locked_directory(path)
+def _listed(path: Path) -> tuple[str, ...]:
+    """The files of the bundle that is there, as far as its manifest can be read."""
     try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(descriptor)
+        old = manifest_from_json((path / MANIFEST).read_text(encoding="utf-8"), path)
+    except (OSError, ValueError):
+        return ()
+    return (*old.files, SIGNATURE)
 
 
-def _locked_directory(path: Path) -> tuple[Path, int]:
-    while True:
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART))
-        try:
-            descriptor = os.open(aside, os.O_RDONLY)
-        except FileNotFoundError:  # another process took it for a leftover before it was locked
-            continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if aside.exists():
-            aside.chmod(0o755)
-            return aside, descriptor
-        os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes what processes that were killed while writing ``path`` left: directories that nobody holds locked."""
-    for aside in path.parent.iterdir():
-        if not (aside.name.startswith(f".{path.name}.") and aside.name.endswith(_PART)):
-            continue
-        try:
-            descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(aside, ignore_errors=True)
-        except OSError:  # another process is writing it
-            pass
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Makes ``aside`` the directory ``path``; another that was there is then ``aside``. Raises OSError."""
-    while True:
-        try:
-            if path.exists():
-                _exchange(aside, path)
-            else:
-                os.rename(aside, path)
-            return
-        except OSError as error:
-            # Another process has put its own there, or taken it away, in between.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not aside.exists():
-                raise
-
-
-def _exchange(a: Path, b: Path) -> None:
-    """Exchanges the names of two directories in one step: renameat2(2), Linux 3.15. Raises OSError."""
-    at_fdcwd, rename_exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc from 2.28, musl from 1.2.4 on
-    if renameat2 is not None:
-        if renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):  # what a file system says that cannot do it
-            raise OSError(code, os.strerror(code))
-    # Two steps: a reader, or a process killed just here, may find no bundle; the old one is then under the other name.
-    old = a.with_name(a.name.removesuffix(_PART) + ".old")
-    os.rename(b, old)
-    os.rename(a, b)
-    os.rename(old, a)
+def _write_file(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mode = 0o777 if data[:4] == b"\x7fELF" else 0o666
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+        stream.write(data)

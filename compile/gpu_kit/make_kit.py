@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...models import graph as ir
 from ...runtime import reference
+from ...runtime.atomic_directory import written_directory
 from ...runtime.plan import ITEM_BYTES, Plan, unpack
 from ...targets import catalog
 from ...targets.spec import TargetSpec
@@ -155,10 +156,12 @@ def float16(kit: Path, contents: Contents) -> dict[str, Any]:
 
 
 def make_kit(kit: Path, contents: Contents, batches: tuple[int, ...], boards: tuple[str, ...] = BOARDS) -> None:
-    """The whole kit, made beside its place and renamed."""
-    aside = kit.with_name(kit.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """The whole kit, in the place of one that was there. Raises OSError."""
+    with written_directory(kit, "kit.json") as aside:
+        _fill_kit(aside, contents, batches, boards)
+
+
+def _fill_kit(aside: Path, contents: Contents, batches: tuple[int, ...], boards: tuple[str, ...]) -> None:
     entries = [operators(aside, contents, board) for board in boards]
     entries += [*networks(aside, contents, batches), float16(aside, contents)]
     (aside / "torch.json").write_text(json.dumps(describe_for_torch(contents.real)[0]))
@@ -167,8 +170,6 @@ def make_kit(kit: Path, contents: Contents, batches: tuple[int, ...], boards: tu
         (aside / f"libxceptile-{architecture}.so").write_bytes(library)
     shutil.copy(SCRIPT, aside)
     (aside / "kit.json").write_text(json.dumps({"networks": entries}))
-    shutil.rmtree(kit, ignore_errors=True)
-    aside.rename(kit)
 
 
 def pack(kit: Path) -> None:

@@ -164,8 +164,7 @@ def test_files_are_put_in_place_in_one_function() -> None:
     """What renames otherwise moves a folder that it has made itself."""
     folders = {
         "compile/backends/native_runtime.py",
-        "compile/gpu_kit/make_kit.py",
-        "runtime/bundle.py",
+        "runtime/atomic_directory.py",
         "runtime/devices/qemu_root.py",
     }
     found = set()

@@ -21,6 +21,7 @@ from support.needs import requires_hardware
 from support.tree import TESTS
 
 from xceptile.compile import cli
+from xceptile.runtime import atomic_directory
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime.bundle import Bundle, BundleError, open_bundle, write_bundle
 from xceptile.runtime.session import open_session
@@ -104,7 +105,7 @@ def test_a_writer_killed_at_any_step_leaves_the_old_bundle_or_the_new(tmp_path: 
 
 def test_what_another_process_is_writing_is_no_leftover(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", manifest(), FILES)
-    with bundles._directory_aside(tmp_path / "b") as aside:
+    with atomic_directory._directory_aside(tmp_path / "b", tmp_path) as aside:
         dead = tmp_path / ".b.dead.part"
         dead.mkdir()
         other = tmp_path / ".b.mine"
@@ -144,7 +145,7 @@ def test_several_write_and_read_one_bundle(tmp_path: Path) -> None:
 
 def test_the_exchange_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system cannot exchange two names at once."""
-    monkeypatch.setattr(bundles.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(atomic_directory.ctypes, "CDLL", lambda *_, **__: object())
     write_bundle(tmp_path / "b", manifest(), FILES)
     write_bundle(tmp_path / "b", manifest(network="other"), FILES)
     assert open_bundle(tmp_path / "b").manifest.network == "other"
