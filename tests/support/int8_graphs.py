@@ -7,6 +7,7 @@ After a convolution that a batch normalization would follow, channels have the m
 * ``random_operator_graph(kind, shape, ...)``: one operator, its inputs in full-range int8.
 * ``random_xception(size, width, classes, seed)``: the structure of a quantized Xception.
 * ``tie_graph(kind, shape, ...)``: one operator whose accumulators often land on an exact half.
+* ``table_graph(shape, seed)``: a lookup in a random table.
 * ``all_outputs(graph)``, ``differences(graph, inputs, outputs)``: every tensor against the reference.
 * ``as_float(graph)``: the float graph of the same structure and (dequantized) weights.
 * ``random_input(graph, seed)``, ``photo(height, width, seed)``: something to feed.
@@ -312,6 +313,20 @@ def tie_graph(kind: str, shape: tuple[int, ...], *, zero_point: int = 0, relu: b
     }
     y = ir.Node("y", op, ("x", "w", "b"), ir.TensorType(shape, "int8", target))
     return ir.Graph(f"ties_{kind}", (x, y), constants, ("y",))
+
+
+def random_table(x: np.ndarray, seed: float) -> np.ndarray:
+    """An int8 value, drawn by ``seed``, for each int8 value. ``table_graph`` wants it in ``arithmetic.FUNCTIONS``."""
+    table = np.random.default_rng(int(seed)).integers(-128, 128, 256)
+    return table[x.astype(np.int64) + 128].astype(np.float64)
+
+
+def table_graph(shape: tuple[int, ...], seed: int) -> ir.Graph:
+    """One ``Lookup`` whose table is random."""
+    whole = ir.TensorType(shape, "int8", ir.PerTensor(1.0, 0))
+    x = ir.Node("x", ir.Input(), (), whole)
+    y = ir.Node("y", ir.Lookup("random_table", (float(seed),)), ("x",), whole)
+    return ir.Graph("table", (x, y), {}, ("y",))
 
 
 def all_outputs(graph: ir.Graph) -> ir.Graph:

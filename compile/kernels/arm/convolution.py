@@ -1,8 +1,8 @@
-"""Convolutions for AArch64 as packed matrix products, optionally with a depthwise convolution in front.
+"""Convolutions for AArch64 as packed matrix products, optionally with a depthwise convolution as prologue.
 
 A task is a band of output rows. Its pixels are packed as the matrix product wants them, 16 input channels at a time:
-from the input map, or from a staged copy with padding. A depthwise convolution in front writes them so, or nearly so,
-itself; its output never leaves the cache. Then every panel of output channels is multiplied with every few pixels.
+from the input map, or from a staged copy with padding. A depthwise prologue writes them so, or nearly so, itself; its
+output never leaves the cache. Then every panel of output channels is multiplied with every few pixels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import depthwise_dot as dot
 from . import epilogue, neon, vector_loads
-from .depthwise import LANES, Depthwise, DepthwiseOperands, DepthwiseShape, Window, stage_bytes
+from .depthwise import Depthwise, DepthwiseOperands, DepthwiseShape, stage_bytes
 from .gemm import BLOCKS, ROW_STEP, Accumulators, Bias, Block, pack, plane_bytes
 from .int16_sums import Corrections, padded_pixels
+from .layout import LANES, staged_rows, staged_width, stored_channels, window_name
 from .neon import Buffer, Expr
 from .product import Product, Products
 from .vector_loads import Kept
@@ -25,16 +27,12 @@ from .vector_loads import Kept
 
 @dataclass(frozen=True)
 class ConvolutionShape:
-    """A dense convolution. ``in_channels`` is the stride of a pixel in memory; ``depth`` the input channels that
-    matter of them (1x1 only); ``out_channels`` the computed ones, ``out_stride`` those stored. ``range``: of the
+    """A dense convolution. ``in_stride``: bytes from pixel to pixel of the input in memory. ``range``: of the
     accumulators. ``chained``: weights are split as ``int16_sums`` has it."""
 
     isa: str
-    window: Window
-    in_channels: int
-    depth: int
-    out_channels: int
-    out_stride: int
+    geometry: Geometry
+    in_stride: int
     relu: bool
     range: epilogue.Range
     rows_per_task: int
@@ -44,67 +42,75 @@ class ConvolutionShape:
 
     @property
     def symbol(self) -> str:
-        front = f"{self.depthwise}_" if self.depthwise else ""
+        g, prologue = self.geometry, f"{self.depthwise}_" if self.depthwise else ""
         relu = ("_relu" if self.relu else "") + str(self.range)
         isa = f"{self.isa}_chained" if self.chained else self.isa
         return (
-            f"{isa}_{front}conv{self.window}_c{self.in_channels}d{self.depth}_o{self.out_channels}"
+            f"{isa}_{prologue}conv{window_name(g)}_c{self.in_stride}d{g.in_channels}_o{g.out_channels}"
             f"s{self.out_stride}{relu}_r{self.rows_per_task}n{self.splits}"
         )
 
     @property
+    def out_stride(self) -> int:
+        """Bytes from pixel to pixel of the output."""
+        return stored_channels(self.geometry.out_channels)
+
+    @property
     def patch_row_bytes(self) -> int:
         """One kernel row of a pixel's patch, in whole vectors."""
-        return -(-self.window.kernel[1] * self.in_channels // LANES) * LANES
+        return -(-self.geometry.kernel[1] * self.in_stride // LANES) * LANES
 
     @property
     def patch_bytes(self) -> int:
         """A pixel's patch, packed."""
-        return self.window.kernel[0] * self.patch_row_bytes
+        return self.geometry.kernel[0] * self.patch_row_bytes
 
     @property
     def used_bytes(self) -> int:
         """Of a patch, what is multiplied."""
-        return self.depth if self.window.kernel == (1, 1) else self.patch_bytes
+        return self.geometry.in_channels if self.geometry.taps == 1 else self.patch_bytes
 
     @property
     def staged(self) -> bool:
         """Whether the input is copied first: for padding, or where whole vectors would read beyond the input."""
-        return self.depthwise is None and (self.window.padded or self.in_channels % LANES != 0)
+        return self.depthwise is None and (any(self.geometry.padding) or self.in_stride % LANES != 0)
 
     @property
     def tasks(self) -> int:
-        return -(-self.window.out_height // self.rows_per_task) * self.splits
+        return -(-self.geometry.out_height // self.rows_per_task) * self.splits
+
+    def build(self) -> Any:
+        """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, [starts and
+        entries of corrections,] constants, y.
+
+        ``constants`` (int32): the zero points of the padding and of the output, a zero, then the depthwise
+        convolution's three.
+        """
+        return _build(self)
 
 
 def band_pixels(shape: ConvolutionShape) -> tuple[int, ...]:
     """The different numbers of pixels that bands have: a full band's and the last one's."""
-    full, last = divmod(shape.window.out_height, shape.rows_per_task)
+    full, last = divmod(shape.geometry.out_height, shape.rows_per_task)
     sizes = ([shape.rows_per_task] if full else []) + ([last] if last else [])
-    return tuple(rows * shape.window.out_width for rows in sizes)
+    return tuple(rows * shape.geometry.out_width for rows in sizes)
 
 
-def build(shape: ConvolutionShape) -> Any:
-    """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, [starts and
-    entries of corrections,] constants, y.
-
-    ``constants`` (int32): the zero points of the padding and of the output, a zero, then the depthwise convolution's
-    three.
-    """
-    block, window, front = BLOCKS[shape.isa], shape.window, shape.depthwise
-    outputs = -(-shape.out_channels // block.channels) * block.channels
+def _build(shape: ConvolutionShape) -> Any:
+    block, g, depthwise = BLOCKS[shape.isa], shape.geometry, shape.depthwise
+    outputs = -(-g.out_channels // block.channels) * block.channels
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(shape.symbol)
-            source = front.window if front else window
-            x = T.arg("x", T.buffer((source.in_height * source.in_width * shape.in_channels,), "int8"))
-            front_operands = _front_parameters(front, shape.isa) if front else None
+            first = depthwise.geometry if depthwise else g
+            x = T.arg("x", T.buffer((first.in_pixels * shape.in_stride,), "int8"))
+            prologue = _depthwise_parameters(depthwise, shape.isa) if depthwise else None
             weights = T.arg("weights", T.buffer((outputs * block.padded(shape.used_bytes),), "int8"))
             bias = T.arg("bias", T.buffer((outputs,), "int32"))
             multipliers = T.arg("multipliers", T.buffer((outputs,), "float32"))
             split_off = _corrections_parameters(outputs) if shape.chained else None
-            constants = T.arg("constants", T.buffer((6 if front else 3,), "int32"))
-            y = T.arg("y", T.buffer((window.out_height * window.out_width * shape.out_stride,), "int8"))
+            constants = T.arg("constants", T.buffer((6 if depthwise else 3,), "int32"))
+            y = T.arg("y", T.buffer((g.out_pixels * shape.out_stride,), "int8"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
 
             with vector_loads.functions(product.definition() for product in _products(shape)):
@@ -114,29 +120,30 @@ def build(shape: ConvolutionShape) -> Any:
                 plane = plane_bytes(block, room)
                 planes = T.alloc_buffer((shape.patch_bytes // block.depth * plane,), "int8")
                 product = _Product(shape, planes, plane, weights, bias, multipliers, split_off, constants, y)
-                pixels: _Front | _Patches
-                if front_operands:
-                    pixels = _Front(shape, DepthwiseOperands(*front_operands, constants, 3), x, room, planes, plane)
+                pixels: _DepthwisePixels | _Patches
+                if prologue:
+                    operands = DepthwiseOperands(*prologue, constants, 3)
+                    pixels = _DepthwisePixels(shape, operands, x, room, planes, plane)
                 else:
                     pixels = _Patches(shape, x, constants, planes, plane)
                 with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
                     task = neon.bind(begin + at)
                     band = neon.bind(task // shape.splits)
                     first_row = neon.bind(band * shape.rows_per_task)
-                    rows = neon.bind(T.min(T.int32(shape.rows_per_task), window.out_height - first_row))
+                    rows = neon.bind(T.min(T.int32(shape.rows_per_task), g.out_height - first_row))
                     pixels.emit(first_row, rows)
                     product.emit(first_row, rows, neon.bind(task % shape.splits))
     return builder.get()
 
 
-def _front_parameters(front: DepthwiseShape, isa: str) -> tuple[Buffer, Buffer, Buffer]:
-    """Weights, biases and multipliers of the depthwise convolution in front."""
-    taps = front.window.kernel[0] * front.window.kernel[1]
-    weight_bytes = dot.WEIGHT_BYTES if dot.applies(isa, front.window) else taps
+def _depthwise_parameters(depthwise: DepthwiseShape, isa: str) -> tuple[Buffer, Buffer, Buffer]:
+    """Weights, biases and multipliers of the prologue."""
+    by_dot = dot.applies(isa, depthwise.geometry)
+    weight_bytes = dot.WEIGHT_BYTES if by_dot else depthwise.geometry.taps
     return (
-        T.arg("dw_weights", T.buffer((weight_bytes * front.channels,), "int8")),
-        T.arg("dw_bias", T.buffer((front.channels,), "int32")),
-        T.arg("dw_multipliers", T.buffer((front.channels,), "float32")),
+        T.arg("dw_weights", T.buffer((weight_bytes * depthwise.channels,), "int8")),
+        T.arg("dw_bias", T.buffer((depthwise.channels,), "int32")),
+        T.arg("dw_multipliers", T.buffer((depthwise.channels,), "float32")),
     )
 
 
@@ -159,7 +166,7 @@ def _products(shape: ConvolutionShape) -> list[Product]:
 def _for_each_panel(shape: ConvolutionShape, rows: Expr, emit: Any) -> None:
     """``emit(panel index, pixels)`` for the panels of a band, as many pixels as a block has, and for its last."""
     block = BLOCKS[shape.isa]
-    count = neon.bind(rows * shape.window.out_width)
+    count = neon.bind(rows * shape.geometry.out_width)
     full = neon.bind(count // block.rows)
     sizes = band_pixels(shape)
     if any(size >= block.rows for size in sizes):
@@ -174,22 +181,22 @@ def _for_each_panel(shape: ConvolutionShape, rows: Expr, emit: Any) -> None:
                     emit(full, rest)
 
 
-class _Front:
-    """Emits the depthwise convolution in front, whose pixels go into ``planes``, ``plane`` bytes apart, as the matrix
-    product reads them. A band has ``room`` pixels at most, with those beyond its last."""
+class _DepthwisePixels:
+    """Emits the depthwise prologue, whose pixels go into ``planes``, ``plane`` bytes apart, as the matrix product reads
+    them. A band has ``room`` pixels at most, with those beyond its last."""
 
     def __init__(
         self, shape: ConvolutionShape, operands: DepthwiseOperands, x: Buffer, room: int, planes: Buffer, plane: int
     ) -> None:
         assert shape.depthwise is not None
         self.shape, self.block, self.planes, self.plane = shape, BLOCKS[shape.isa], planes, plane
-        window, rows = shape.depthwise.window, shape.rows_per_task
-        by_dot = dot.applies(shape.isa, window)
-        stage = T.alloc_buffer((stage_bytes(window, rows + (rows % 2 if by_dot else 0)),), "int8")
+        geometry, rows = shape.depthwise.geometry, shape.rows_per_task
+        by_dot = dot.applies(shape.isa, geometry)
+        stage = T.alloc_buffer((stage_bytes(geometry, rows + (rows % 2 if by_dot else 0)),), "int8")
         self.depthwise = Depthwise(shape.depthwise, operands, x, stage)
         self.by_dot: dot.DotDepthwise | None = None
         if by_dot:
-            windows = T.alloc_buffer((dot.windows_bytes(window, rows),), "int8")
+            windows = T.alloc_buffer((dot.windows_bytes(geometry, rows),), "int8")
             self.by_dot = dot.DotDepthwise(self.depthwise, windows)
         self.quads = plane_bytes(BLOCKS["dotprod"], room)
         if self.block.depth != (4 if by_dot else LANES):  # what is computed lies otherwise than the product wants it
@@ -216,7 +223,7 @@ class _Front:
 
     def _emit_by_dot(self, by_dot: dot.DotDepthwise, rows: Expr, channels: Expr, first: Expr) -> None:
         """4 channels side by side: as the product by sdot wants them."""
-        heights = [pixels // self.shape.window.out_width for pixels in band_pixels(self.shape)]
+        heights = [pixels // self.shape.geometry.out_width for pixels in band_pixels(self.shape)]
         by_dot.lay_out_windows(rows)
         if self.block.depth == 4:
             by_dot.compute(rows, heights, channels, (self.planes, first), self.plane)
@@ -237,7 +244,7 @@ class _Front:
 
     def _pack_quads(self, first: Expr, rows: Expr) -> None:
         """From 4 channels side by side, as i8mm wants them: 8."""
-        with T.serial(0, (rows * self.shape.window.out_width + 3) // 4) as quad:
+        with T.serial(0, (rows * self.shape.geometry.out_width + 3) // 4) as quad:
             vectors = [neon.load(self.pixels, quad * LANES + g * self.quads) for g in range(4)]
             words = [neon.reinterpret("int32x4", v) for v in vectors]
             for half in range(2):
@@ -258,10 +265,11 @@ class _Patches:
 
     def __init__(self, shape: ConvolutionShape, x: Buffer, constants: Buffer, planes: Buffer, plane: int) -> None:
         self.shape, self.x, self.constants, self.planes, self.plane = shape, x, constants, planes, plane
-        self.row_bytes = (shape.window.staged_width if shape.staged else shape.window.in_width) * shape.in_channels
+        width = staged_width(shape.geometry) if shape.staged else shape.geometry.in_width
+        self.row_bytes = width * shape.in_stride
         if shape.staged:
             # And room for the whole vectors that read beyond it.
-            self.stage_bytes = shape.window.staged_rows(shape.rows_per_task) * self.row_bytes + 2 * LANES
+            self.stage_bytes = staged_rows(shape.geometry, shape.rows_per_task) * self.row_bytes + 2 * LANES
             self.stage = T.alloc_buffer((self.stage_bytes,), "int8")
 
     def emit(self, first_row: Expr, rows: Expr) -> None:
@@ -270,22 +278,22 @@ class _Patches:
             self._stage(first_row, rows)
             self._pack(self.stage, T.int32(0), rows)
         else:
-            self._pack(self.x, neon.bind(first_row * (self.shape.window.strides[0] * self.row_bytes)), rows)
+            self._pack(self.x, neon.bind(first_row * (self.shape.geometry.strides[0] * self.row_bytes)), rows)
 
     def _pack(self, image: Buffer, origin: Expr, rows: Expr) -> None:
         """From an image; ``origin`` is the band's first window."""
-        shape, block, window = self.shape, BLOCKS[self.shape.isa], self.shape.window
+        shape, block, g = self.shape, BLOCKS[self.shape.isa], self.shape.geometry
 
         def emit(panel: Expr, valid: int) -> None:
             corners = []
             for r in range(_packed(block, valid)):
                 pixel = neon.bind(panel * block.rows + min(r, valid - 1))
-                down, right = pixel // window.out_width, pixel % window.out_width
-                step = (window.strides[0] * self.row_bytes, window.strides[1] * shape.in_channels)
+                down, right = pixel // g.out_width, pixel % g.out_width
+                step = (g.strides[0] * self.row_bytes, g.strides[1] * shape.in_stride)
                 corners.append(neon.bind(origin + down * step[0] + right * step[1]))
             base = neon.bind(panel * (block.rows * block.depth))
             vectors_per_row = shape.patch_row_bytes // LANES
-            for ky in range(window.kernel[0]):
+            for ky in range(g.kernel[0]):
                 with T.serial(0, vectors_per_row) as i:
                     vectors = [neon.load(image, c + (ky * self.row_bytes) + i * LANES) for c in corners]
                     target = neon.bind(base + (ky * vectors_per_row + i) * (LANES // block.depth * self.plane))
@@ -295,18 +303,18 @@ class _Patches:
 
     def _stage(self, first_row: Expr, rows: Expr) -> None:
         """Copies a band's input rows, all channels."""
-        window, channels = self.shape.window, self.shape.in_channels
-        if window.padded:
+        g, channels = self.shape.geometry, self.shape.in_stride
+        if any(g.padding):
             fill = neon.bind(neon.splat(T.cast(self.constants[0], "int8"), LANES))
             with T.serial(0, self.stage_bytes // LANES) as i:
                 neon.store(self.stage, i * LANES, fill, LANES)
-        top = neon.bind(first_row * window.strides[0] - window.padding[0])
+        top = neon.bind(first_row * g.strides[0] - g.padding[0])
         first = T.max(T.int32(0), -top)
-        last = T.min((rows - 1) * window.strides[0] + window.kernel[0], window.in_height - top)
-        length = window.in_width * channels
+        last = T.min((rows - 1) * g.strides[0] + g.kernel[0], g.in_height - top)
+        length = g.in_width * channels
         with T.serial(first, last) as row:
             source = neon.bind((top + row) * length)
-            target = neon.bind(row * self.row_bytes + window.padding[2] * channels)
+            target = neon.bind(row * self.row_bytes + g.padding[2] * channels)
             self._copy_row(source, target, length)
 
     def _copy_row(self, source: Expr, target: Expr, length: int) -> None:
@@ -351,16 +359,16 @@ class _Product:
     def emit(self, first_row: Expr, rows: Expr, split: Expr) -> None:
         """Every panel of output channels of this split with every panel of pixels."""
         shape, block, vectors, corrections = self.shape, self.block, self.vectors, self.corrections
-        total = -(-shape.out_channels // block.channels)
+        total = -(-shape.geometry.out_channels // block.channels)
         each = -(-total // shape.splits)
         first_panel = neon.bind(split * each)
-        y_base = neon.bind(first_row * (shape.window.out_width * shape.out_stride))
+        y_base = neon.bind(first_row * (shape.geometry.out_width * shape.out_stride))
         # As a constant it would be no part of the instruction that loads, but an addition.
         step = neon.bind(T.cast(T.bitwise_xor(T.int32(self.plane), self.zero), "int64"))
         bias, kept = Bias(block), Kept(vectors + len(self.output.vectors()))
         kept.set(self.output.vectors(), vectors)
         if corrections:
-            chunks = neon.bind((rows * shape.window.out_width + 15) // 16)
+            chunks = neon.bind((rows * shape.geometry.out_width + 15) // 16)
             corrections.transpose(self.planes, self.plane, chunks)
         with T.serial(first_panel, T.min(first_panel + each, T.int32(total))) as n:
             if corrections:
@@ -423,32 +431,31 @@ class DepthwiseAlone:
 
     @property
     def tasks(self) -> int:
-        return -(-self.shape.window.out_height // self.rows_per_task)
+        return -(-self.shape.geometry.out_height // self.rows_per_task)
 
     def build(self) -> Any:
         """The PrimFunc. Parameters: x, weights, bias, multipliers, constants, y."""
-        window, channels = self.shape.window, self.shape.channels
-        taps = window.kernel[0] * window.kernel[1]
+        g, channels = self.shape.geometry, self.shape.channels
         with IRBuilder() as builder:
             with T.prim_func():
                 T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((window.in_height * window.in_width * channels,), "int8"))
-                weights = T.arg("weights", T.buffer((taps * channels,), "int8"))
+                x = T.arg("x", T.buffer((g.in_pixels * channels,), "int8"))
+                weights = T.arg("weights", T.buffer((g.taps * channels,), "int8"))
                 bias = T.arg("bias", T.buffer((channels,), "int32"))
                 multipliers = T.arg("multipliers", T.buffer((channels,), "float32"))
                 constants = T.arg("constants", T.buffer((3,), "int32"))
-                y = T.arg("y", T.buffer((window.out_height * window.out_width * channels,), "int8"))
+                y = T.arg("y", T.buffer((g.out_pixels * channels,), "int8"))
                 begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                stage = T.alloc_buffer((stage_bytes(window, self.rows_per_task),), "int8")
+                stage = T.alloc_buffer((stage_bytes(g, self.rows_per_task),), "int8")
                 depthwise = Depthwise(self.shape, DepthwiseOperands(weights, bias, multipliers, constants), x, stage)
                 with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
                     task = neon.bind(begin + at)
                     first_row = neon.bind(task * self.rows_per_task)
-                    rows = neon.bind(T.min(T.int32(self.rows_per_task), window.out_height - first_row))
+                    rows = neon.bind(T.min(T.int32(self.rows_per_task), g.out_height - first_row))
                     depthwise.begin_band(self.rows_per_task)
                     with T.serial(0, channels // LANES) as block:
                         depthwise.stage_channels(first_row, rows, block)
-                        base = neon.bind(first_row * (window.out_width * channels) + block * LANES)
+                        base = neon.bind(first_row * (g.out_width * channels) + block * LANES)
                         depthwise.compute(
                             rows, block, lambda pixel, value: neon.store(y, base + pixel * channels, value, LANES)
                         )

@@ -14,58 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import epilogue, neon
+from .layout import LANES, staged_rows, staged_width, stored_channels, window_name
 from .neon import Buffer, Expr
 
-LANES = 16
 _PIXELS = 2  # output pixels whose windows share loads
 
 
 @dataclass(frozen=True)
-class Window:
-    """The geometry of a convolution: what every output pixel reads of the input map."""
-
-    in_height: int
-    in_width: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int, int, int]  # top, bottom, left, right
-
-    @property
-    def staged_width(self) -> int:
-        """Pixels of a row with its padding."""
-        return self.in_width + self.padding[2] + self.padding[3]
-
-    def staged_rows(self, rows: int) -> int:
-        """Input rows that ``rows`` output rows read."""
-        return (rows - 1) * self.strides[0] + self.kernel[0]
-
-    @property
-    def padded(self) -> bool:
-        return any(self.padding)
-
-    def __str__(self) -> str:
-        numbers = (self.kernel, self.strides, self.padding)
-        kernel, strides, padding = ("x".join(str(n) for n in group) for group in numbers)
-        return f"{self.in_height}x{self.in_width}_{self.out_height}x{self.out_width}_k{kernel}_s{strides}_p{padding}"
-
-
-@dataclass(frozen=True)
 class DepthwiseShape:
-    """A depthwise convolution; ``channels`` as stored (a multiple of 16). ``input_relu``: a ReLU of its own before.
-    ``range``: of its accumulators."""
+    """A depthwise convolution. ``input_relu``: its prologue is a ReLU. ``range``: of its accumulators."""
 
-    window: Window
-    channels: int
+    geometry: Geometry
     relu: bool
     input_relu: bool
     range: epilogue.Range
 
+    @property
+    def channels(self) -> int:
+        """As stored."""
+        return stored_channels(self.geometry.in_channels)
+
     def __str__(self) -> str:
         flags = ("_relu" if self.relu else "") + ("_after_relu" if self.input_relu else "") + str(self.range)
-        return f"dw{self.window}_c{self.channels}{flags}"
+        return f"dw{window_name(self.geometry)}_c{self.channels}{flags}"
 
 
 @dataclass(frozen=True)
@@ -89,9 +62,9 @@ def pack_weights(weights: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(blocked).reshape(-1)
 
 
-def stage_bytes(window: Window, rows: int) -> int:
+def stage_bytes(geometry: Geometry, rows: int) -> int:
     """Scratch for the input of ``rows`` output rows, and the pixels beyond that the last outputs together may read."""
-    return (window.staged_rows(rows) * window.staged_width + 4 * window.strides[1]) * LANES
+    return (staged_rows(geometry, rows) * staged_width(geometry) + 4 * geometry.strides[1]) * LANES
 
 
 class Depthwise:
@@ -109,24 +82,25 @@ class Depthwise:
 
     def begin_band(self, rows: int) -> None:
         """Once per band, before its channel blocks: the padding."""
-        if self.shape.window.padded:
-            count = self.shape.window.staged_rows(rows) * self.shape.window.staged_width
+        geometry = self.shape.geometry
+        if any(geometry.padding):
+            count = staged_rows(geometry, rows) * staged_width(geometry)
             with T.serial(0, count) as i:
                 neon.store(self.stage, i * LANES, self.fill, LANES)
 
     def stage_channels(self, first_row: Expr, rows: Expr, block: Expr) -> None:
         """Copies what output rows [first_row, first_row + rows) read of 16 channels."""
-        window, channels = self.shape.window, self.shape.channels
-        top = neon.bind(first_row * window.strides[0] - window.padding[0])
+        g, channels = self.shape.geometry, self.shape.channels
+        top = neon.bind(first_row * g.strides[0] - g.padding[0])
         first = T.max(T.int32(0), -top)
-        last = T.min((rows - 1) * window.strides[0] + window.kernel[0], window.in_height - top)
+        last = T.min((rows - 1) * g.strides[0] + g.kernel[0], g.in_height - top)
         with T.serial(first, last) as row:
-            source = neon.bind((top + row) * (window.in_width * channels) + block * LANES)
-            target = neon.bind((row * window.staged_width + window.padding[2]) * LANES)
+            source = neon.bind((top + row) * (g.in_width * channels) + block * LANES)
+            target = neon.bind((row * staged_width(g) + g.padding[2]) * LANES)
             self._copy_row(source, target)
 
     def _copy_row(self, source: Expr, target: Expr) -> None:
-        width, channels = self.shape.window.in_width, self.shape.channels
+        width, channels = self.shape.geometry.in_width, self.shape.channels
         unroll = 8
         full, rest = divmod(width, unroll)
 
@@ -153,32 +127,31 @@ class Depthwise:
 
         Where the width is odd, one pixel beyond each row is stored before the next row's first: leave room for one.
         """
-        window, operands = self.shape.window, self.operands
-        taps = window.kernel[0] * window.kernel[1]
+        g, operands, taps = self.shape.geometry, self.operands, self.shape.geometry.taps
         weights = [neon.load(operands.weights, (block * taps + i) * LANES) for i in range(taps)]
         bias = [neon.load(operands.bias, block * LANES + 4 * i, "int32x4") for i in range(4)]
         multipliers = [neon.load(operands.multipliers, block * LANES + 4 * i, "float32x4") for i in range(4)]
-        row_bytes = window.staged_width * LANES
+        row_bytes = staged_width(g) * LANES
         with T.serial(0, rows) as row:
-            base = neon.bind(row * (window.strides[0] * row_bytes))
-            pixel = neon.bind(row * window.out_width)
+            base = neon.bind(row * (g.strides[0] * row_bytes))
+            pixel = neon.bind(row * g.out_width)
 
             def step(first: Expr, count: int) -> None:
-                corner = neon.bind(base + first * (window.strides[1] * LANES))
-                columns = (count - 1) * window.strides[1] + window.kernel[1]
+                corner = neon.bind(base + first * (g.strides[1] * LANES))
+                columns = (count - 1) * g.strides[1] + g.kernel[1]
                 image = [
                     [neon.load(self.stage, corner + y * row_bytes + x * LANES) for x in range(columns)]
-                    for y in range(window.kernel[0])
+                    for y in range(g.kernel[0])
                 ]
                 for i in range(count):
-                    seen = [v for line in image for v in line[i * window.strides[1] :][: window.kernel[1]]]
+                    seen = [v for line in image for v in line[i * g.strides[1] :][: g.kernel[1]]]
                     acc = _accumulate(seen, weights, bias)
                     scaled = [
                         neon.bind(epilogue.scale(a, m, self.output)) for a, m in zip(acc, multipliers, strict=True)
                     ]
                     store(pixel + first + i, epilogue.narrow16(scaled, self.output))
 
-            full, rest = divmod(window.out_width, _PIXELS)
+            full, rest = divmod(g.out_width, _PIXELS)
             if full:
                 with T.serial(0, full) as i:
                     step(i * _PIXELS, _PIXELS)

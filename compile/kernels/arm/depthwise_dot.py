@@ -1,4 +1,4 @@
-"""Depthwise 3x3 at stride 1 by dot products, 4 channels of 4 pixels at a time, in front of a packed matrix product.
+"""Depthwise 3x3 at stride 1 by dot products, 4 channels of 4 pixels at a time, as the prologue of a matrix product.
 
 Of the staged rows, windows of 4 that start at each even one are laid out, for every column, as [4 channels][4 rows]: a
 vector. A window holds a column of taps of two outputs, one below the other, so it is multiplied with [w0, w1, w2, 0]
@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import epilogue, neon
-from .depthwise import LANES, Depthwise, Window
+from .depthwise import Depthwise
+from .layout import LANES, staged_width
 from .neon import Buffer, Expr
 from .vector_loads import Kept
 
@@ -26,13 +28,13 @@ _MOST_UNROLLED = 5  # quads
 _COLUMN = 4 * LANES  # bytes of the windows of a column, 16 channels
 
 
-def applies(isa: str, window: Window) -> bool:
+def applies(isa: str, geometry: Geometry) -> bool:
     """Whether there are dot products and the window is Xception's."""
     return (
         isa in ("dotprod", "i8mm")
-        and window.kernel == (3, 3)
-        and window.strides == (1, 1)
-        and window.out_width >= _QUAD
+        and geometry.kernel == (3, 3)
+        and geometry.strides == (1, 1)
+        and geometry.out_width >= _QUAD
     )
 
 
@@ -45,9 +47,9 @@ def pack_weights(weights: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(blocked).reshape(-1)
 
 
-def windows_bytes(window: Window, rows: int) -> int:
+def windows_bytes(geometry: Geometry, rows: int) -> int:
     """Scratch for the windows of the input of ``rows`` output rows, 16 channels."""
-    return -(-rows // 2) * window.staged_width * _COLUMN
+    return -(-rows // 2) * staged_width(geometry) * _COLUMN
 
 
 class DotDepthwise:
@@ -55,19 +57,20 @@ class DotDepthwise:
 
     def __init__(self, staged: Depthwise, windows: Buffer) -> None:
         self.staged, self.windows = staged, windows
-        self.window = staged.shape.window
-        self.row_bytes = self.window.staged_width * _COLUMN
-        self.full = self.window.out_width // _QUAD
+        self.width = staged_width(staged.shape.geometry)
+        self.out_width = staged.shape.geometry.out_width
+        self.row_bytes = self.width * _COLUMN
+        self.full = self.out_width // _QUAD
         self.unroll = max(n for n in range(1, _MOST_UNROLLED + 1) if self.full % n == 0)
         self.bias = Kept(_QUAD)
 
     def lay_out_windows(self, rows: Expr) -> None:
         """Interleaves the bytes of every 4 staged rows; the last window of an odd number of rows has but 3."""
-        staged_row = self.window.staged_width * LANES
+        staged_row = self.width * LANES
         with T.serial(0, (rows + 1) // 2) as pair:
             source = neon.bind(pair * (2 * staged_row))
             target = neon.bind(pair * self.row_bytes)
-            with T.serial(0, self.window.staged_width) as column:
+            with T.serial(0, self.width) as column:
                 corner = neon.bind(source + column * LANES)
                 seen = [neon.load(self.staged.stage, corner + y * staged_row) for y in range(4)]
                 neon.st4(self.windows, target + column * _COLUMN, seen)
@@ -87,9 +90,8 @@ class DotDepthwise:
 
             def emit(pair: Expr, lines: int) -> None:
                 base = neon.bind(g * LANES + pair * self.row_bytes)
-                self._row(
-                    base, weights, multiplier, lines, results[0], begin + pair * (2 * self.window.out_width * _QUAD)
-                )
+                target = begin + pair * (2 * self.out_width * _QUAD)
+                self._row(base, weights, multiplier, lines, results[0], target)
 
             pairs = neon.bind(rows // 2)
             with T.serial(0, pairs) as pair:
@@ -105,7 +107,7 @@ class DotDepthwise:
         self, base: Expr, weights: list[Expr], multiplier: Expr, lines: int, results: Buffer, target: Expr
     ) -> None:
         """A row of outputs, or two: ``lines``."""
-        width = self.window.out_width
+        width = self.out_width
 
         def quads(first: Expr, count: int) -> None:
             source = neon.bind(base + first * _COLUMN)

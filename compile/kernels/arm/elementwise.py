@@ -1,4 +1,4 @@
-"""The AArch64 kernels without weights: add, requantize, ReLU, max pooling, averaging, and changes of layout."""
+"""The AArch64 kernels without weights: addition, lookup, ReLU, max pooling, averaging, and changes of layout."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import epilogue, neon
-from .depthwise import LANES, Window
+from .layout import LANES, stored_channels, window_name
 from .neon import Expr, Register
 
 VECTORS_PER_TASK = 512
 
 
-def elementwise_tasks(count: int) -> int:
-    """Tasks of a kernel over ``count`` elements, a multiple of 16."""
+def _tasks(count: int) -> int:
+    """Of a kernel over ``count`` elements, a multiple of 16."""
     return -(-count // (LANES * VECTORS_PER_TASK))
 
 
@@ -35,31 +36,34 @@ def _quarters(v: Expr) -> list[Expr]:
 
 @dataclass(frozen=True)
 class ShiftedSum:
-    """y = clamp(((sum of inputs * multipliers + bias) >> shift) + z, lo, 127): add (two inputs), requantize (one).
+    """y = clamp(((a * m_a + b * m_b + bias) >> shift) + z, lo, 127).
 
-    ``constants`` (int32): a multiplier for each input, bias, minus the shift, output zero point.
+    ``constants`` (int32): m_a, m_b, bias, minus the shift, output zero point.
     """
 
-    inputs: int
     count: int
     relu: bool
 
     @property
     def symbol(self) -> str:
-        return f"neon_sum{self.inputs}_n{self.count}{'_relu' if self.relu else ''}"
+        return f"neon_sum2_n{self.count}{'_relu' if self.relu else ''}"
+
+    @property
+    def tasks(self) -> int:
+        return _tasks(self.count)
 
     def build(self) -> Any:
         with IRBuilder() as builder:
             with T.prim_func():
                 T.func_name(self.symbol)
-                xs = [T.arg(f"x{i}", T.buffer((self.count,), "int8")) for i in range(self.inputs)]
-                constants = T.arg("constants", T.buffer((self.inputs + 3,), "int32"))
+                xs = [T.arg(f"x{i}", T.buffer((self.count,), "int8")) for i in range(2)]
+                constants = T.arg("constants", T.buffer((5,), "int32"))
                 y = T.arg("y", T.buffer((self.count,), "int8"))
                 begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(self.inputs)]
-                bias = neon.load_splat(constants, self.inputs, "int32x4")
-                shift = neon.load_splat(constants, self.inputs + 1, "int32x4")
-                output = epilogue.load_output(constants, self.inputs + 2, self.relu)
+                multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(2)]
+                bias = neon.load_splat(constants, 2, "int32x4")
+                shift = neon.load_splat(constants, 3, "int32x4")
+                output = epilogue.load_output(constants, 4, self.relu)
 
                 def emit(offset: Expr) -> None:
                     acc = [bias] * 4
@@ -74,7 +78,7 @@ class ShiftedSum:
 
 @dataclass(frozen=True)
 class LimbSum:
-    """``ShiftedSum`` of two inputs in int16: y = max((a * m_a + b * m_b + bias) >> shift, lo), saturating.
+    """``ShiftedSum`` in int16: y = max((a * m_a + b * m_b + bias) >> shift, lo), saturating.
 
     Multipliers are three limbs of 7 bits, whose products with both inputs lie in [-32512, 32258]: int16 has room for
     what is carried from the sum below, and for a limb of the bias. The uppermost limb of the bias, which includes the
@@ -89,6 +93,10 @@ class LimbSum:
     @property
     def symbol(self) -> str:
         return f"neon_limbs{self.shift}_n{self.count}{'_relu' if self.relu else ''}"
+
+    @property
+    def tasks(self) -> int:
+        return _tasks(self.count)
 
     def build(self) -> Any:
         with IRBuilder() as builder:
@@ -149,6 +157,10 @@ class Relu:
     def symbol(self) -> str:
         return f"neon_relu_n{self.count}"
 
+    @property
+    def tasks(self) -> int:
+        return _tasks(self.count)
+
     def build(self) -> Any:
         with IRBuilder() as builder:
             with T.prim_func():
@@ -170,43 +182,85 @@ class Relu:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """y = table[x + 128]. ``table`` (int8): 256 entries, beginning with that of x = 0: a byte read as unsigned is its
+    entry's number."""
+
+    count: int
+
+    @property
+    def symbol(self) -> str:
+        return f"neon_lookup_n{self.count}"
+
+    @property
+    def tasks(self) -> int:
+        return _tasks(self.count)
+
+    def build(self) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_name(self.symbol)
+                x = T.arg("x", T.buffer((self.count,), "int8"))
+                table = T.arg("table", T.buffer((256,), "int8"))
+                y = T.arg("y", T.buffer((self.count,), "int8"))
+                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+                parts = [[neon.load(table, (4 * i + j) * LANES) for j in range(4)] for i in range(4)]
+
+                def emit(offset: Expr) -> None:
+                    index = neon.load(x, offset)
+                    value = neon.tbl4(parts[0], index)
+                    for part in parts[1:]:  # an index beyond a part leaves what is there
+                        index = neon.bind(neon.add_wrapping(index, neon.splat(T.int8(-4 * LANES), LANES)))
+                        value = neon.bind(neon.tbx4(value, part, index))
+                    neon.store(y, offset, value, LANES)
+
+                _vector_loop(self.count, begin, end, emit)
+        return builder.get()
+
+
+@dataclass(frozen=True)
 class MaxPool:
     """A task is an output row. A coordinate in the padding is moved to the nearest in the map: that pixel is in the
     window already, so the maximum does not change."""
 
-    window: Window
-    channels: int
+    geometry: Geometry
 
     @property
     def symbol(self) -> str:
-        return f"neon_maxpool{self.window}_c{self.channels}"
+        return f"neon_maxpool{window_name(self.geometry)}_c{self.channels}"
+
+    @property
+    def channels(self) -> int:
+        """As stored."""
+        return stored_channels(self.geometry.in_channels)
+
+    @property
+    def tasks(self) -> int:
+        return self.geometry.out_height
 
     def build(self) -> Any:
-        window, channels = self.window, self.channels
+        g, channels = self.geometry, self.channels
         with IRBuilder() as builder:
             with T.prim_func():
                 T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((window.in_height * window.in_width * channels,), "int8"))
-                y = T.arg("y", T.buffer((window.out_height * window.out_width * channels,), "int8"))
+                x = T.arg("x", T.buffer((g.in_pixels * channels,), "int8"))
+                y = T.arg("y", T.buffer((g.out_pixels * channels,), "int8"))
                 begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
                 with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
                     row = neon.bind(begin + at)
                     lines = [
                         neon.bind(
-                            _clamp(row * window.strides[0] + (i - window.padding[0]), window.in_height)
-                            * (window.in_width * channels)
+                            _clamp(row * g.strides[0] + (i - g.padding[0]), g.in_height) * (g.in_width * channels)
                         )
-                        for i in range(window.kernel[0])
+                        for i in range(g.kernel[0])
                     ]
-                    with T.serial(0, window.out_width) as column:
+                    with T.serial(0, g.out_width) as column:
                         columns = [
-                            neon.bind(
-                                _clamp(column * window.strides[1] + (i - window.padding[2]), window.in_width) * channels
-                            )
-                            for i in range(window.kernel[1])
+                            neon.bind(_clamp(column * g.strides[1] + (i - g.padding[2]), g.in_width) * channels)
+                            for i in range(g.kernel[1])
                         ]
                         corners = [neon.bind(line + c) for line in lines for c in columns]
-                        target = neon.bind((row * window.out_width + column) * channels)
+                        target = neon.bind((row * g.out_width + column) * channels)
                         with T.serial(0, channels // LANES) as block:
                             best = neon.load(x, corners[0] + block * LANES)
                             for corner in corners[1:]:
@@ -230,6 +284,10 @@ class Average:
     @property
     def symbol(self) -> str:
         return f"neon_average_n{self.pixels}_c{self.channels}"
+
+    @property
+    def tasks(self) -> int:
+        return self.channels // LANES
 
     def build(self) -> Any:
         with IRBuilder() as builder:
@@ -269,6 +327,10 @@ class Restride:
     @property
     def symbol(self) -> str:
         return f"neon_restride_n{self.pixels}_c{self.channels}_{self.from_stride}to{self.to_stride}"
+
+    @property
+    def tasks(self) -> int:
+        return 1
 
     def build(self) -> Any:
         with IRBuilder() as builder:

@@ -1,32 +1,52 @@
-"""Lowers an int8 graph to kernels for AArch64: i8mm, dot product or plain NEON, the widest that the target has.
+"""Lowers the units of an int8 graph to kernels for AArch64: i8mm, dot product or plain NEON, the widest that the target
+has.
 
 Between kernels a tensor is NHWC int8 with its channels padded to a multiple of 16; what the added channels hold is
-undefined, and weights are zero there. The input zero point is folded into the bias: sum (x - z) w + b =
-sum x w + (b - z sum w), exact modulo 2^32. A stand-alone ReLU is computed while a depthwise convolution stages its
-input, and a depthwise convolution in front of the pointwise convolution that follows it, where nothing else reads
-what lies between.
+undefined, and weights are zero there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm.tirx import PrimFunc
 
 from ....models import graph as ir
 from ....runtime import arithmetic
+from ....runtime.units import (
+    Addition,
+    Convolution,
+    DepthwiseConvolution,
+    MaxPool,
+    Mean,
+    Rectifier,
+    Scaling,
+    Table,
+    Unit,
+)
 from ....targets.spec import TargetSpec
-from ..kernel_call import Activation, KernelCall, TaskSize, Weights, task_size
+from ...fusion import RULES, units
+from ..kernel_call import Activation, KernelCall, TaskSize, Weights, pad_to, task_size, wrap_int32
 from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums
-from .depthwise import LANES, DepthwiseShape, Window
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
+from .layout import LANES, stored_channels, stored_size
 
 _BAND_BYTES = 96 << 10  # of packed pixels: they are read once for every panel of output channels
 _MIN_TASKS = 4  # cores that share a layer
+
+Kernel = (
+    convolution.ConvolutionShape
+    | convolution.DepthwiseAlone
+    | elementwise.ShiftedSum
+    | elementwise.LimbSum
+    | elementwise.Relu
+    | elementwise.Lookup
+    | elementwise.MaxPool
+    | elementwise.Average
+)
 
 
 def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
@@ -35,12 +55,17 @@ def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None
     Raises ir.GraphError where an operator has no int8 kernel, or a batch is larger than one, ValueError for a choice
     that cannot be.
     """
-    return _Lowering(graph, choose_block(target.features), choices).run()
-
-
-def stored_channels(channels: int) -> int:
-    """Channels as stored between kernels."""
-    return -(-channels // LANES) * LANES
+    for node in graph.nodes:
+        if node.type.dtype != "int8" or node.type.shape[0] != 1:
+            raise ir.GraphError(
+                f"{node.name} is {node.type.dtype}{list(node.type.shape)}; kernels take int8 and a batch of one",
+                node.name,
+                node.path,
+            )
+    lowering = _Lowering(graph, choose_block(target.features), choices)
+    for unit in units(graph, RULES["arm"]):
+        lowering.add(unit)
+    return tuple(lowering.calls)
 
 
 @dataclass(frozen=True)
@@ -51,101 +76,55 @@ class _Stored:
     stride: int
 
 
+@dataclass(frozen=True)
+class _Lowered:
+    """A unit's kernel, and its operands between the tensors that the unit reads and the one that it makes."""
+
+    kernel: Kernel
+    constants: tuple[Weights, ...] = ()
+    size: TaskSize | None = None
+
+
 class _Lowering:
-    """One pass over the graph, appending calls."""
+    """The calls so far, and where their tensors lie."""
 
     def __init__(self, graph: ir.Graph, block: Block, choices: Mapping[str, int] | None) -> None:
         self.graph, self.block, self.choices = graph, block, choices
         self.calls: list[KernelCall] = []
         self.stored: dict[str, _Stored] = {}
-        self.fused = _fused_nodes(graph)
+        for node in graph.inputs:
+            plain = Activation(node.name, "int8", math.prod(node.type.shape))
+            self.stored[node.name] = _Stored(plain, node.type.shape[-1])
 
-    def run(self) -> tuple[KernelCall, ...]:
-        for node in self.graph.nodes:
-            if node.type.dtype != "int8" or node.type.shape[0] != 1:
-                raise ir.GraphError(
-                    f"{node.name} is {node.type.dtype}{list(node.type.shape)}; kernels take int8 and a batch of one",
-                    node.name,
-                    node.path,
-                )
-            if node.name not in self.fused:
-                self._lower_node(node)
-        return tuple(self.calls)
-
-    def _lower_node(self, node: ir.Node) -> None:
-        match node.op:
-            case ir.Input():
-                size = int(np.prod(node.type.shape))
-                self.stored[node.name] = _Stored(Activation(node.name, "int8", size), node.type.shape[-1])
-                return
-            case ir.Conv2d() | ir.FullyConnected():
-                self._convolution(node)
-            case ir.DepthwiseConv2d():
-                self._depthwise(node)
-            case ir.Add():
-                self._add(node)
-            case ir.Lookup():
-                self._requantize(node)
-            case ir.Relu():
-                x = self._padded(node.inputs[0])
-                shape = elementwise.Relu(x.activation.count)
-                constants = _int32(self.graph.type_of(node.inputs[0]).per_tensor.zero_point)
-                tasks = elementwise.elementwise_tasks(shape.count)
-                self._call(node, shape.symbol, shape.build, (x.activation, constants), tasks)
-            case ir.MaxPool2d():
-                window = _window(self.graph, node, node.op.kernel, node.op.strides, node.op.padding)
-                if any(pad >= size for pad, size in zip(node.op.padding, np.repeat(node.op.kernel, 2), strict=True)):
-                    raise ir.GraphError(
-                        f"{node.name}: a window of the pooling lies in the padding", node.name, node.path
-                    )
-                x = self._padded(node.inputs[0])
-                pool = elementwise.MaxPool(window, x.stride)
-                self._call(node, pool.symbol, pool.build, (x.activation,), window.out_height)
-            case ir.GlobalAveragePool():
-                self._average(node)
-            case _:
-                raise ir.GraphError(f"no int8 kernel for {type(node.op).__name__}", node.name, node.path)
-
-    def _call(
-        self,
-        node: ir.Node,
-        symbol: str,
-        build: Callable[[], PrimFunc],
-        operands: tuple[Activation | Weights, ...],
-        tasks: int,
-        macs: int = 0,
-        size: TaskSize | None = None,
-    ) -> None:
-        """Appends a call whose last operand is the node's tensor; a network output is brought to plain NHWC."""
-        channels = node.type.shape[-1]
-        pixels = int(np.prod(node.type.shape[:-1]))
-        stride = stored_channels(channels)
-        output = node.name in self.graph.outputs
-        name = f"{node.name}.padded" if output and stride != channels else node.name
-        stored = _Stored(Activation(name, "int8", pixels * stride), stride)
+    def add(self, unit: Unit) -> None:
+        """Appends a unit's call; a network output is brought to plain NHWC."""
+        if isinstance(unit.anchor, Convolution) and not unit.prologue:
+            inputs = [self.stored[unit.inputs[0]]]
+        else:
+            inputs = [self._padded(name) for name in unit.inputs]
+        lowered = _lower_unit(unit, inputs[0].stride, self.block, self.choices)
+        geometry = unit.last.geometry
+        channels, stride = geometry.out_channels, stored_channels(geometry.out_channels)
+        exported = unit.name in self.graph.outputs and stride != channels
+        made = Activation(f"{unit.name}.padded" if exported else unit.name, "int8", stored_size(geometry))
         self.calls.append(
             KernelCall(
-                symbol,
-                build,
-                (*operands, stored.activation),
-                name,
-                node.name,
-                path=node.path,
-                macs=macs,
-                tasks=tasks,
-                size=size,
+                lowered.kernel.symbol,
+                lowered.kernel.build,
+                (*(x.activation for x in inputs), *lowered.constants, made),
+                made.name,
+                unit.name,
+                unit.kind,
+                unit.path,
+                macs=unit.macs,
+                tasks=lowered.kernel.tasks,
+                size=lowered.size,
             )
         )
-        self.stored[node.name] = stored
-        if name != node.name:
-            self._restride(node.name, stored.activation, Activation(node.name, "int8", pixels * channels), channels)
-
-    def _restride(self, name: str, source: Activation, target: Activation, channels: int) -> None:
-        """Copies a tensor from one pixel stride to another."""
-        pixels = min(source.count, target.count) // channels
-        shape = elementwise.Restride(pixels, channels, source.count // pixels, target.count // pixels)
-        path = self.graph.node(name).path
-        self.calls.append(KernelCall(shape.symbol, shape.build, (source, target), target.name, name, path=path))
+        self.stored[unit.name] = _Stored(made, stride)
+        if exported:
+            plain = Activation(unit.name, "int8", geometry.out_pixels * channels)
+            self._copy(unit.name, made, plain, channels)
 
     def _padded(self, name: str) -> _Stored:
         """A tensor with whole vectors of channels; a network input that has not is copied once."""
@@ -154,134 +133,132 @@ class _Lowering:
             pixels = stored.activation.count // stored.stride
             stride = stored_channels(stored.stride)
             padded = Activation(f"{name}.padded", "int8", pixels * stride)
-            self._restride(name, stored.activation, padded, stored.stride)
+            self._copy(name, stored.activation, padded, stored.stride)
             self.stored[name] = stored = _Stored(padded, stride)
         return stored
 
-    def _convolution(self, node: ir.Node) -> None:
-        graph, op = self.graph, node.op
-        source, front = node.inputs[0], None
-        if source in self.fused:
-            front = graph.node(source)
-            shape_of_front, front_operands, front_constants = self._front(front, in_front=True)
-            x, in_channels = (
-                self._padded(_without_relu(graph, front, self.fused)),
-                stored_channels(front.type.shape[-1]),
-            )
-        else:
-            x = self.stored[source]
-            in_channels = x.stride
-        weights = graph.constants[node.inputs[1]].data
-        outputs, inputs = weights.shape[0], weights.shape[-1]
-        if isinstance(op, ir.Conv2d):
-            window = _window(graph, node, (weights.shape[1], weights.shape[2]), op.strides, op.padding)
-        else:
-            window = Window(1, 1, 1, 1, (1, 1), (1, 1), (0, 0, 0, 0))
-        relu = _clamps(node)
-        draft = convolution.ConvolutionShape(
-            self.block.isa, window, in_channels, inputs, outputs, stored_channels(outputs), relu,
-            _range(graph, node), 1,
-            shape_of_front if front else None,
-        )  # fmt: skip
-        shape, size = _with_tasks(draft), None
-        if shape.splits == 1:
-            size = task_size(
-                self.choices, replace(shape, rows_per_task=0).symbol, shape.rows_per_task, window.out_height, 1
-            )
-            shape = replace(shape, rows_per_task=size.value)
-        packed = _patch_weights(weights, in_channels, shape)
-        width = -(-outputs // self.block.channels) * self.block.channels
-        corrections: tuple[Weights, ...] = ()
-        if self.block.isa == "neon" and shape.splits == 1:
-            parts = int16_sums.split(packed)
-            if int16_sums.pays(parts, max(convolution.band_pixels(shape))):
-                shape, packed = replace(shape, chained=True), parts.chained
-                corrections = _corrections(parts, width)
-        bias, multipliers = _scaling(graph, node, width)
-        zero_points = (graph.type_of(source).per_tensor.zero_point, node.type.per_tensor.zero_point)
-        operands: tuple[Activation | Weights, ...] = (
-            x.activation,
-            *(front_operands if front else ()),
-            Weights(pack_weights(self.block, packed)),
-            bias,
-            multipliers,
-            *corrections,
-            _int32(*zero_points, 0, *(front_constants if front else ())),
-        )
-        macs = window.out_height * window.out_width * int(weights.size)
-        if front:
-            macs += int(np.prod(front.type.shape)) * int(np.prod(graph.type_of(front.inputs[1]).shape[:2]))
-        self._call(node, shape.symbol, partial(convolution.build, shape), operands, shape.tasks, macs, size)
+    def _copy(self, name: str, source: Activation, target: Activation, channels: int) -> None:
+        """From one pixel stride to another."""
+        pixels = min(source.count, target.count) // channels
+        kernel = elementwise.Restride(pixels, channels, source.count // pixels, target.count // pixels)
+        path = self.graph.node(name).path
+        self.calls.append(KernelCall(kernel.symbol, kernel.build, (source, target), target.name, name, path=path))
 
-    def _front(
-        self, node: ir.Node, *, in_front: bool
-    ) -> tuple[DepthwiseShape, tuple[Weights, ...], tuple[int, int, int]]:
-        """A depthwise convolution's shape, its weights, and its three zero points."""
-        graph, op = self.graph, node.op
-        assert isinstance(op, ir.DepthwiseConv2d)
-        weights = graph.constants[node.inputs[1]].data
-        channels = stored_channels(weights.shape[2])
-        window = _window(graph, node, (weights.shape[0], weights.shape[1]), op.strides, op.padding)
-        after_relu = node.inputs[0] in self.fused
-        shape = DepthwiseShape(window, channels, _clamps(node), after_relu, _range(graph, node))
-        zeros = tuple(
-            graph.type_of(name).per_tensor.zero_point
-            for name in (node.inputs[0], node.name, _without_relu(graph, node, self.fused))
-        )
-        by_dot = in_front and depthwise_dot.applies(self.block.isa, window)
-        pack_taps = depthwise_dot.pack_weights if by_dot else depthwise.pack_weights
-        packed = Weights(pack_taps(weights.astype(np.int8, copy=False), channels))
-        return shape, (packed, *_scaling(graph, node, channels)), (zeros[0], zeros[1], zeros[2])
 
-    def _depthwise(self, node: ir.Node) -> None:
-        shape, weights, constants = self._front(node, in_front=False)
-        x = self._padded(_without_relu(self.graph, node, self.fused))
-        rows = max(1, -(-shape.window.out_height // _MIN_TASKS))
-        call = convolution.DepthwiseAlone(shape, rows)
-        macs = int(np.prod(node.type.shape)) * shape.window.kernel[0] * shape.window.kernel[1]
-        self._call(node, call.symbol, call.build, (x.activation, *weights, _int32(*constants)), call.tasks, macs)
+def _lower_unit(unit: Unit, in_stride: int, block: Block, choices: Mapping[str, int] | None) -> _Lowered:
+    """``in_stride``: bytes from pixel to pixel of the input."""
+    stage = unit.anchor
+    match stage:
+        case Convolution():
+            return _convolution(unit, stage, in_stride, block, choices)
+        case DepthwiseConvolution():
+            rows = max(1, -(-stage.geometry.out_height // _MIN_TASKS))
+            shape = _depthwise_shape(stage, unit.rectifier)
+            constants = (*_depthwise_weights(stage, by_dot=False), _int32(*_zero_points(stage, unit.rectifier)))
+            return _Lowered(convolution.DepthwiseAlone(shape, rows), constants)
+        case Addition():
+            return _addition(stage)
+        case Rectifier():
+            assert stage.zero_point is not None
+            return _Lowered(elementwise.Relu(stored_size(stage.geometry)), (_int32(stage.zero_point),))
+        case MaxPool():
+            return _Lowered(elementwise.MaxPool(stage.geometry))
+        case Mean():
+            assert stage.integers is not None
+            average = elementwise.Average(stage.geometry.in_pixels, stored_channels(stage.geometry.in_channels))
+            multiplier = Weights(stage.integers.multiplier.reshape(1))
+            return _Lowered(average, (multiplier, _int32(-stage.integers.start, stage.integers.zero_point)))
+        case Table():
+            assert stage.table is not None
+            return _Lowered(elementwise.Lookup(stored_size(stage.geometry)), (Weights(np.roll(stage.table, 128)),))
 
-    def _add(self, node: ir.Node) -> None:
-        op = node.op
-        assert isinstance(op, ir.Add)
-        a, b = (self._padded(name) for name in node.inputs)
-        qa, qb = (self.graph.type_of(name).per_tensor for name in node.inputs)
-        out = node.type.per_tensor
-        c = arithmetic.add_constants(qa.scale, qa.zero_point, qb.scale, qb.zero_point, out.scale)
-        limbs = elementwise.limbs(*c, out.zero_point)
-        shape: elementwise.LimbSum | elementwise.ShiftedSum
-        if limbs:
-            constants, shape = _int32(*limbs), elementwise.LimbSum(a.activation.count, c.shift, _clamps(node))
-        else:
-            constants = _int32(c.a_multiplier, c.b_multiplier, c.bias, -c.shift, out.zero_point)
-            shape = elementwise.ShiftedSum(2, a.activation.count, _clamps(node))
-        tasks = elementwise.elementwise_tasks(shape.count)
-        self._call(node, shape.symbol, shape.build, (a.activation, b.activation, constants), tasks)
 
-    def _requantize(self, node: ir.Node) -> None:
-        x, q, out = self._padded(node.inputs[0]), self.graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-        k = arithmetic.requantize_multiplier(q.scale, out.scale)
-        constants = _int32(k, 128 - q.zero_point * k, -8, out.zero_point)
-        shape = elementwise.ShiftedSum(1, x.activation.count, False)
-        tasks = elementwise.elementwise_tasks(shape.count)
-        self._call(node, shape.symbol, shape.build, (x.activation, constants), tasks)
+def _convolution(
+    unit: Unit, stage: Convolution, in_stride: int, block: Block, choices: Mapping[str, int] | None
+) -> _Lowered:
+    integers, prologue = _integers(stage), unit.depthwise
+    draft = convolution.ConvolutionShape(
+        block.isa, stage.geometry, in_stride, _clamps(integers), _range(integers), 1,
+        _depthwise_shape(prologue, unit.rectifier) if prologue else None,
+    )  # fmt: skip
+    shape, size = _with_tasks(draft), None
+    if shape.splits == 1:
+        key = replace(shape, rows_per_task=0).symbol
+        size = task_size(choices, key, shape.rows_per_task, stage.geometry.out_height, 1)
+        shape = replace(shape, rows_per_task=size.value)
+    packed = _patch_weights(stage.weights, shape)
+    width = -(-stage.geometry.out_channels // block.channels) * block.channels
+    corrections: tuple[Weights, ...] = ()
+    if block.isa == "neon" and shape.splits == 1:
+        parts = int16_sums.split(packed)
+        if int16_sums.pays(parts, max(convolution.band_pixels(shape))):
+            shape, packed = replace(shape, chained=True), parts.chained
+            corrections = _corrections(parts, width)
+    by_dot = prologue is not None and depthwise_dot.applies(block.isa, prologue.geometry)
+    constants = (
+        *(_depthwise_weights(prologue, by_dot) if prologue else ()),
+        Weights(pack_weights(block, packed)),
+        *_scaling(integers, width),
+        *corrections,
+        _int32(integers.padding, integers.zero_point, 0, *(_zero_points(prologue, unit.rectifier) if prologue else ())),
+    )
+    return _Lowered(shape, constants, size)
 
-    def _average(self, node: ir.Node) -> None:
-        x, q, out = self._padded(node.inputs[0]), self.graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-        pixels = x.activation.count // x.stride
-        multiplier = Weights(arithmetic.average_multiplier(q.scale, out.scale, pixels).reshape(1))
-        shape = elementwise.Average(pixels, x.stride)
-        constants = _int32(pixels * q.zero_point, out.zero_point)
-        self._call(node, shape.symbol, shape.build, (x.activation, multiplier, constants), x.stride // LANES)
+
+def _depthwise_shape(stage: DepthwiseConvolution, rectifier: Rectifier | None) -> depthwise.DepthwiseShape:
+    integers = _integers(stage)
+    return depthwise.DepthwiseShape(stage.geometry, _clamps(integers), rectifier is not None, _range(integers))
+
+
+def _depthwise_weights(stage: DepthwiseConvolution, by_dot: bool) -> tuple[Weights, ...]:
+    """Weights, starts and multipliers; ``by_dot``: for ``depthwise_dot``."""
+    channels = stored_channels(stage.geometry.in_channels)
+    pack_taps = depthwise_dot.pack_weights if by_dot else depthwise.pack_weights
+    packed = Weights(pack_taps(stage.weights.astype(np.int8, copy=False), channels))
+    return (packed, *_scaling(_integers(stage), channels))
+
+
+def _zero_points(stage: DepthwiseConvolution, rectifier: Rectifier | None) -> tuple[int, int, int]:
+    """Of a depthwise convolution's input, of its output, and of the input before the prologue's ReLU."""
+    integers = _integers(stage)
+    before = integers.padding if rectifier is None or rectifier.zero_point is None else rectifier.zero_point
+    return integers.padding, integers.zero_point, before
+
+
+def _addition(stage: Addition) -> _Lowered:
+    integers = stage.integers
+    assert integers is not None
+    c, count, relu = integers.constants, stored_size(stage.geometry), integers.low > arithmetic.INT8_MIN
+    if limbs := elementwise.limbs(*c, integers.zero_point):
+        return _Lowered(elementwise.LimbSum(count, c.shift, relu), (_int32(*limbs),))
+    constants = _int32(c.a_multiplier, c.b_multiplier, c.bias, -c.shift, integers.zero_point)
+    return _Lowered(elementwise.ShiftedSum(count, relu), (constants,))
 
 
 def _int32(*values: int) -> Weights:
     return Weights(np.array(values, np.int32))
 
 
-def _clamps(node: ir.Node) -> bool:
+def _integers(stage: Convolution | DepthwiseConvolution) -> Scaling:
+    assert stage.integers is not None
+    return stage.integers
+
+
+def _clamps(integers: Scaling) -> bool:
     """Whether a fused ReLU is an instruction: at a zero point of -128, saturation is the ReLU."""
-    return bool(getattr(node.op, "relu", False)) and node.type.per_tensor.zero_point != arithmetic.INT8_MIN
+    return integers.low > arithmetic.INT8_MIN
+
+
+def _range(integers: Scaling) -> epilogue.Range:
+    """With room for every rounding."""
+    return epilogue.Range(bool(integers.largest.max() < 2**22), integers.largest_scaled < 32000)
+
+
+def _scaling(integers: Scaling, width: int) -> tuple[Weights, Weights]:
+    """What accumulators start at, and multipliers, zero beyond the output channels."""
+    start = np.full(width, epilogue.MAGIC if _range(integers).fits23 else 0, np.int64)
+    start[: integers.start.size] += integers.start
+    return Weights(wrap_int32(start)), Weights(pad_to(integers.multipliers, width))
 
 
 def _corrections(parts: int16_sums.Split, outputs: int) -> tuple[Weights, Weights]:
@@ -291,101 +268,24 @@ def _corrections(parts: int16_sums.Split, outputs: int) -> tuple[Weights, Weight
     return Weights(starts), Weights(entries)
 
 
-def _only_reader(graph: ir.Graph, name: str) -> ir.Node | None:
-    """The one node that reads a tensor, if it is one and the tensor is no output of the network."""
-    users = graph.users(name)
-    return users[0] if len(users) == 1 and name not in graph.outputs else None
-
-
-def _is_pointwise(graph: ir.Graph, node: ir.Node) -> bool:
-    return (
-        isinstance(node.op, ir.Conv2d)
-        and graph.type_of(node.inputs[1]).shape[1:3] == (1, 1)
-        and node.op.strides == (1, 1)
-        and not any(node.op.padding)
-    )
-
-
-def _fused_nodes(graph: ir.Graph) -> frozenset[str]:
-    """Depthwise convolutions computed by the pointwise that reads them, and ReLUs by the depthwise."""
-    fused = set()
-    for node in graph.nodes:
-        reader = _only_reader(graph, node.name)
-        if reader is None:
-            continue
-        if isinstance(node.op, ir.DepthwiseConv2d) and _is_pointwise(graph, reader):
-            fused.add(node.name)
-        if isinstance(node.op, ir.Relu) and isinstance(reader.op, ir.DepthwiseConv2d):
-            fused.add(node.name)
-    return frozenset(fused)
-
-
-def _without_relu(graph: ir.Graph, depthwise: ir.Node, fused: frozenset[str]) -> str:
-    """What a depthwise convolution's kernel reads: its input, or its fused ReLU's."""
-    source = depthwise.inputs[0]
-    return graph.node(source).inputs[0] if source in fused else source
-
-
-def _window(
-    graph: ir.Graph, node: ir.Node, kernel: tuple[int, int], strides: tuple[int, int], padding: ir.Pads
-) -> Window:
-    _, in_height, in_width, _ = graph.type_of(node.inputs[0]).shape
-    _, out_height, out_width, _ = node.type.shape
-    return Window(in_height, in_width, out_height, out_width, kernel, strides, padding)
-
-
-def _scaling(graph: ir.Graph, node: ir.Node, width: int) -> tuple[Weights, Weights]:
-    """What accumulators start at, biases with the input zero point folded in, and multipliers, zero beyond the output
-    channels."""
-    weights = graph.constants[node.inputs[1]]
-    source, target = graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-    axes = (0, 1) if isinstance(node.op, ir.DepthwiseConv2d) else tuple(range(1, weights.data.ndim))
-    sums = weights.data.astype(np.int64).sum(axis=axes)
-    folded = graph.constants[node.inputs[2]].data.astype(np.int64) - source.zero_point * sums
-    start = np.zeros(width, np.int64)
-    start[: folded.size] = folded
-    if _range(graph, node).fits23:
-        start += epilogue.MAGIC
-    multipliers = np.zeros(width, np.float32)
-    multipliers[: folded.size] = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
-    # Modulo 2^32: so is the accumulator that it is added to.
-    return Weights(start.astype(np.int32)), Weights(multipliers)
-
-
-def _range(graph: ir.Graph, node: ir.Node) -> epilogue.Range:
-    """What no input can leave: the sum of each weight's worse end, and that scaled."""
-    weights = graph.constants[node.inputs[1]]
-    source, target = graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor
-    axes = (0, 1) if isinstance(node.op, ir.DepthwiseConv2d) else tuple(range(1, weights.data.ndim))
-    values = weights.data.astype(np.int64)
-    ends = np.stack([values * (end - source.zero_point) for end in (arithmetic.INT8_MIN, arithmetic.INT8_MAX)])
-    bias = graph.constants[node.inputs[2]].data.astype(np.int64)
-    multipliers = arithmetic.output_multipliers(source.scale, weights.type.per_axis.scales, target.scale)
-    worst = np.maximum(abs(ends.min(axis=0).sum(axis=axes) + bias), abs(ends.max(axis=0).sum(axis=axes) + bias))
-    scaled = worst * multipliers.astype(np.float64)
-    return epilogue.Range(bool(worst.max() < 2**22), bool(scaled.max() < 32000))  # with room for every rounding
-
-
-def _patch_weights(
-    weights: NDArray[np.generic], in_channels: int, shape: convolution.ConvolutionShape
-) -> NDArray[np.int8]:
-    """(O, KH, KW, I) or (O, I) as (O, patch bytes), in the order in which a patch lies in a panel."""
-    if shape.window.kernel == (1, 1):
-        return weights.reshape(weights.shape[0], -1).astype(np.int8, copy=False)
+def _patch_weights(weights: NDArray[np.generic], shape: convolution.ConvolutionShape) -> NDArray[np.int8]:
+    """(O, KH, KW, I) as (O, patch bytes), in the order in which a patch lies in a panel."""
     outputs, kh, kw, inputs = weights.shape
+    if (kh, kw) == (1, 1):
+        return weights.reshape(outputs, -1).astype(np.int8, copy=False)
     rows = np.zeros((outputs, kh, shape.patch_row_bytes), np.int8)
-    pixels = np.zeros((outputs, kh, kw, in_channels), np.int8)
+    pixels = np.zeros((outputs, kh, kw, shape.in_stride), np.int8)
     pixels[..., :inputs] = weights
-    rows[:, :, : kw * in_channels] = pixels.reshape(outputs, kh, -1)
+    rows[:, :, : kw * shape.in_stride] = pixels.reshape(outputs, kh, -1)
     return rows.reshape(outputs, -1)
 
 
 def _with_tasks(shape: convolution.ConvolutionShape) -> convolution.ConvolutionShape:
     """Bands of rows: few pixels wasted in a panel's last block, scratch that stays in the cache, work for four."""
-    block, window = BLOCKS[shape.isa], shape.window
-    height, width = window.out_height, window.out_width
+    block, geometry = BLOCKS[shape.isa], shape.geometry
+    height, width = geometry.out_height, geometry.out_width
     if height == 1 and shape.depthwise is None:
-        return replace(shape, splits=min(2 * _MIN_TASKS, -(-shape.out_channels // block.channels)))
+        return replace(shape, splits=min(2 * _MIN_TASKS, -(-geometry.out_channels // block.channels)))
 
     def cost(rows: int) -> float:
         full, last = divmod(height, rows)
@@ -393,7 +293,7 @@ def _with_tasks(shape: convolution.ConvolutionShape) -> convolution.ConvolutionS
         bands = full + (last > 0)
         idle = -(-bands // _MIN_TASKS) * _MIN_TASKS * rows / height  # the slowest core's share
         oversize = max(1.0, rows * width * shape.patch_bytes / _BAND_BYTES)
-        halo = (shape.depthwise.window.kernel[0] - 1) / rows if shape.depthwise else 0.0  # rows staged twice
+        halo = (shape.depthwise.geometry.kernel[0] - 1) / rows if shape.depthwise else 0.0  # rows staged twice
         return padded / (height * width) + 0.1 * idle + 0.05 * oversize + 0.04 * halo + 0.01 * bands / height
 
     return replace(shape, rows_per_task=min(range(1, height + 1), key=cost))

@@ -166,6 +166,16 @@ def add_wrapping(a: Expr, b: Expr) -> Expr:
     return T.reinterpret("int8x16", T.reinterpret("uint8x16", a) + T.reinterpret("uint8x16", b))
 
 
+def tbl4(table: Sequence[Expr], index: Expr) -> Expr:
+    """Of each byte of ``index``, unsigned, the entry of four int8x16; 0 beyond."""
+    return _call("int8x16", "tbl4.v16i8", *table, index)
+
+
+def tbx4(otherwise: Expr, table: Sequence[Expr], index: Expr) -> Expr:
+    """``tbl4``, but beyond the table the byte of ``otherwise``."""
+    return _call("int8x16", "tbx4.v16i8", otherwise, *table, index)
+
+
 def widen(v: Expr, dtype: str) -> Expr:
     """sxtl; folds into saddw and the like."""
     return T.cast(v, dtype)
