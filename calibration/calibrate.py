@@ -21,6 +21,7 @@ from .table import CalibrationTable
 HELD_IMAGES = 64  # the first ones, kept in memory for the stages that look at images more than once
 
 Progress = Callable[[str, float], None]  # the stage, and how much of it is done, 0..1
+Keep = Callable[[str, ir.Graph], None]  # the stage, and the graph after it
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +41,13 @@ def calibrate(
     *,
     image_count: int = 0,
     progress: Progress = lambda stage, share: None,
+    keep: Keep = lambda stage, graph: None,
 ) -> Calibrated:
     """Equalizes, observes, quantizes and refines as ``recipe`` says.
 
     Given: a float graph through the passes; ``images``, uint8 (H, W, C), are read once as a stream, ``image_count``
-    of them as far as it is known; ``spec`` as for ``collect``. Raises what the stages raise.
+    of them as far as it is known; ``spec`` as for ``collect``; ``keep`` is shown the graph after each stage. Raises
+    what the stages raise.
     """
     stream = iter(images)
     held = list(islice(stream, HELD_IMAGES))
@@ -57,15 +60,18 @@ def calibrate(
             graph = equalize(graph, ranges)
     if recipe.equalize and not recipe.equalize_groups:
         graph = equalize(graph)
+    keep("equalize", graph)
     total = max(image_count, len(held), 1)
     table = collect(
         graph, chain(held, stream), recipe, spec, lambda done: progress("calibrate", min(done / total, 1.0))
     )
     progress("quantize", 0.0)
     int8_graph = quantize(graph, table, recipe)
+    keep("quantize", int8_graph)
     steps = [
         step for step, wanted in ((round_layer, recipe.optimize_rounding), (shift_bias, recipe.correct_bias)) if wanted
     ]
     if steps:
         int8_graph = refine(graph, int8_graph, held, steps, spec, lambda share: progress("refine", share))
+        keep("refine", int8_graph)
     return Calibrated(graph, int8_graph, table)

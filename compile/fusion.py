@@ -28,6 +28,7 @@ from ..runtime.units import (
     Table,
     Unit,
 )
+from ..targets.spec import TargetSpec
 
 Prologue = tuple[Rectifier | DepthwiseConvolution, ...]
 
@@ -78,6 +79,13 @@ RULES: Mapping[str, Rules] = {
     "opencl": Rules(relu=_always, shared_relu=True, addition=True),
     "cuda": Rules(relu=_always, shared_relu=True, addition=True),
 }
+
+
+def family_of(target: TargetSpec) -> str:
+    """The family of kernels, a key of ``RULES``, that a target's native artefact is made of."""
+    if target.engine != "cpu":
+        return target.engine
+    return {"x86_64": "x86", "aarch64": "arm"}.get(target.architecture, "generic")
 
 
 def units(graph: ir.Graph, rules: Rules) -> tuple[Unit, ...]:

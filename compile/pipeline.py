@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..calibration.calibrate import calibrate
+from ..calibration.calibrate import Keep, calibrate
 from ..calibration.quantize import pixel_encoding
 from ..calibration.recipe import QuantRecipe
 from ..calibration.table import CalibrationTable
@@ -66,13 +66,21 @@ def _keep_first(images: Iterable[Pixels], count: int, kept: list[Pixels]) -> Ite
 
 
 def quantize_model(
-    model: Model, images: Iterable[Pixels], recipe: QuantRecipe, *, image_count: int, progress: Progress
+    model: Model,
+    images: Iterable[Pixels],
+    recipe: QuantRecipe,
+    *,
+    image_count: int,
+    progress: Progress,
+    keep: Keep = lambda stage, graph: None,
 ) -> Quantized:
     """Folds, equalizes, observes and quantizes. ``images`` (H, W, C) are read once, as a stream."""
     progress("fold", 0.0)
-    graph = run_passes(model.graph, FLOAT_PASSES, verify)
+    keep("import", model.graph)
+    graph = run_passes(model.graph, FLOAT_PASSES, verify, keep)
     folded = takes_pixels(graph)
     graph = fold_input(graph, model.input_spec)
+    keep("fold input", graph)
     first: list[Pixels] = []
     calibrated = calibrate(
         graph,
@@ -81,6 +89,7 @@ def quantize_model(
         None if folded else model.input_spec,
         image_count=image_count,
         progress=progress,
+        keep=keep,
     )
     int8_graph = calibrated.int8_graph
     verify(calibrated.float_graph)

@@ -223,7 +223,7 @@ def _line(unit: Unit) -> str:
             text += f"; |acc| of {stage.node.name} < 2^{int(stage.integers.largest.max()).bit_length()}"
     if unit.macs:
         text += f"; {unit.macs} macs"
-    return f"{text} @{unit.path}" if unit.path else text
+    return f"{text} @{unit.path}" if unit.path not in ("", unit.name) else text
 
 
 def _kind(stage: Stage) -> str:

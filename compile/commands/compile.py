@@ -71,6 +71,10 @@ def compile_command(
         typer.Option(help="Images that --max-drop is judged on: by top-1, or without labels by classes that change."),
     ] = None,
     data_images: Annotated[int, typer.Option(min=1, help="Use at most this many images of --data.")] = 2000,
+    dump: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Write the network after every stage, its units, plan and kernels as text."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
@@ -80,6 +84,7 @@ def compile_command(
     from ...runtime.signature import load_signer
     from ...targets import catalog
     from ..accuracy_control import check_artefacts, control, parse_drop
+    from ..dump import keep_artefacts, keep_graphs
     from ..pipeline import ALSO, ENGINES, build_bundle_files, quantize_model
     from ..tuning import load as load_tuning
 
@@ -113,7 +118,8 @@ def compile_command(
         for item in dataset.items[:count]:
             progress("read images", len(pixels) / count)
             pixels.append(dataset.load(item, loaded.input_spec))
-        network = quantize_model(loaded, pixels, settings, image_count=count, progress=progress)
+        kept = {} if dump is None else {"keep": keep_graphs(dump)}
+        network = quantize_model(loaded, pixels, settings, image_count=count, progress=progress, **kept)
 
         def build(chosen: Any) -> Any:
             return build_bundle_files(
@@ -129,6 +135,8 @@ def compile_command(
             manifest = replace(
                 manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"}
             )
+        if dump is not None:
+            keep_artefacts(dump, files, network.int8_graph, spec, batch)
         bundle = write_bundle(output, manifest, files, signer)
     sizes = {f"{a.engine} {a.dtype}": bundle.size_bytes(a) for a in bundle.manifest.artefacts}
     if as_json:

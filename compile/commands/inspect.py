@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Column, Table
 
 from .common import BundleArgument, JsonOption, PublicKeyOption, out, print_json
 
+if TYPE_CHECKING:
+    from ...runtime.bundle import Bundle
 
-def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json: JsonOption = False) -> None:
+
+def inspect(
+    bundle: BundleArgument,
+    public_key: PublicKeyOption = None,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the int8 graph, one node a line.")] = False,
+    units: Annotated[bool, typer.Option("--units", help="Print what each kernel computes, one kernel a line.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the native plan, one step a line.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a bundle holds and where it comes from."""
     from ...runtime.bundle import manifest_to_json, open_bundle
 
     opened = open_bundle(bundle, public_key)
+    if graph or units or plan:
+        for text in _as_text(opened, graph, units, plan):
+            out.print(text, end="", highlight=False, soft_wrap=True)
+        return
     manifest = opened.manifest
     if as_json:
         print_json(json.loads(manifest_to_json(manifest)))
@@ -38,6 +54,24 @@ def inspect(bundle: BundleArgument, public_key: PublicKeyOption = None, as_json:
     for name, entry in sorted(manifest.files.items()):
         files.add_row(name, str(entry.size_bytes), entry.sha256[:16])
     out.print(files)
+
+
+def _as_text(bundle: Bundle, graph: bool, units: bool, plan: bool) -> Iterator[str]:
+    from ...models import graph_text, serialize
+    from ...runtime import plan_text
+    from ...runtime.bundle import INT8_GRAPH, NATIVE, BundleError
+    from ...runtime.plan import unpack
+    from ..dump import units_text
+
+    if graph:
+        yield graph_text.to_text(serialize.load(bundle.file(INT8_GRAPH)))
+    if units:
+        yield units_text(serialize.load(bundle.file(INT8_GRAPH)), bundle.manifest.target)
+    if plan:
+        path = bundle.file(f"{NATIVE}/plan.bin")
+        if not path.is_file():
+            raise BundleError("has no native artefact, and so no plan; compile it with that engine", bundle.path)
+        yield plan_text.to_text(unpack(path.read_bytes()))
 
 
 def _calibration(images: Any) -> str:

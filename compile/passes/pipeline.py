@@ -15,16 +15,22 @@ Pass = Callable[[Graph], Graph]
 FLOAT_PASSES: tuple[Pass, ...] = (remove_dead, fold_batch_norm, fuse_relu)
 
 
-def run_passes(graph: Graph, passes: Sequence[Pass], verify: Callable[[Graph], None]) -> Graph:
+def run_passes(
+    graph: Graph,
+    passes: Sequence[Pass],
+    verify: Callable[[Graph], None],
+    keep: Callable[[str, Graph], None] = lambda name, graph: None,
+) -> Graph:
     """Applies ``passes`` in order. ``verify`` sees the graph first and after every pass, and raises where it is broken;
-    the error gets a note that names the pass.
+    the error gets a note that names the pass. ``keep`` is shown the graph after every pass, with the pass' name.
     """
     verify(graph)
     for apply in passes:
-        graph = apply(graph)
+        graph, name = apply(graph), getattr(apply, "__name__", str(apply))
         try:
             verify(graph)
         except Exception as error:
-            error.add_note(f"after the pass {getattr(apply, '__name__', apply)}")
+            error.add_note(f"after the pass {name}")
             raise
+        keep(name, graph)
     return graph

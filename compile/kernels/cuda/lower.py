@@ -31,7 +31,7 @@ from ....runtime.units import (
     Weighted,
 )
 from ....targets.spec import GpuSpec, TargetSpec
-from ...fusion import RULES, Prologue, units
+from ...fusion import RULES, Prologue, Rules, units
 from ..kernel_call import Activation, KernelCall, Weights, wrap_int32
 from . import cost, elementwise
 from .depthwise import Depthwise, DepthwisePrologue, fits_dot, pack_rows, pack_taps
@@ -62,6 +62,12 @@ def lower(graph: ir.Graph, target: TargetSpec) -> tuple[KernelCall, ...]:
     return _Lowering(graph, target.gpu).run()
 
 
+def rules(graph: ir.Graph, target: TargetSpec) -> Rules:
+    """What shares a kernel on the target's GPU: the family's row, and where a prologue pays there."""
+    assert target.gpu is not None
+    return _Lowering(graph, target.gpu).rules
+
+
 def mode_of(arch: str) -> str:
     """How an architecture multiplies matrices: see ``gemm``. ``arch`` is sm_87 or the like."""
     number = int(arch.removeprefix("sm_"))
@@ -79,9 +85,10 @@ class _Lowering:
         self.plain = {node.name: node for node in graph.nodes if self._check_kind(node)}
         self.calls: list[KernelCall] = []
         self.stored: dict[str, Activation] = {}
+        self.rules = replace(RULES["cuda"], depthwise=self._prologue_pays)
 
     def run(self) -> tuple[KernelCall, ...]:
-        for unit in units(self.graph, replace(RULES["cuda"], depthwise=self._prologue_pays)):
+        for unit in units(self.graph, self.rules):
             self._lower(unit)
         return tuple(self.calls)
 
