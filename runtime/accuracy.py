@@ -136,7 +136,16 @@ def image_sha256(image: Labelled) -> str:
 
 def data_sha256(results: Iterable[ImageResult]) -> str:
     """Of a whole data set, in order."""
-    return hashlib.sha256("".join(result.sha256 for result in results).encode()).hexdigest()
+    return _sha256_of(result.sha256 for result in results)
+
+
+def images_sha256(images: Iterable[Labelled]) -> str:
+    """The same, before anything was run on them."""
+    return _sha256_of(map(image_sha256, images))
+
+
+def _sha256_of(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def sqnr_db(signal: Array, approximation: Array) -> float:

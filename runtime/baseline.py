@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..models.atomic_write import write_atomically
+from ..models.locked import locked
 from ..models.read_file import read_file
+from .accuracy import Accuracy
+from .latency import Latency
 from .typed_json import decode
 from .verdict import Report
 
@@ -39,12 +43,49 @@ def _dump(value: Any) -> str:
 
 
 def _report_from(data: dict[str, Any]) -> Report:
-    accuracies = [{**a, "sqnr_db": math.inf if a["sqnr_db"] is None else a["sqnr_db"]} for a in data["accuracies"]]
-    report: Report = decode(Report, {**data, "accuracies": accuracies})
+    """Raises ValueError, KeyError, TypeError, AttributeError for what no run can have seen."""
+    exact = [a["sqnr_db"] is None for a in data["accuracies"]]
+    written = [{**a, "sqnr_db": a["sqnr_db"] or 0.0} for a in data["accuracies"]]
+    report: Report = decode(Report, {**data, "accuracies": written})
+    accuracies = (replace(a, sqnr_db=math.inf) if e else a for a, e in zip(report.accuracies, exact, strict=True))
+    report = replace(report, accuracies=tuple(accuracies))
+    for accuracy in report.accuracies:
+        _check_accuracy(accuracy)
     for latency in report.latencies:
-        if not latency.samples_ms or not all(0 < sample < math.inf for sample in latency.samples_ms):
-            raise ValueError(f"samples_ms of {latency.engine} {latency.dtype} are no times")
+        _check_latency(latency)
+    for name, size in (*report.sizes_bytes.items(), *report.memory_bytes.items()):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is of {size} bytes")
     return report
+
+
+def _check_accuracy(a: Accuracy) -> None:
+    """Raises ValueError for counts that no images have."""
+    never_more = (
+        (0, a.int8_correct, a.int8_correct_top5, a.labelled, a.images),
+        (0, a.float_correct, a.float_correct_top5, a.labelled),
+        (0, a.int8_only_correct, a.int8_correct),
+        (0, a.float_only_correct, a.float_correct),
+        (0, a.agreeing, a.images),
+        (0, a.differing_values, a.compared_values),
+        (0, a.largest_difference_steps, 255),
+        (0, a.allowed_steps, 255),
+    )
+    sound = all(list(counts) == sorted(counts) for counts in never_more)
+    sound &= a.int8_correct - a.int8_only_correct == a.float_correct - a.float_only_correct
+    sound &= (a.differing_values == 0) == (a.largest_difference_steps == 0)
+    # Empty in baselines of before it was kept.
+    sound &= a.correct == "" or (len(a.correct) == a.labelled and a.correct.count("1") == a.int8_correct)
+    if not sound or a.correct.strip("01"):
+        raise ValueError(f"its counts of images of {a.engine} cannot be")
+
+
+def _check_latency(x: Latency) -> None:
+    """Raises ValueError for samples that no clock takes."""
+    if not x.samples_ms or min(x.samples_ms) <= 0:
+        raise ValueError(f"samples_ms of {x.engine} {x.dtype} are no times")
+    if x.threads < 1 or x.batch < 1 or x.turns < 0 or (x.turns and len(x.samples_ms) % x.turns):
+        raise ValueError(f"{x.engine} {x.dtype} was not timed in {x.turns} turns on {x.threads} threads")
 
 
 def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:
@@ -85,14 +126,15 @@ def load_baseline(path: Path, target: str, device: str, command: str) -> Report:
 def save_baseline(report: Report, path: Path) -> None:
     """Puts the report in its place of the file, beside those of other targets and devices.
 
-    Raises BaselineError where the path holds something else, OSError.
+    Two that save at once wait for each other. Raises BaselineError where the path holds something else, OSError.
     """
-    try:
-        baselines = _read_baselines(path) if path.is_file() else {}
-    except BaselineError as error:
-        raise BaselineError(f"{error}; remove it, or write to another file") from error
-    baselines.setdefault(report.target, {})[report.device] = _plain(report)
-    write_atomically(path, _dump({"format": BASELINE_FORMAT, "baselines": baselines}))
+    with locked(Path(os.path.realpath(path)).parent):
+        try:
+            baselines = _read_baselines(path) if path.is_file() else {}
+        except BaselineError as error:
+            raise BaselineError(f"{error}; remove it, or write to another file") from error
+        baselines.setdefault(report.target, {})[report.device] = _plain(report)
+        write_atomically(path, _dump({"format": BASELINE_FORMAT, "baselines": baselines}))
 
 
 def save_report(report: Report, path: Path) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,7 @@ MIXED_STEPS = 2  # what float layers may move a mixed network's int8 outputs by 
 REHEARSAL = "rehearsal"  # the runtime for the machine that compiled a bundle for a GPU
 # Engines of artefacts that other runtimes open; nothing here runs them.
 FOR_OTHERS = ("relax-vm", "onnx-qdq", "gpu-delegate")
+MOST_VALUES = 1 << 31  # of a tensor: the C runtime counts no further
 
 
 class BundleError(ValueError):
@@ -114,13 +118,18 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle."""
+    """An opened bundle. ``manifest_sha256`` is of the manifest's bytes as they were checked."""
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str = ""
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def holds(self, name: str) -> bool:
+        """Whether a file is part of the bundle: what merely lies there is not."""
+        return name in self.manifest.files
 
     def artefact(self, engine: str, dtype: str = "int8") -> Artefact | None:
         """The artefact for an engine, or None where the bundle holds none."""
@@ -144,7 +153,7 @@ class Bundle:
 
     def sha256(self) -> str:
         """The identity of the bundle: the hash of its manifest, which holds every other file's."""
-        return sha256(self.file(MANIFEST).read_bytes())
+        return self.manifest_sha256
 
 
 def sha256(data: bytes) -> str:
@@ -176,26 +185,61 @@ def manifest_from_json(text: str, path: Path) -> Manifest:
         raise BundleError("is damaged, its contents do not have its sha256; copy or compile the bundle again", path)
     try:
         manifest: Manifest = decode(Manifest, data)
+        _check_files(manifest)
+        _check_network(manifest)
     except (TypeError, ValueError, RecursionError) as error:
         raise BundleError(f"is a damaged manifest ({error}); compile the bundle again", path) from error
-    for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"names a file outside the bundle, {name!r}", path)
-    for name in (name for artefact in manifest.artefacts for name in artefact.files):
-        if name not in manifest.files:
-            raise BundleError(f"has an artefact of a file that it does not list, {name!r}", path)
     return manifest
 
 
-def open_bundle(path: Path, public_key: Path | None = None) -> Bundle:
+def _check_files(manifest: Manifest) -> None:
+    """Raises ValueError for files that cannot be, or artefacts that nothing here runs."""
+    for name, entry in manifest.files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or "/".join(parts) != name or ".." in parts or not name.isprintable():
+            raise ValueError(f"it names a file outside the bundle, {name!r}")
+        if entry.size_bytes < 0 or not re.fullmatch("[0-9a-f]{64}", entry.sha256):
+            raise ValueError(f"it says that {name!r} is {entry.size_bytes} bytes of sha256 {entry.sha256!r}")
+    for artefact in manifest.artefacts:
+        unlisted = [name for name in artefact.files if name not in manifest.files]
+        if unlisted or not artefact.files:
+            raise ValueError(f"it has an artefact of a file that it does not list, {(unlisted or [''])[0]!r}")
+    if not any(a.dtype == "int8" and a.engine not in FOR_OTHERS for a in manifest.artefacts):
+        raise ValueError("it has no int8 artefact that an engine here runs")
+
+
+def _check_network(manifest: Manifest) -> None:
+    """Raises ValueError for a network's ends that cannot be, and for golden files that are not of their size."""
+    for tensor in (manifest.input, manifest.output):
+        count = math.prod(tensor.shape)
+        if len(tensor.shape) < 2 or min(tensor.shape) < 1 or count > MOST_VALUES:
+            raise ValueError(f"its tensor {tensor.name!r} is of shape {tensor.shape}")
+        if not 0 < tensor.scale < math.inf or not -128 <= tensor.zero_point <= 127:
+            raise ValueError(f"its tensor {tensor.name!r} has scale {tensor.scale} and zero point {tensor.zero_point}")
+    if manifest.golden_count < 1:
+        raise ValueError(f"it has {manifest.golden_count} golden inputs")
+    for name, tensor in ((GOLDEN_INPUT, manifest.input), (GOLDEN_OUTPUT, manifest.output)):
+        entry = manifest.files.get(name)
+        if entry is None or entry.size_bytes != manifest.golden_count * math.prod(tensor.shape):
+            raise ValueError(f"{name} is missing, or not {manifest.golden_count} tensors of shape {tensor.shape}")
+
+
+def open_bundle(path: Path, public_key: Path | None = None, *, vouched: str | None = None) -> Bundle:
     """Opens a bundle and checks every file's size and hash; with a ``public_key`` (PEM), first of all its signature.
 
-    A bundle that must be signed may hold no file beyond those that are. Raises BundleError.
+    ``vouched`` stands for the key in other processes: the sha256 of a manifest whose signature was checked. A bundle
+    that must be signed may hold no file beyond those that are, and plain files only: a link's target could be exchanged
+    after it was checked. Raises BundleError.
     """
+    signed = public_key is not None or vouched is not None
     while True:
         data = _read_manifest(path)
         try:
-            return _open_checked(path, data, public_key)
+            if public_key is not None:
+                _check_signature(path, data, public_key)
+            if vouched not in (None, sha256(data)):
+                raise BundleError("is not the bundle whose signature was checked: it was exchanged since", path)
+            return _open_checked(path.resolve(strict=True) if signed else path, data, signed)
         except BundleError:
             if _read_manifest(path) == data:
                 raise
@@ -213,16 +257,14 @@ def _read_manifest(path: Path) -> bytes:
         raise BundleError(f"its {MANIFEST} cannot be read: {error.strerror}", path) from error
 
 
-def _open_checked(path: Path, data: bytes, public_key: Path | None) -> Bundle:
-    if public_key is not None:
-        _check_signature(path, data, public_key)
+def _open_checked(path: Path, data: bytes, signed: bool) -> Bundle:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"its {MANIFEST} is no text: {error}", path) from error
     manifest = manifest_from_json(text, path / MANIFEST)
-    if public_key is not None:
-        _refuse_unlisted(path, manifest)
+    if signed:
+        _refuse_unsigned(path, manifest)
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -236,7 +278,7 @@ def _open_checked(path: Path, data: bytes, public_key: Path | None) -> Bundle:
                     raise BundleError("its contents do not match the manifest's sha256; copy or compile it again", file)
         except OSError as error:
             raise BundleError(f"cannot be read: {error.strerror}", file) from error
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, sha256(data))
 
 
 def _check_signature(path: Path, manifest: bytes, public_key: Path) -> None:
@@ -252,23 +294,38 @@ def _check_signature(path: Path, manifest: bytes, public_key: Path) -> None:
         raise BundleError(str(error), path) from error
 
 
-def _refuse_unlisted(path: Path, manifest: Manifest) -> None:
-    """Nothing unsigned may lie where an engine looks for an optional file."""
+def _refuse_unsigned(path: Path, manifest: Manifest) -> None:
+    """Nothing unsigned may lie where an engine looks for an optional file, nor hide from the look."""
     known = {*manifest.files, MANIFEST, SIGNATURE}
-    for folder, folders, names in os.walk(path):
-        for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
-            file = Path(folder, name).relative_to(path)
-            if file.as_posix() not in known:
-                raise BundleError(f"holds a file that is not signed, {file.as_posix()!r}; remove it", path)
+    pending = [path]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = {Path(each.path): each.stat(follow_symlinks=False).st_mode for each in entries}
+        except OSError as error:
+            raise BundleError(f"cannot be looked through for what is not signed: {error.strerror}", folder) from error
+        pending += (each for each, mode in found.items() if stat.S_ISDIR(mode))
+        for each, mode in sorted(found.items()):
+            name = each.relative_to(path).as_posix()
+            if stat.S_ISDIR(mode):
+                continue
+            if name not in known:
+                raise BundleError(f"holds a file that is not signed, {name!r}; remove it", path)
+            if not stat.S_ISREG(mode):
+                raise BundleError(f"a signed bundle holds plain files only, and {name!r} is a link or a device", path)
 
 
 def sign_bundle(path: Path, sign: Callable[[bytes], bytes]) -> None:
-    """Checks a bundle and writes its signature, by ``signature.load_signer``, into it. Raises BundleError."""
-    bundle = open_bundle(path)
-    if bundle.file(SIGNATURE).is_symlink():  # which would be followed, to a file of whoever signs
-        raise BundleError("is a link, and a bundle holds plain files only; remove it", bundle.file(SIGNATURE))
+    """Checks a bundle and writes its signature, by ``signature.load_signer``, into it; it is to hold nothing that would
+    not be signed, and plain files only. Raises BundleError.
+    """
+    data = _read_manifest(path)
     try:
-        write_atomically(bundle.file(SIGNATURE), sign(bundle.file(MANIFEST).read_bytes()))
+        for part in path.glob(f".{SIGNATURE}.*.part"):  # of a process that was killed while it signed
+            part.unlink()
+        bundle = _open_checked(path, data, True)
+        write_atomically(bundle.file(SIGNATURE), sign(data))
     except OSError as error:
         raise BundleError(f"its signature could not be written: {error.strerror}", path) from error
 
@@ -310,7 +367,7 @@ def write_bundle(
                 _write_file(aside / name, data)
     except OSError as error:
         raise BundleError(f"could not be written: {error.strerror}", path) from error
-    return Bundle(path, complete)
+    return Bundle(path, complete, sha256(text))
 
 
 def _listed(path: Path) -> tuple[str, ...]:

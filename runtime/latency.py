@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines.engine import Array, Engine
+from .engines.engine import Array, Engine, EngineError
 
 PILOT = 3  # inferences that say how fast an engine is
+MOST_TURNS = 1000  # for each that was planned by the pilot: a device that answers with next to nothing never gets there
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def interleave_ms(
     Each engine first runs ``warmup`` inferences and a few that say how fast it is; none of these count. Then come at
     least ``rounds`` turns of each of at least ``repeats`` inferences, of more where that takes for the samples of each
     engine to last ``min_duration_s`` together. Returns for each engine the samples of each of its turns, in
-    milliseconds, in order, all of them: what lies far out is what a user would have met.
+    milliseconds, in order, all of them: what lies far out is what a user would have met. Raises EngineError where they
+    never come to last so long.
     """
     counts = []
     for engine, x in engines:
@@ -87,6 +89,8 @@ def interleave_ms(
             lasted_ms[index] += sum(turns[index][-1])
             progress(share)
         number += 1
+        if number > MOST_TURNS * rounds:
+            raise EngineError(f"its times do not add up: {min(lasted_ms):.3g} ms together in {number} turns")
         share = min(1.0, number / rounds, min(lasted_ms) / 1e3 / min_duration_s if min_duration_s > 0 else 1.0)
         progress(share)
     return turns

@@ -180,7 +180,7 @@ def _samples_ms(
 
 def _measure_roof(bundle: Bundle, threads: int) -> Roof | None:
     folder, library = bundle.file(bundles.ROOF), bundle.file(bundles.NATIVE) / LIBRARY
-    if not (folder / "plan.bin").exists():
+    if not bundle.holds(f"{bundles.ROOF}/plan.bin"):
         return None
     with NativeEngine(folder, threads=threads, time_steps=True, library=library) as engine:
         steps, samples = _samples_ms(engine, np.zeros(engine.input.shape, np.int8), ROOF_RUNS)

@@ -152,8 +152,8 @@ def _clocks_and_heat(moment: Moment) -> tuple[str, str]:
 
 
 def _plan(bundle: Bundle) -> Plan | None:
-    file = bundle.file(f"{bundles.NATIVE}/plan.bin")
-    return unpack(file.read_bytes()) if file.exists() else None
+    name = f"{bundles.NATIVE}/plan.bin"
+    return unpack(bundle.file(name).read_bytes()) if bundle.holds(name) else None
 
 
 def _estimates(bundle: Bundle) -> list[Any]:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from ..models.datasets import Dataset, Item, open_dataset
 from ..models.read_file import LIST_BYTES, read_file
 from .accuracy import Accuracy, ImageResult, Labelled, data_sha256, result_from_json, result_to_json
-from .bundle import open_bundle
+from .bundle import Bundle, BundleError, open_bundle
 from .engines.engine import EngineError
 from .evaluate_engines import REHEARSED_IMAGES, SUB_BATCH, Contender, Networks, accuracies, contenders, judge_group
 from .session import place
@@ -48,16 +48,27 @@ class ResultsError(ValueError):
 class Job:
     """What is to be verified: ``engines`` of a bundle, in the order in which they are reported.
 
-    ``bundle`` and ``data`` must mean the same for every process and machine that works.
+    ``bundle`` and ``data`` must mean the same for every process and machine that works: it is the bundle of
+    ``bundle_sha256``, and where that was ``signed``, the signature was checked.
     """
 
     bundle: str
+    bundle_sha256: str
     data: str
     engines: tuple[str, ...]
     images: int | None = None
     device: str | None = None
     threads: int | None = None
     rehearsed_images: int | None = REHEARSED_IMAGES
+    signed: bool = False
+
+    def open_bundle(self) -> Bundle:
+        """Raises BundleError, also where another bundle lies there now."""
+        path = Path(self.bundle)
+        opened = open_bundle(path, vouched=self.bundle_sha256 if self.signed else None)
+        if opened.sha256() != self.bundle_sha256:
+            raise BundleError("was exchanged while it was verified; verify it again", path)
+        return opened
 
 
 def items_sha256(dataset: Dataset, items: Sequence[Item]) -> str:
@@ -75,7 +86,7 @@ def items_sha256(dataset: Dataset, items: Sequence[Item]) -> str:
 def _opened(job: Job) -> tuple[Networks, list[Contender], Dataset]:
     """What a process needs for any shard of a job; opened once, closed when the process ends: a device elsewhere holds
     files for it."""
-    bundle = open_bundle(Path(job.bundle))
+    bundle = job.open_bundle()
     judged = contenders(
         bundle,
         device=job.device,
@@ -110,7 +121,7 @@ def verify_shards(
 
     Raises ResultsError for a results file of something else, EngineError where an engine cannot run.
     """
-    bundle = open_bundle(Path(job.bundle))
+    bundle = job.open_bundle()
     dataset = open_dataset(job.data, labels=bundle.manifest.labels)
     items = dataset.items[: job.images]
     place(bundle.manifest.target, job.device)  # a device that is none is said at once, not by a worker

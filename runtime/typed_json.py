@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -12,7 +13,8 @@ def decode(kind: Any, value: Any, where: str = "it") -> Any:
     """``value``, as ``json.loads`` gives it, as a ``kind``: a dataclass, tuple[...], Mapping[str, ...], a union, Any,
     str, int, float, bool or None. ``where`` names the value in messages.
 
-    Raises TypeError for another type, a missing or an unknown field; ValueError where a dataclass refuses a value.
+    Raises TypeError for another type, a missing or an unknown field; ValueError where a dataclass refuses a value, or a
+    number is not finite.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -26,8 +28,12 @@ def decode(kind: Any, value: Any, where: str = "it") -> Any:
     if origin is Mapping:
         fields = _instance(dict, value, where)
         return {key: decode(arguments[1], item, f"{where}.{key}") for key, item in fields.items()}
-    # JSON does not tell 1.0 from 1, and Python takes True for 1.
-    return _instance((int, float) if kind is float else kind, value, where)
+    if kind is float:  # JSON does not tell 1.0 from 1, and Python reads 1e400 and NaN
+        number = _instance((int, float), value, where)
+        if not math.isfinite(number):
+            raise ValueError(f"{where} is {number}, no finite number")
+        return number
+    return _instance(kind, value, where)
 
 
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:

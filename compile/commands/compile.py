@@ -80,6 +80,7 @@ def compile_command(
     """Calibrate, quantize and compile a trained Xception for one target into a bundle."""
     from ...models import zoo
     from ...models.datasets import open_dataset
+    from ...runtime.accuracy import images_sha256
     from ...runtime.bundle import check_output, write_bundle
     from ...runtime.signature import load_signer
     from ...targets import catalog
@@ -131,7 +132,8 @@ def compile_command(
             network, found = control(network, spec, judged_on, bound, check_artefacts(build, judged_on), progress)
         manifest, files = build(network)
         if found is not None:
-            said = f"{found.metric} on {found.images} images of {data}: {found.drop:.3%} lost, {bound:.3%} allowed"
+            on = f"{found.images} images of sha256 {images_sha256(judged_on or ())}"
+            said = f"{found.metric} on {on}: {found.drop:.3%} lost, {bound:.3%} allowed"
             manifest = replace(
                 manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"}
             )

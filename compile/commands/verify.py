@@ -92,7 +92,17 @@ def verify(
     if workers or results or ray:
         where = place(opened.manifest.target, device)
         names = tuple(engine or (a.engine for a in runnable(opened, where) if a.dtype == "int8"))
-        job = Job(str(bundle.absolute()), _absolute(data), names, images, device, threads, images)
+        job = Job(
+            bundle=str(bundle.absolute()),
+            bundle_sha256=opened.sha256(),
+            data=_absolute(data),
+            engines=names,
+            images=images,
+            device=device,
+            threads=threads,
+            rehearsed_images=images,
+            signed=public_key is not None,
+        )
         with bar() as progress:
             accuracies, _ = verify_shards(
                 job,

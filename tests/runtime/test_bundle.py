@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,49 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / bundles.MANIFEST).write_text(text)
     with pytest.raises(BundleError):
         open_bundle(tmp_path)
+
+
+def _entry(name: str, **changes: object) -> Callable[[Any], None]:
+    return lambda data: data["files"][name].update(changes)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data.update(artefacts=[]),
+        lambda data: data["artefacts"][0].update(engine="relax-vm"),
+        lambda data: data["artefacts"][0].update(dtype="float32"),
+        lambda data: data["artefacts"][0].update(files=[]),
+        lambda data: data["input"].update(scale=float("inf")),
+        lambda data: data["output"].update(scale=0),
+        lambda data: data["output"].update(scale=-1.0),
+        lambda data: data["output"].update(zero_point=128),
+        lambda data: data["output"].update(shape=[1, 0]),
+        lambda data: data["output"].update(shape=[1, -2]),
+        lambda data: data["output"].update(shape=[1 << 40, 2]),
+        lambda data: data["output"].update(shape=[]),
+        lambda data: data.update(golden_count=0),
+        lambda data: data.update(golden_count=-1),
+        lambda data: data.update(golden_count=2),
+        lambda data: data["files"].pop(bundles.GOLDEN_OUTPUT),
+        _entry(bundles.GOLDEN_INPUT, size_bytes=13),
+        _entry(bundles.LITERT_INT8, size_bytes=-1),
+        _entry(bundles.LITERT_INT8, sha256="0"),
+        lambda data: data["files"].update({"a\x1b[2J": data["files"][bundles.LITERT_INT8]}),
+        lambda data: data["files"].update({"a//b": data["files"][bundles.LITERT_INT8]}),
+        lambda data: data["files"].update({"./a": data["files"][bundles.LITERT_INT8]}),
+        lambda data: data["files"].update({"": data["files"][bundles.LITERT_INT8]}),
+    ],
+)
+def test_values_that_cannot_be_are_refused_whatever_the_hash_says(tmp_path: Path, spoil: Callable[[Any], None]) -> None:
+    write_bundle(tmp_path / "b", manifest(), FILES)
+    file = tmp_path / "b" / bundles.MANIFEST
+    data = json.loads(file.read_text())
+    spoil(data)
+    file.write_text(resealed(data))
+    with pytest.raises(BundleError, match="is a damaged manifest") as caught:
+        open_bundle(tmp_path / "b")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.reports import sampled
 
+from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.latency import PILOT, bootstrap_medians, interleave_ms, interleaved_ratio, median_ratio_interval
 
 
@@ -40,6 +41,17 @@ def test_engines_take_turns() -> None:
     assert turns == [[[2.0] * 4] * 3, [[5.0] * 4] * 3]
     assert shares[-1] == 1.0
     assert shares == sorted(shares)
+
+
+def test_times_that_come_to_nothing_have_an_end() -> None:
+    """A device whose first answer was an honest one, and whose others are next to nothing."""
+
+    class Liar(FakeEngine):
+        def time_ms(self, x: np.ndarray, repeats: int, warmup: int) -> list[float]:
+            return [10.0 if repeats == PILOT else 1e-9] * repeats
+
+    with pytest.raises(EngineError, match="do not add up"):
+        interleave_ms([(Liar("a", 1.0, []), np.zeros(1))], rounds=2, repeats=1, min_duration_s=1.0)
 
 
 def test_the_least_duration_makes_turns_longer_not_more() -> None:

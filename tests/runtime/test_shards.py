@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +21,7 @@ from support.small_bundle import litert_bundle
 from xceptile.models.datasets import open_dataset
 from xceptile.runtime import shards
 from xceptile.runtime.accuracy import Labelled, result_from_json, result_to_json
-from xceptile.runtime.bundle import Bundle
+from xceptile.runtime.bundle import Bundle, BundleError, write_bundle
 from xceptile.runtime.engines.engine import EngineError
 from xceptile.runtime.evaluate_engines import contenders, evaluate
 from xceptile.runtime.shards import SHARD, Job, ResultsError, verify_shards
@@ -48,7 +50,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def job(bundle: Bundle, **changes: object) -> Job:
-    return Job(**{"bundle": str(bundle.path), "data": DATA, "engines": ("litert", "reference")} | changes)
+    whole = {"bundle": str(bundle.path), "bundle_sha256": bundle.sha256(), "data": DATA}
+    return Job(**whole | {"engines": ("litert", "reference")} | changes)
 
 
 def test_the_figures_are_those_of_one_pass(bundle: Bundle, here: list[int]) -> None:
@@ -97,6 +100,29 @@ def test_a_file_of_something_else_is_refused(bundle: Bundle, here: list[int], tm
     file.write_text("not one\n")
     with pytest.raises(ResultsError, match="damaged"):
         verify_shards(job(bundle, data=small), results=file)
+
+
+def test_a_process_opens_the_bundle_that_was_checked_or_none(bundle: Bundle, tmp_path: Path) -> None:
+    """The key was looked at once, by the process that shares out the work."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    there = dataclasses.replace(job(bundle), bundle=str(copy), data="drawn:val:2")
+    assert len(shards.run_shard(there, 0)) == 2
+    shards._opened.cache_clear()
+    (copy / "native").mkdir()
+    (copy / "native/kernels.so").write_bytes(b"code that nobody signed")
+    shards.run_shard(there, 0)
+    shards._opened.cache_clear()
+    with pytest.raises(BundleError, match="not signed, 'native/kernels"):
+        shards.run_shard(dataclasses.replace(there, signed=True), 0)
+    shutil.rmtree(copy / "native")
+    shards.run_shard(dataclasses.replace(there, signed=True), 0)
+    shards._opened.cache_clear()
+    files = {name: copy.joinpath(name).read_bytes() for name in bundle.manifest.files}
+    write_bundle(copy, dataclasses.replace(bundle.manifest, network="another"), files)
+    for signed, reason in ((True, "not the bundle whose signature was checked"), (False, "was exchanged while")):
+        with pytest.raises(BundleError, match=reason):
+            shards.run_shard(dataclasses.replace(there, signed=signed), 0)
 
 
 def test_two_runs_do_not_write_one_file(bundle: Bundle, here: list[int], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,9 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from support.bundle_files import FILES, manifest
 from support.needs import requires
+from support.reports import accuracy
 
 from xceptile.compile import cli
 from xceptile.runtime import bundle as bundles
+from xceptile.runtime import shards
 from xceptile.runtime.bundle import BundleError, open_bundle, sign_bundle, write_bundle
 from xceptile.runtime.signature import SIGNATURE, SignatureError, load_signer
 
@@ -111,6 +114,98 @@ def test_a_link_in_place_of_a_folder_is_refused(signed: Path, keys: tuple[Path, 
         open_bundle(signed, keys[1])
 
 
+LITERT = Path(bundles.LITERT_INT8)
+
+
+@pytest.mark.parametrize("name", [bundles.MANIFEST, SIGNATURE, str(LITERT), str(LITERT.parent)])
+def test_a_link_in_place_of_what_was_signed_is_refused(
+    signed: Path, keys: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """Its target would be checked, and exchanged a moment later."""
+    (signed / name).rename(tmp_path / "elsewhere")
+    (signed / name).symlink_to(tmp_path / "elsewhere")
+    open_bundle(signed)
+    with pytest.raises(BundleError, match=r"plain files only, and '.*' is a link|not signed, 'litert'"):
+        open_bundle(signed, keys[1])
+    with pytest.raises(BundleError, match=r"plain files only, and '.*' is a link|not signed, 'litert'"):
+        sign_bundle(signed, load_signer(keys[0]))
+
+
+def test_a_link_to_a_bundle_is_what_it_led_to(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(signed)
+    opened = open_bundle(tmp_path / "latest", keys[1])
+    (tmp_path / "latest").unlink()
+    assert opened.golden()[0].size == 12
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+@pytest.mark.parametrize("name", [bundles.MANIFEST, SIGNATURE])
+def test_what_is_no_plain_file_is_neither_waited_for_nor_read(
+    signed: Path, keys: tuple[Path, Path], name: str, kind: str
+) -> None:
+    (signed / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(signed / name)
+    elif kind == "device":
+        (signed / name).symlink_to("/dev/zero")
+    else:
+        with (signed / name).open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(BundleError, match=r"cannot be read: it (is a (pipe|device)|holds more)"):
+        open_bundle(signed, keys[1])
+
+
+def test_a_folder_that_cannot_be_listed_hides_nothing(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path) == signed / "golden":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BundleError, match="golden: cannot be looked through for what is not signed: Permission denied"):
+        open_bundle(signed, keys[1])
+
+
+def test_a_golden_file_that_nobody_signed_is_refused(signed: Path, keys: tuple[Path, Path]) -> None:
+    (signed / "golden/tolerance").write_text("9")
+    with pytest.raises(BundleError, match="not signed, 'golden/tolerance'"):
+        open_bundle(signed, keys[1])
+    with pytest.raises(BundleError, match="not signed, 'golden/tolerance'"):
+        sign_bundle(signed, load_signer(keys[0]))
+
+
+def test_a_process_that_was_killed_while_it_signed_is_cleared_up_after(signed: Path, keys: tuple[Path, Path]) -> None:
+    (signed / f".{SIGNATURE}.12345.part").write_bytes(b"half")
+    with pytest.raises(BundleError, match="not signed"):
+        open_bundle(signed, keys[1])
+    sign_bundle(signed, load_signer(keys[0]))
+    open_bundle(signed, keys[1])
+
+
+def test_another_process_opens_what_was_vouched_for_and_nothing_else(signed: Path, keys: tuple[Path, Path]) -> None:
+    vouched = open_bundle(signed, keys[1]).sha256()
+    assert open_bundle(signed, vouched=vouched).sha256() == vouched
+    write_bundle(signed, manifest(network="another"), FILES)
+    with pytest.raises(BundleError, match="not the bundle whose signature was checked"):
+        open_bundle(signed, vouched=vouched)
+    write_bundle(signed, manifest(), FILES)
+    (signed / "native").mkdir()
+    (signed / "native/kernels.so").write_bytes(b"code")
+    with pytest.raises(BundleError, match="not signed, 'native/kernels"):
+        open_bundle(signed, vouched=vouched)
+
+
+def test_the_identity_is_of_what_was_checked(signed: Path, keys: tuple[Path, Path]) -> None:
+    opened = open_bundle(signed, keys[1])
+    before = opened.sha256()
+    (signed / bundles.MANIFEST).write_text("{}")
+    assert opened.sha256() == before
+
+
 def test_a_damaged_bundle_is_not_signed(signed: Path, keys: tuple[Path, Path]) -> None:
     (signed / bundles.LITERT_INT8).write_bytes(b"changed")
     with pytest.raises(BundleError, match="sha256"):
@@ -157,6 +252,18 @@ def test_the_command_line_signs_and_checks(
     assert "signed" in capsys.readouterr().out
     assert xceptile("run", plain, "cat.jpg", "--public-key", keys[0]) == 2
     assert "no public key" in capsys.readouterr().err
+
+
+def test_workers_are_told_which_bundle_was_checked(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[shards.Job] = []
+    monkeypatch.setattr(shards, "verify_shards", lambda job, **_: jobs.append(job) or ((accuracy(),), ""))
+    for more in (["--workers", "2"], ["--results", "r"], ["--ray", "local"]):
+        for key in ([], ["--public-key", str(keys[1])]):
+            cli._invoke(cli.app, ["verify", str(signed), "--data", "drawn:val:1", "--device", "local", *more, *key])
+            assert (jobs[-1].bundle_sha256, jobs[-1].signed) == (open_bundle(signed).sha256(), bool(key))
+    assert len(jobs) == 6
 
 
 @requires("openssl", package="openssl")

@@ -484,7 +484,7 @@ def test_a_chatty_login_is_explained() -> None:
 
 @pytest.mark.slow
 def test_workers_leave_nothing_there(link: ssh.SshLink, home: Path, small_bundle: Bundle) -> None:
-    job = Job(str(small_bundle.path), "drawn:val:3", ("native",), device=link.name)
+    job = Job(str(small_bundle.path), small_bundle.sha256(), "drawn:val:3", ("native",), device=link.name)
     ((accuracy,), _) = verify_shards(job)
     assert accuracy.bit_exact
     assert not list((home / link.root).glob("run.*"))
