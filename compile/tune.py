@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from ..calibration.recipe import QuantRecipe
 from ..models import serialize
 from ..models.datasets import open_dataset
 from ..models.graph import Graph
+from ..models.locked import locked
 from ..models.zoo import Model
 from ..runtime import reference
 from ..runtime.session import LOCAL, QEMU, Placement, place, processors, runs_here
+from ..runtime.user_cache import lock_for
 from ..targets.spec import TargetSpec
 from .pipeline import quantize_model
 from .tuning import Trial, Tuning, TuningError, load, save
@@ -83,32 +86,43 @@ def tune(
 
     Given: an int8 graph of batch 1 and ``images`` (B, H, W, C) for it. ``candidates`` are at most tried for each key,
     each in ``rounds`` turns; ``timeout_s`` is for building and running one trial. Raises TuningError where the device
-    is an emulator, the file is another target's, or the cost model's own network does not run.
+    is an emulator, the file is another target's or being measured for, or the cost model's own network does not run.
     """
     placement = check_device(target, device)
     count = threads or processors(placement)
     tuning = Tuning(target.name, target.features, count, placement.obtained)
-    if path.is_file():
-        tuning = load(path)
-        tuning.check_target(target)
-        if (tuning.threads, tuning.obtained) != (count, placement.obtained):
-            raise TuningError(
-                f"{path}: measured with {tuning.threads} threads, not {count}; ask for those, or for another file"
-            )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        serialize.save(graph, folder / "graph.safetensors")
-        np.save(folder / "input.npy", images)
-        np.save(folder / "expected.npy", np.concatenate([reference.run(graph, x[np.newaxis])[0] for x in images]))
-        bench = _Bench(folder, target, count, rounds, timeout_s, tuple(worker), placement.device)
-        progress("build the cost model's network", 0.0)
-        sizes = bench.run({})
-        if isinstance(sizes, str):
-            raise TuningError(f"{target.name}: the network as the cost model has it does not run: {sizes}")
-        model = {key: size["value"] for key, size in sizes.items()}
-        tuning = _with_model(tuning, model)
-        wanted = {key: task_sizes(**size)[:candidates] for key, size in sizes.items()}
-        return _search(tuning, wanted, bench, path, progress)
+    with _alone(path):
+        if path.is_file():
+            tuning = load(path)
+            tuning.check_target(target)
+            if (tuning.threads, tuning.obtained) != (count, placement.obtained):
+                raise TuningError(
+                    f"{path}: measured with {tuning.threads} threads, not {count}; ask for those, or for another file"
+                )
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            serialize.save(graph, folder / "graph.safetensors")
+            np.save(folder / "input.npy", images)
+            np.save(folder / "expected.npy", np.concatenate([reference.run(graph, x[np.newaxis])[0] for x in images]))
+            bench = _Bench(folder, target, count, rounds, timeout_s, tuple(worker), placement.device)
+            progress("build the cost model's network", 0.0)
+            sizes = bench.run({})
+            if isinstance(sizes, str):
+                raise TuningError(f"{target.name}: the network as the cost model has it does not run: {sizes}")
+            model = {key: size["value"] for key, size in sizes.items()}
+            tuning = _with_model(tuning, model)
+            wanted = {key: task_sizes(**size)[:candidates] for key, size in sizes.items()}
+            return _search(tuning, wanted, bench, path, progress)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Raises TuningError where another process measures for the same file: it would write over this one's trials."""
+    try:
+        with locked(lock_for(os.path.realpath(path)), wait=False):
+            yield
+    except BlockingIOError:
+        raise TuningError(f"{path}: is being measured by another run; wait for it, or write to another file") from None
 
 
 def task_sizes(value: int, total: int, step: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -26,6 +27,13 @@ def user_cache(name: str = "") -> Path:
         return _made(Path.home() / ".cache/xceptile" / name)
     except (CacheError, RuntimeError):  # Path.home's where the user has none
         return _made(Path(tempfile.gettempdir()) / f"xceptile-{os.geteuid()}" / name)
+
+
+def lock_for(what: str) -> Path:
+    """A folder of the user's that stands for ``what``, for ``locked``."""
+    folder = user_cache("locks") / hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _made(folder: Path) -> Path:

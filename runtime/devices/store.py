@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from ...models.locked import locked
 from ..engines.engine import EngineError
-from ..user_cache import user_cache
+from ..user_cache import lock_for
 from . import limits
 from .link import Link, ask, quoted
 
@@ -129,9 +129,7 @@ def _push(link: Link, root: PurePosixPath, account: int, files: Mapping[str, tup
     digests = sorted({digest for _, digest in files.values()})
     if not all(_DIGEST.fullmatch(digest) for digest in digests):
         raise EngineError("a bundle's manifest holds what is no sha256; compile the bundle again")
-    lock = user_cache("locks") / hashlib.sha256(f"{link.name} {root}".encode()).hexdigest()[:16]
-    lock.mkdir(exist_ok=True)
-    with locked(lock):
+    with locked(lock_for(f"{link.name} {root}")):
         present = _present(link, root / _FILES, account, digests)
         for source, digest in dict.fromkeys(files.values()):
             if digest not in present:

@@ -18,9 +18,11 @@ from xceptile.compile.backends import native_runtime
 from xceptile.compile.tuning import Trial, Tuning, TuningError
 from xceptile.models import graph as ir
 from xceptile.models import serialize
+from xceptile.models.locked import locked
 from xceptile.runtime import reference
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.plan import unpack
+from xceptile.runtime.user_cache import lock_for
 from xceptile.targets import catalog
 
 HOST = catalog.get("host")
@@ -235,6 +237,16 @@ def test_a_file_of_another_target_or_run_is_refused(small: ir.Graph, images: np.
     tuning.save(Tuning(HOST.name, HOST.features, 7, "measured"), path)
     with pytest.raises(TuningError, match="7 threads, not 1"):
         tuner.tune(small, images, HOST, path, threads=1)
+
+
+def test_two_do_not_measure_for_one_file(small: ir.Graph, images: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    with (
+        locked(lock_for(str(path.resolve()))),
+        pytest.raises(TuningError, match="is being measured by another run"),
+    ):
+        tuner.tune(small, images, HOST, path)
+    assert not path.exists()
 
 
 def test_an_emulator_is_no_device_to_tune_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
