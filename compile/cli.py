@@ -75,13 +75,14 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
     """Runs a command line; what it raises becomes one line and an exit status."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if "--version" in arguments[:1]:
-        print(__version__)
-        return 0
     try:
+        if "--version" in arguments[:1]:
+            print(__version__, flush=True)
+            return 0
         status = typer.main.get_command(command).main(args=arguments, standalone_mode=False)
         if status == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
+        sys.stdout.flush()  # a full disk is known now, not when Python ends
         return status if isinstance(status, int) else 0
     except SystemExit as stop:
         return int(stop.code or 0)

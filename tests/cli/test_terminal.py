@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +92,17 @@ def test_phases_are_shown_likewise(capsys: pytest.CaptureFixture[str]) -> None:
     with bar() as progress:
         progress(f"read {HOSTILE}", 0.5)
     assert capsys.readouterr().err == "read \\x1b]0;owned\\x07\\x9b2J\\x7f\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a device")
+@pytest.mark.parametrize("words", ["--version", "recipe", "targets", "--help"])
+def test_what_does_not_arrive_is_no_success(words: str, tmp_path: Path) -> None:
+    os.mknod(tmp_path / "full", stat.S_IFCHR | 0o666, os.makedev(1, 7))  # never the machine's own
+    with (tmp_path / "full").open("wb") as full:
+        command = [sys.executable, "-m", "xceptile.compile.cli", words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: OSError: [Errno 28] No space left on device\n")
 
 
 def test_there_is_no_other_way_out() -> None:
