@@ -89,11 +89,14 @@ def build_files(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] 
 
 
 def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
-    """The kernels as a shared object that needs no library, with the stub that stands for TVM's error function."""
+    """The kernels as a shared object that needs no library, with the stub that stands for TVM's error function.
+
+    Its segments begin at multiples of 64 KB: no Linux or Android has larger pages, and some no smaller ones.
+    """
     stub = Path(native_sources.__file__).with_name("kernel_stub.c")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
-        executable.export_library(str(path), fcompile=zig_linker(target, stub))
+        executable.export_library(str(path), fcompile=zig_linker(target, stub), options=["-Wl,-z,max-page-size=65536"])
         return path.read_bytes()
 
 

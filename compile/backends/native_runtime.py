@@ -28,7 +28,7 @@ _WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wstric
 _FLAGS = (
     "-std=c11", "-O2", "-s", *_WARNINGS, "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
     "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,--gc-sections", "-Wl,-z,relro", "-Wl,-z,now",
-    "-Wl,--build-id=none", "-ldl", "-lpthread",
+    "-Wl,--build-id=none", "-Wl,-z,max-page-size=65536", "-ldl", "-lpthread",
 )  # fmt: skip
 _KIND_FLAGS = {
     PROGRAM: ("-fPIE", "-pie"),

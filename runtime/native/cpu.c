@@ -51,7 +51,7 @@ struct any { /* TVMFFIAny */
 };
 
 typedef int (*kernel_fn)(void *self, const struct any *arguments, int32_t count, struct any *result);
-typedef const char *(*kernel_error_fn)(void);
+typedef size_t (*kernel_error_fn)(char *text, size_t size); /* kernel_stub.c */
 
 _Static_assert(sizeof(void *) == 8, "kernels are made for 64-bit processors");
 _Static_assert(sizeof(struct tensor) == 48, "as DLTensor");
@@ -69,7 +69,7 @@ struct cpu {
     const struct xct_plan *plan;
     void *library;
     kernel_fn *kernels;        /* of every step */
-    kernel_error_fn last_error; /* NULL if the library does not have it */
+    kernel_error_fn take_error; /* NULL if the library does not have it */
     struct operand *operands;  /* one for each argument of the plan */
     uint32_t *tasks;           /* of every step */
     uint8_t *arena;
@@ -249,8 +249,8 @@ static int load_kernels(struct cpu *cpu, const char *directory, const char *path
     give_function(cpu->library, "__TVMBackendAllocWorkspace", functions[0]);
     give_function(cpu->library, "__TVMBackendFreeWorkspace", functions[1]);
     give_function(cpu->library, "__TVMBackendParallelLaunch", functions[2]);
-    void *last_error = dlsym(cpu->library, "xct_kernel_error");
-    memcpy(&cpu->last_error, &last_error, sizeof cpu->last_error);
+    void *take_error = dlsym(cpu->library, "xct_take_kernel_error");
+    memcpy(&cpu->take_error, &take_error, sizeof cpu->take_error);
     const struct xct_plan *plan = cpu->plan;
     for (uint32_t i = 0; i < plan->header->step_count; i++) {
         const char *name = plan->strings + plan->kernels[plan->steps[i].kernel];
@@ -284,8 +284,10 @@ static int run_tasks(void *context, uint32_t index, uint32_t begin, uint32_t end
     struct any result = {0};
     if (cpu->kernels[index](NULL, arguments, (int32_t)count + 2, &result) == 0)
         return XCT_OK;
-    return xct_fail(error, XCT_ERROR_KERNEL, "step %u (%s) failed: %s", index, cpu->plan->strings + step->name,
-                    cpu->last_error != NULL ? cpu->last_error() : "the kernel gives no reason");
+    char reason[256];
+    if (cpu->take_error == NULL || cpu->take_error(reason, sizeof reason) == 0)
+        snprintf(reason, sizeof reason, "the kernel gives no reason");
+    return xct_fail(error, XCT_ERROR_KERNEL, "step %u (%s) failed: %s", index, cpu->plan->strings + step->name, reason);
 }
 
 static void set_operand(struct operand *operand, const struct xct_plan_argument *argument, uint8_t *base)

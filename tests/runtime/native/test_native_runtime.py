@@ -480,6 +480,12 @@ def test_a_session_of_years_counts_on(tmp_path: Path, flags: list[str]) -> None:
     subprocess.run([compile_program(tmp_path / "positions", *sources, flags=flags)], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("flags", [ADDRESS, THREAD], ids=["address", "thread"])
+def test_each_thread_gets_the_message_of_its_own_kernel(tmp_path: Path, flags: list[str]) -> None:
+    sources = TEST_SOURCES / "kernel_errors.c", SOURCES / "kernel_stub.c"
+    subprocess.run([compile_program(tmp_path / "errors", *sources, flags=flags)], check=True, timeout=60)
+
+
 @pytest.fixture(scope="module", params=[ADDRESS, THREAD], ids=["address", "thread"])
 def concurrent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The program ``concurrent`` and a bundle, kernels included, under one sanitizer."""
