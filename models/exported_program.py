@@ -1,153 +1,380 @@
-"""Reads an exported program (``.pt2``, PyTorch's PT2 archive) without executing anything that lies in it.
+"""Reads an exported program (``.pt2``, a file of ``torch.export.save``), as data and no more.
 
-``torch.export.load`` trusts its file: it unpickles what the file says is pickled, evaluates the expressions of open
-sizes as Python (``sympy.sympify``), finds operators by any dotted name below ``torch``, imports modules for the types
-of inputs, and writes Python with the graph's names in it, which tracing executes. So only what a plain network needs
-is handed to it: tensors, and a graph whose every string has been looked at.
+``torch.export.load`` trusts its file: it unpickles, evaluates the expressions of open sizes, finds operators by any
+dotted name below ``torch``, imports modules, and compiles Python that it puts together from the file's strings. So
+torch takes no part in this. The archive is a zip whose members are read as they lie there; its JSON says the network
+(nodes, operators, operands) and where in a member of raw bytes each weight lies. What is read of the JSON is compared
+with names that are known here, or copied; nothing in this file evaluates, compiles, imports or unpickles.
+
+Sources: torch 2.13, torch/_export/serde/schema.py (the JSON), torch/export/pt2_archive/_package.py (the archive).
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import io
 import json
-import os
+import math
 import re
-import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from torch.export import ExportedProgram
-from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-from .weights import CheckpointError, first_line
-
-_GRAPH, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
-_TENSORS = re.compile(r"data/(weights|constants)/(?!custom_obj|opaque_obj)[\w.]+")
-# torch/_export/serde/schema.py, ExportedProgram. Left out: guards_code, which is Python.
-_PARTS = ("graph_module", "opset_version", "range_constraints", "schema_version", "torch_version", "verifiers")
-# A graph within the graph, a class, a function: none is part of a plain network.
-_REFUSED = frozenset({"as_graph", "as_custom_obj", "as_operator"})
-_RULES = {
-    "target": re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|mod|eq|ne|lt|le|gt|ge)"),
-    "name": re.compile(r"\w*"),
-    "as_name": re.compile(r"\w*"),
-}
-# What sympy's srepr writes of sizes and of conditions on them.
-_EXPRESSIONS = frozenset(
-    {
-        *("Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "And", "Or", "Not"),
-        *("FloorDiv", "CeilDiv", "CleanDiv", "Mod", "PythonMod", "ModularIndexing"),
-        *("Equality", "Unequality", "LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan"),
-    }
+from .aten import (
+    Argument,
+    Operation,
+    Program,
+    Ref,
+    Size,
+    Unreadable,
+    Weight,
+    import_program,
+    is_torch_layer,
+    module_path,
 )
-_ASSUMPTIONS = frozenset({"positive", "nonnegative", "integer"})
-_PLAIN = re.compile(r"[\w .:/+-]*")  # no quotes or brackets: it closes no string and calls nothing
+from .graph import Graph
+from .graph_builder import Array
+from .read_file import check_file
+
+RENEW = "load it in the torch that wrote it and save it with torch 2.9 or later: torch.export.save(program, path)"
+NODES_LIMIT = 10_000  # of the largest networks of images that are known a tenth
+JSON_LIMIT_BYTES = 1 << 25  # a node takes about 2 KB
+NAME_LIMIT = 1_000
+# A weight becomes float32: eight times is two names for each of two bytes.
+CONSTANTS_LIMIT = 8  # times the file
+
+_KINDS = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 6: "f2", 7: "f4", 8: "f8", 12: "?"}  # schema.ScalarType
+_BFLOAT16 = 13
+_CODE = ("custom_obj", "opaque_obj", "aotinductor")  # parts of members' names
 
 
-class _Code(ValueError):
-    """What is not handed on."""
+class ProgramError(ValueError):
+    """A file that is no exported program, a damaged one, or one with parts that are not read. ``path`` is the file."""
+
+    def __init__(self, message: str, path: str | Path) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
 
 
-def load_program(path: str | Path) -> ExportedProgram:
-    """A file of ``torch.export.save``. Raises CheckpointError for another, a damaged one and one that holds code."""
+class _Unsound(ValueError):
+    """Not what torch writes. The message says what, and what to do where that is not to export it again."""
+
+
+def is_program(path: str | Path) -> bool:
+    """Whether it is a zip as ``torch.export.save`` writes them."""
     try:
-        reader = PT2ArchiveReader(str(path))
-        names = reader.get_file_names()
-        if unsafe := [n for n in names if any(kind in n for kind in ("custom_obj", "opaque_obj", "aotinductor"))]:
-            raise CheckpointError(f"holds {unsafe[0]}, which is code and is not executed; export a plain network", path)
-        looked_through = io.BytesIO()
-        with PT2ArchiveWriter(looked_through) as writer:
-            for name in filter(_TENSORS.fullmatch, names):
-                writer.write_bytes(name, reader.read_bytes(name))
-            writer.write_string(_GRAPH, json.dumps(_plain_program(json.loads(reader.read_bytes(_GRAPH)))))
-            writer.write_bytes(_SAMPLES, b"")
-        looked_through.seek(0)
-        with _weights_only(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.load(looked_through)
-    except CheckpointError:
-        raise
-    except _Code as error:
-        raise CheckpointError(f"{error}, which is not executed; export a plain network", path) from error
-    except Exception as error:  # torch raises many kinds on files that are damaged or hold pickled code
-        raise CheckpointError(
-            f"is no exported program, or damaged, or holds code ({first_line(error)}); export it again", path
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            return any(
+                _inner(name) in ("archive_format", "serialized_exported_program.json") for name in _names(archive)
+            )
+    except (OSError, zipfile.BadZipFile, _Unsound):
+        return False
 
 
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.export.load falls back to executing pickled code; this variable of torch's forbids it (torch.load)."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def load_graph(path: str | Path, name: str) -> Graph:
+    """The network in a file of ``torch.export.save``; an open batch becomes 1.
+
+    Raises ProgramError for a file that is no program, damaged, or asks for more memory than its size allows;
+    UnsupportedLayer for what a graph cannot say.
+    """
+    return import_program(load_program(path), None, name, CONSTANTS_LIMIT * Path(path).stat().st_size)
+
+
+def load_program(path: str | Path) -> Program:
+    """The program in a file, before any of its operators is looked at. Raises ProgramError; OSError for no file."""
+    check_file(path)
     try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(archive, Path(path).stat().st_size).program()
+    except _Unsound as error:
+        raise ProgramError(str(error), path) from error
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        EOFError,
+        RecursionError,
+        UnicodeError,
+        json.JSONDecodeError,
+    ) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ProgramError(f"is no exported program, or damaged ({reason}); export it again", path) from e
 
 
-def _plain_program(program: dict[str, Any]) -> dict[str, Any]:
-    """The parts that say the network. Raises _Code where a string in them could become code."""
-    return {part: _plain(program[part], part) for part in _PARTS if part in program} | {"guards_code": []}
+def _inner(name: str) -> str:
+    """A member's name without the folder that all members of an archive lie in."""
+    return name.partition("/")[2]
 
 
-def _plain(value: Any, key: str) -> Any:
-    """What lies under ``key``. Of a node's metadata only its module's place is kept."""
-    if key in _REFUSED:
-        raise _Code(f"has {key.removeprefix('as_')!r} as an operand")
-    if key in ("in_spec", "out_spec"):
-        _check_structure(value)
-    elif key == "metadata":
-        return {name: str(value[name]) for name in value if name == "nn_module_stack"}
-    elif isinstance(value, dict):
-        for name in value:
-            _check(name, "name" if key.endswith("_values") else "")
-        return {name: _plain(item, name) for name, item in value.items()}
-    elif isinstance(value, list):
-        return [_plain(item, key) for item in value]
-    elif isinstance(value, str) and key not in ("as_string", "as_strings"):  # operands, quoted wherever they go
-        _check(value, key)
-    return value
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [info.filename for info in archive.infolist()]
 
 
-def _check(text: str, key: str) -> None:
-    if key == "expr_str":
-        _check_expression(text)
-    elif not _RULES.get(key, _PLAIN).fullmatch(text):
-        raise _Code(f"calls {text[:80]!r}" if key == "target" else f"has {text[:80]!r} where a name or a size must be")
+class _Reader:
+    """One archive. Sizes are looked at before anything is read: together the members are no larger than the file."""
+
+    def __init__(self, archive: zipfile.ZipFile, size_bytes: int) -> None:
+        self.archive = archive
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        for info in archive.infolist():
+            name = _inner(info.filename)
+            if info.filename == "serialized_exported_program.json":
+                raise _Unsound(f"was saved by torch 2.7 or older; {RENEW}")
+            if any(kind in name for kind in _CODE):
+                raise _Unsound(f"holds {_shown(name)}, which is code and is not executed; export a plain network")
+            if name in self.members:
+                raise _Unsound(f"holds {_shown(name)} twice; export it again")
+            self.members[name] = info
+        if sum(info.file_size for info in self.members.values()) > size_bytes:
+            raise _Unsound("its parts are larger than the file, which torch does not write; export it again")
+        if "archive_format" not in self.members or self.read("archive_format", 16) != b"pt2":
+            raise _Unsound("is no exported program; save one with torch.export.save(program, path)")
+        if "byteorder" in self.members and self.read("byteorder", 16) != b"little":
+            raise _Unsound("was saved on a big-endian machine; export it on another")
+
+    def read(self, name: str, limit_bytes: int | None = None) -> bytes:
+        """A member, which must be stored as it is: torch compresses nothing."""
+        info = self.members.get(name)
+        if info is None:
+            raise _Unsound(f"lacks {_shown(name)}; export it again")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise _Unsound(f"holds {_shown(name)} compressed or encrypted, which torch does not write; export it again")
+        if limit_bytes is not None and info.file_size > limit_bytes:
+            raise _Unsound(f"holds {_shown(name)} of {info.file_size} bytes; {limit_bytes} are read at most")
+        return self.archive.read(info)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A member's object."""
+        return _expect(json.loads(self.read(name, JSON_LIMIT_BYTES)), dict, name)
+
+    def program(self) -> Program:
+        """The archive's one program."""
+        models = [match for name in self.members if (match := re.fullmatch(r"models/(\w+)\.json", name))]
+        if len(models) != 1:
+            raise _Unsound(f"holds {len(models)} programs; save one with torch.export.save(program, path)")
+        module = _get(self.json(models[0][0]), "graph_module", dict)
+        graph, signature = _get(module, "graph", dict), _get(module, "signature", dict)
+        nodes = _get(graph, "nodes", list)
+        if len(nodes) > NODES_LIMIT:
+            raise _Unsound(f"holds {len(nodes)} nodes; {NODES_LIMIT} are read at most")
+        values = _get(graph, "tensor_values", dict)
+        stored = _Weights(self, models[0][1])
+        inputs, weights = [], {}
+        for spec in _get(signature, "input_specs", list):
+            kind, body = _variant(spec, "input")
+            if kind == "user_input":
+                inputs.append(_input(_get(body, "arg", dict), values))
+            elif kind in _STORED:
+                name = _name(_get(body, "arg", dict))
+                weights[name] = stored.weight(_text(_get(body, _STORED[kind], str)))
+            else:
+                inputs.append((kind, None))
+        outputs, changed = [], []
+        for spec in _get(signature, "output_specs", list):
+            kind, body = _variant(spec, "output")
+            if kind == "user_output":
+                what, value = _variant(_get(body, "arg", dict), "output")
+                outputs.append(_name(value) if what == "as_tensor" else None)
+            elif kind in _CHANGED:
+                changed.append(_text(_get(body, _CHANGED[kind], str)))
+            elif kind != "user_input_mutation":
+                raise _Unsound(f"has the output {_shown(kind)}; export a network for inference")
+        operations = tuple(_operation(node, values) for node in nodes)
+        return Program(tuple(inputs), weights, operations, tuple(outputs), tuple(changed))
 
 
-def _check_expression(text: str) -> None:
-    """Of an open size: nothing but sympy's constructors of arithmetic on integers and symbols."""
-    for node in ast.walk(ast.parse(text, mode="eval")):
-        match node:
-            case ast.Expression() | ast.Call() | ast.Load() | ast.UnaryOp() | ast.USub():
-                continue
-            case ast.Name(name) if name in _EXPRESSIONS:
-                continue
-            case ast.keyword(name) if name in _ASSUMPTIONS:
-                continue
-            case ast.Constant(value) if isinstance(value, int) or (isinstance(value, str) and value.isidentifier()):
-                continue
-        raise _Code(f"has the size {text[:80]!r}")
+_STORED = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
+_CHANGED = {"buffer_mutation": "buffer_name", "parameter_mutation": "parameter_name"}
 
 
-def _check_structure(spec: str) -> None:
-    """Of inputs or outputs (torch.utils._pytree): lists, tuples and dicts, named by strings. Others import modules."""
+class _Weights:
+    """Where each weight lies. A member that several of them share is read once."""
 
-    def check(tree: dict[str, Any]) -> None:
-        context = json.loads(tree["context"] or "null")
-        plain = context is None or (isinstance(context, list) and all(isinstance(key, str) for key in context))
-        if tree["type"] not in (None, "builtins.tuple", "builtins.list", "builtins.dict") or not plain:
-            raise _Code(f"has inputs or outputs of type {str(tree['type'])[:80]!r}")
-        for child in tree["children_spec"]:
-            check(child)
+    def __init__(self, reader: _Reader, model: str) -> None:
+        self.reader = reader
+        self.payloads: dict[str, bytes] = {}
+        self.places = {
+            name: (folder, _expect(place, dict, name))
+            for folder, config in (("constants", "constants"), ("weights", "weights"))
+            for name, place in _get(reader.json(f"data/{folder}/{model}_{config}_config.json"), "config", dict).items()
+        }
 
-    check(json.loads(spec)[1])
+    def weight(self, name: str) -> Weight:
+        """By the name that the module has for it: a view of the member's bytes, or a float32 copy of bfloat16."""
+        if name not in self.places:
+            raise _Unsound(f"lacks the values of {name}; export it again")
+        folder, place = self.places[name]
+        if place.get("use_pickle") is not False:
+            raise _Unsound(f"holds {name} pickled, a tensor of a class of its own; export a plain network")
+        member = f"data/{folder}/{_get(place, 'path_name', str)}"
+        if member not in self.payloads:
+            self.payloads[member] = self.reader.read(member)
+        return name, _values(self.payloads[member], _get(place, "tensor_meta", dict), name)
+
+
+def _values(payload: bytes, meta: Any, name: str) -> Array:
+    """The tensor that ``meta`` says lies in ``payload``. No two of its elements may lie in the same place."""
+    kind = _get(meta, "dtype", int)
+    if kind != _BFLOAT16 and kind not in _KINDS:
+        raise _Unsound(f"holds {name} in a number format ({kind}) that is not read; export a float network")
+    sizes, strides = (_integers(_get(meta, key, list), name) for key in ("sizes", "strides"))
+    offset = _integers([_get(meta, "storage_offset", dict)], name)[0]
+    item = np.dtype("u2" if kind == _BFLOAT16 else f"<{_KINDS[kind]}" if kind != 12 else "?")
+    held, count = len(payload) // item.itemsize, math.prod(sizes)
+    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=False))
+    if len(sizes) != len(strides) or len(sizes) > 8 or min(sizes, default=1) < 1:
+        raise _Unsound(f"holds {name} of shape {sizes[:8]} with strides {strides[:8]}; export it again")
+    if count > held or last >= held:
+        raise _Unsound(
+            f"says that {name} has shape {sizes} and strides {strides}, and holds {held} values of it; make it "
+            "contiguous before you export"
+        )
+    flat = np.frombuffer(payload, item, held)
+    if kind == _BFLOAT16:  # the upper half of a float32
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return as_strided(flat[offset:], sizes, [stride * flat.itemsize for stride in strides], writeable=False)
+
+
+def _integers(sizes: Sequence[Any], name: str) -> list[int]:
+    """Of weights, whose sizes are never open."""
+    numbers = [_variant(size, name)[1] for size in sizes]
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+        raise _Unsound(f"holds {name} with a size that is no number; export it again")
+    return numbers
+
+
+def _input(argument: Any, values: Mapping[str, Any]) -> tuple[str, tuple[Size, ...] | None]:
+    kind, value = _variant(argument, "input")
+    return (_name(value), _shape(_name(value), values)) if kind == "as_tensor" else (kind, None)
+
+
+def _shape(name: str, values: Mapping[str, Any]) -> tuple[Size, ...] | None:
+    """Of a tensor; None where the file does not say it."""
+    meta = values.get(name)
+    return None if meta is None else tuple(_size(size) for size in _get(meta, "sizes", list))
+
+
+def _size(size: Any) -> Size:
+    """A number or a symbol. An expression stays text, which nobody reads but for an error."""
+    kind, value = _variant(size, "size")
+    if kind == "as_int":
+        return _expect(value, int, "size")
+    text = _get(value, "expr_str", str)
+    if number := re.fullmatch(r"(?:Integer\()?(\d{1,18})\)?", text):
+        return int(number[1])
+    symbol = re.fullmatch(r"Symbol\('(\w{1,80})'(?:, \w+=True)*\)", text)
+    return symbol[1] if symbol else text
+
+
+def _operation(node: Any, values: Mapping[str, Any]) -> Operation:
+    target = _text(_get(node, "target", str)).removeprefix("torch.ops.")
+    results: list[str] = []
+    shape = None
+    for output in _get(node, "outputs", list):
+        kind, value = _variant(output, "output")
+        if kind in _NAMED_SIZES:
+            results.append(_text(_get(value, "as_name", str)))
+        elif kind in ("as_tensor", "as_tensors"):
+            names = [_name(each) for each in (value if isinstance(value, list) else [value])]
+            shape = _shape(names[0], values) if names and not results else shape
+            results += names
+    arguments = {}
+    for index, entry in enumerate(_get(node, "inputs", list)):
+        name = _text(_get(entry, "name", str)) or str(index)
+        if name in arguments:
+            raise _Unsound(f"gives the operand {name} of {target} twice; export it again")
+        arguments[name] = _argument(_get(entry, "arg", dict))
+    path, kind = _stack(_get(node, "metadata", dict).get("nn_module_stack", ""))
+    return Operation(target, arguments, tuple(results), shape, path, is_torch_layer(kind))
+
+
+_NAMED_SIZES = ("as_sym_int", "as_sym_bool", "as_sym_float")
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "as_int": int,
+    "as_float": (int, float),
+    "as_bool": bool,
+    "as_string": str,
+}
+_LISTS = {"as_ints": "as_int", "as_floats": "as_float", "as_bools": "as_bool", "as_strings": "as_string"}
+
+
+def _argument(argument: Any) -> Argument:
+    """An operand. Of the kinds that no layer takes (a graph, an operator, an object ...) nothing is read."""
+    kind, value = _variant(argument, "operand")
+    if kind == "as_none":
+        return None
+    if kind in _PLAIN:
+        return _plain(value, kind)
+    if kind in _LISTS:
+        return [_plain(item, _LISTS[kind]) for item in _expect(value, list, kind)]
+    if kind == "as_tensor":
+        return Ref(_name(value))
+    if kind in ("as_tensors", "as_optional_tensors"):
+        return [
+            _argument(item if kind == "as_optional_tensors" else {"as_tensor": item})
+            for item in _expect(value, list, kind)
+        ]
+    if kind == "as_optional_tensor":
+        return _argument(value)
+    if kind in _NAMED_SIZES:
+        return _size_argument(value)
+    if kind in ("as_sym_ints", "as_sym_floats", "as_sym_bools"):
+        return [_size_argument(item) for item in _expect(value, list, kind)]
+    return Unreadable(f"one of its operands is of the kind {_shown(kind.removeprefix('as_'))}")
+
+
+def _plain(value: Any, kind: str) -> Argument:
+    if kind == "as_float" and value in ("Infinity", "-Infinity", "NaN"):  # which JSON has no numbers for
+        return float(value)
+    return _expect(value, _PLAIN[kind], kind)
+
+
+def _size_argument(size: Any) -> Argument:
+    kind, value = _variant(size, "operand")
+    return Ref(_text(_expect(value, str, "operand"))) if kind == "as_name" else _expect(value, (int, float), "operand")
+
+
+def _stack(stack: Any) -> tuple[str, str]:
+    """The innermost of ``key,path,class;key,path,class``: where it is, and its class."""
+    place, _, kind = _text(_expect(stack, str, "nn_module_stack")[-NAME_LIMIT:].rpartition(";")[2]).rpartition(",")
+    path = place.partition(",")[2]
+    return ("" if path.startswith("_empty_nn_module_stack") else module_path(path)), kind
+
+
+T = TypeVar("T")
+
+
+def _expect(value: Any, kind: type[T] | tuple[type, ...], what: str) -> T:
+    """``value``, which must be of the kind; a truth value is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _Unsound(f"is damaged: {_shown(what)} is {_shown(repr(value))}; export it again")
+    return value  # type: ignore[return-value]  # of a tuple of kinds the caller takes any
+
+
+def _get(mapping: Any, key: str, kind: type[T]) -> T:
+    """What lies under ``key`` of an object."""
+    return _expect(_expect(mapping, dict, f"what holds {key}").get(key), kind, key)
+
+
+def _variant(union: Any, what: str) -> tuple[str, Any]:
+    """The schema's unions: an object of one key, which says the kind."""
+    if not isinstance(union, dict) or len(union) != 1:
+        raise _Unsound(f"is damaged: {_shown(what)} is {_shown(repr(union))}; export it again")
+    return next(iter(union.items()))
+
+
+def _name(value: Any) -> str:
+    return _text(_get(value, "name", str))
+
+
+def _text(text: str) -> str:
+    """A name, which reports and terminals will show."""
+    if len(text) > NAME_LIMIT or not text.isprintable():
+        raise _Unsound(f"has the name {_shown(text)}; names are at most {NAME_LIMIT} characters that can be printed")
+    return text
+
+
+def _shown(text: str) -> str:
+    """For a message: short, and with nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:80])

@@ -54,9 +54,14 @@ class Value:
 
 
 class GraphBuilder:
-    """Collects nodes and constants. Shapes in and out are NCHW; a pooled (N, C, 1, 1) and (N, C) are one tensor."""
+    """Collects nodes and constants. Shapes in and out are NCHW; a pooled (N, C, 1, 1) and (N, C) are one tensor.
 
-    def __init__(self) -> None:
+    Constants of more than ``constants_limit_bytes`` together are refused: a small file can ask for many large ones.
+    """
+
+    def __init__(self, constants_limit_bytes: int | None = None) -> None:
+        self._bytes_left = constants_limit_bytes
+        self._numbers: dict[str, int] = {}  # the last that was put behind a name
         self._nodes: list[ir.Node] = []
         self._types: dict[str, ir.TensorType] = {}
         self._constants: dict[str, ir.Constant] = {}
@@ -118,7 +123,7 @@ class GraphBuilder:
                 f"{groups} groups from {channels} to {out_channels} channels; groups must be 1 (dense) "
                 "or equal the input's and the output's channels (depthwise)"
             )
-        constants = (self._constant(name, data), self._bias(bias, out_channels, origin))
+        constants = (self._constant(name, data, origin), self._bias(bias, out_channels, origin))
         return self._add(op, (x.name, *constants), (shape[0], *size, out_channels), origin)
 
     def _conv_of_pooled(
@@ -144,7 +149,7 @@ class GraphBuilder:
             raise origin.refuse(f"on a tensor of shape {list(self.shape(x))}; pool it to (N, C) first")
         if shape[1] != w.shape[1]:
             raise origin.refuse(f"weights for {w.shape[1]} channels on an input of {shape[1]}")
-        constants = (self._constant(name, w), self._bias(bias, w.shape[0], origin))
+        constants = (self._constant(name, w, origin), self._bias(bias, w.shape[0], origin))
         return self._add(ir.FullyConnected(), (x.name, *constants), (shape[0], w.shape[0]), origin)
 
     def batch_norm(
@@ -163,7 +168,7 @@ class GraphBuilder:
         named = (gamma or (f"{origin.name}.gamma", ones), beta or (f"{origin.name}.beta", zeros), mean, variance)
         if any(data.shape != ones.shape for _, data in named):
             raise origin.refuse(f"parameters of shape {list(mean[1].shape)} on an input of {shape[-1]} channels")
-        constants = tuple(self._constant(*pair) for pair in named)
+        constants = tuple(self._constant(*pair, origin) for pair in named)
         return self._add(ir.BatchNorm(epsilon), (x.name, *constants), shape, origin)
 
     def relu(self, x: Value, origin: Origin) -> Value:
@@ -249,6 +254,8 @@ class GraphBuilder:
 
     def _take_padding(self, x: Value, padding: ir.Pads, value: float, origin: Origin) -> ir.Pads:
         """The operator's own padding and the pending one, which must have the operator's value."""
+        if min(padding) < 0:
+            raise origin.refuse(f"negative padding {list(padding)}")
         if any(x.pads) and x.pad_value != value:
             where = x.pad_origin or origin
             raise where.refuse(
@@ -261,6 +268,8 @@ class GraphBuilder:
     def _window_output(
         self, shape: tuple[int, ...], kernel: tuple[int, int], strides: tuple[int, int], pads: ir.Pads, origin: Origin
     ) -> tuple[int, int]:
+        if min(*kernel, *strides) < 1:
+            raise origin.refuse(f"window {list(kernel)} in steps of {list(strides)}; both must be at least 1")
         height = ir.conv_output_size(shape[1], kernel[0], strides[0], *pads[:2])
         width = ir.conv_output_size(shape[2], kernel[1], strides[1], *pads[2:])
         if height < 1 or width < 1:
@@ -270,14 +279,21 @@ class GraphBuilder:
         return height, width
 
     def _bias(self, bias: tuple[str, Array] | None, channels: int, origin: Origin) -> str:
-        return self._constant(*(bias or (f"{origin.name}.bias", np.zeros(channels, np.float32))))
+        name, values = bias or (f"{origin.name}.bias", np.zeros(channels, np.float32))
+        if values.shape != (channels,):
+            raise origin.refuse(f"a bias of shape {list(values.shape)} for {channels} channels")
+        return self._constant(name, values, origin)
 
-    def _constant(self, name: str, data: Array) -> str:
+    def _constant(self, name: str, data: Array, origin: Origin) -> str:
         """The name under which the values are kept; equal values under an equal name are kept once."""
-        values = np.array(data, np.float32, order="C")
         known = self._constants.get(name)
-        if known is not None and np.array_equal(known.data, values):
+        if known is not None and np.array_equal(known.data, np.asarray(data, np.float32)):
             return name
+        if self._bytes_left is not None:
+            self._bytes_left -= 4 * data.size
+            if self._bytes_left < 0:
+                raise origin.refuse("with it the weights take many times the bytes of their file; export it again")
+        values = np.array(data, np.float32, order="C")
         unique = self._unique(name)
         self._constants[unique] = ir.Constant(ir.TensorType(values.shape, "float32"), values)
         return unique
@@ -290,10 +306,10 @@ class GraphBuilder:
         return Value(name)
 
     def _unique(self, wanted: str) -> str:
-        name, number = wanted, 0
+        name = wanted
         while name in self._types or name in self._constants:
-            number += 1
-            name = f"{wanted}_{number}"
+            self._numbers[wanted] = self._numbers.get(wanted, 0) + 1
+            name = f"{wanted}_{self._numbers[wanted]}"
         return name
 
 

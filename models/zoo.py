@@ -158,19 +158,16 @@ def resized(spec: InputSpec, size: int) -> InputSpec:
 
 def _is_program(path: Path) -> bool:
     """Whether it is what ``torch.export.save`` writes, under a name that says so or says no more than PyTorch."""
-    if path.suffix not in (".pt", ".pth"):
-        return path.suffix == ".pt2"
-    from torch.export.pt2_archive import is_pt2_package
+    from .exported_program import is_program
 
-    return is_pt2_package(str(path))
+    return path.suffix == ".pt2" or (path.suffix in (".pt", ".pth") and is_program(path))
 
 
 def _program(path: Path) -> Model:
     """An exported program; what it was trained on is unknown, so pixels are taken in [-1, 1] as Xception's are."""
-    from .exported_program import load_program
-    from .from_torch import from_torch
+    from .exported_program import load_graph
 
-    return _bare_model(from_torch(load_program(path), name=path.stem), path, "exported program")
+    return _bare_model(load_graph(path, path.stem), path, "exported program")
 
 
 def _onnx(path: Path, size: int | None) -> Model:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.pt2_files import exported
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xceptile.models import aten
 from xceptile.models import graph as ir
+from xceptile.models.exported_program import load_graph
 from xceptile.models.from_torch import from_torch
 from xceptile.models.graph_builder import UnsupportedLayer
 from xceptile.models.preprocess import InputSpec
@@ -98,6 +103,16 @@ NETWORKS: dict[str, nn.Module] = {
     "mean kept": Function(lambda _, x: x.mean((-1, -2), keepdim=True)),
     "squeeze": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
     "view": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
+    "reshape": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).reshape(x.shape[0], -1)),
+    "squeeze both": Function(lambda _, x: F.adaptive_avg_pool2d(x, 1).squeeze((2, 3)).unsqueeze(2).unsqueeze(3)),
+    "flat view": Function(
+        lambda _, x: torch.ops.aten._unsafe_view(torch.ops.aten._adaptive_avg_pool2d(x, [1, 1]), [1, 3])
+    ),
+    "nothing": nn.Sequential(
+        Function(lambda _, x: torch.ops.aten.alias(torch.ops.aten.contiguous(x).detach()).clone()),
+        nn.Dropout2d(),
+        nn.ReLU(),
+    ),
     "functional": Function(lambda m, x: F.relu(m.a(x)) + m.a(x), a=nn.Conv2d(3, 4, 3)),
     "shared weights": Function(lambda m, x: m.a(m.a(x)), a=nn.Conv2d(3, 3, 3, padding=1)),
     "a padding with two readers": Function(
@@ -114,6 +129,79 @@ NETWORKS: dict[str, nn.Module] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_supported_layers(name: str) -> None:
     compare(NETWORKS[name])
+
+
+@functools.cache
+def programs(name: str) -> tuple[torch.export.ExportedProgram, ...]:
+    """As torch exports it, and lowered to the core operators."""
+    program = exported(randomize(NETWORKS[name]), SHAPE)
+    return program, program.run_decompositions()
+
+
+def loaded(program: torch.export.ExportedProgram, path: Path) -> ir.Graph:
+    """By way of a file."""
+    torch.export.save(program, path)
+    return load_graph(path, "net")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_supported_layers_from_a_file(name: str, tmp_path: Path) -> None:
+    """What torch saves before anything is lowered, operators in place included, and what it saves after."""
+    x = torch.randn(SHAPE)
+    truth = randomize(NETWORKS[name])(x.clone())
+    for program in programs(name):
+        graph = loaded(program, tmp_path / "net.pt2")
+        verify(graph)
+        for ours, theirs in zip(
+            reference.run(graph, nhwc(x)), truth if isinstance(truth, tuple) else (truth,), strict=True
+        ):
+            theirs = nhwc(theirs.detach())
+            assert np.abs(ours.reshape(theirs.shape) - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_operands_are_as_torchs_schemas_have_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each layer reads or ignores every operand of each operator that it stands for; defaults are torch's own."""
+    seen: dict[str, set[str]] = {}
+    get, ignore, compute = aten.Call.get, aten.Call.ignore, aten._Importer._compute
+    current: list[str] = []
+
+    def recording_get(call: aten.Call, name: str, default: Any = None) -> Any:
+        seen[current[-1]].add(name)
+        declared = {each.name: each for each in schema(current[-1]).arguments}
+        if name in declared and declared[name].has_default_value():
+            theirs = {"valid": 0}.get(str(declared[name].default_value), declared[name].default_value)
+            ours = theirs if default is None and theirs in ([], 0) else default  # the layer tells None what it is
+            assert set(np.ravel(theirs)) == set(np.ravel(ours)), (current[-1], name)
+        return get(call, name, default)
+
+    def recording_ignore(call: aten.Call, *names: str) -> None:
+        seen[current[-1]].update(names)
+        ignore(call, *names)
+
+    def recording_compute(importer: Any, target: str, in_place: bool, call: aten.Call) -> Any:
+        current.append(target)
+        seen.setdefault(target, set())
+        return compute(importer, target, in_place, call)
+
+    def schema(target: str) -> Any:
+        _, name, overload = target.split(".")
+        return getattr(getattr(torch.ops.aten, name), overload)._schema
+
+    monkeypatch.setattr(aten.Call, "get", recording_get)
+    monkeypatch.setattr(aten.Call, "ignore", recording_ignore)
+    monkeypatch.setattr(aten._Importer, "_compute", recording_compute)
+    for name in NETWORKS:
+        for program in programs(name):
+            loaded(program, tmp_path / "net.pt2")
+    unread = {
+        target: missing
+        for target, names in seen.items()
+        if target in aten._LAYERS and (missing := {each.name for each in schema(target).arguments} - names)
+    }
+    assert not unread
+    for target in {*aten._LAYERS, *aten._WEIGHTS}:
+        assert schema(target)
+    assert set(aten._LAYERS) - set(seen) == {"aten.squeeze.default"}, "of an image it would take the batch away, too"
 
 
 @pytest.mark.parametrize(("size", "same_padding"), [((71, 72), True), ((96, 96), True), ((96, 101), False)])

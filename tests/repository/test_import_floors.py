@@ -39,7 +39,7 @@ NUMPY_FILES = {
     f"models/{name}.py"
     for name in ("atomic_write", "graph", "preprocess", "read_file", "serialize", "graph_text", "verify")
 }
-ABOUT_TORCH = "xception, exported_program, from_torch, keras_weights, pth_file, timm_weights, train, weights"
+ABOUT_TORCH = "xception, from_torch, keras_weights, pth_file, timm_weights, train, weights"
 TORCH_FILES = {f"models/{name}.py" for name in ABOUT_TORCH.split(", ")}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")
