@@ -143,7 +143,7 @@ def test_what_a_state_dict_does_not_say_is_told(
         "--output",
         tmp_path / "b",
     )
-    assert cli._invoke(cli.app, list(map(str, ("compile", *words, "--backend", "tflite", "--input-size", 71)))) == 0
+    assert cli._invoke(cli.app, list(map(str, ("compile", *words, "--engine", "litert", "--input-size", 71)))) == 0
     told = capsys.readouterr().out
     assert "  weights: ema, which are averaged, before net\n" in told
     assert "  unused tensors: ema.adjust_channel.0.weight\n" in told
