@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import element as element_words
 from . import tir as g
 from .element import Element
@@ -49,7 +50,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Convolution:
-    """Operands: x, weights, start, [sums or nothing], ..., see ``parameters``. ``padding`` is (top, left).
+    """Operands: x, weights, start, [sums or nothing], ..., see ``parameters``.
 
     ``plain``: x is the network's input, NHWC int8 of at most four channels. ``residual``: a tensor is added at the
     end. Groups run in chunks of ``chunk`` tiles of channels: for each chunk, for each tile of pixels, its tiles of
@@ -57,16 +58,7 @@ class Convolution:
     """
 
     element: Element
-    batch: int
-    height: int
-    width: int
-    in_channels: int
-    out_height: int
-    out_width: int
-    out_channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]
+    geometry: Geometry
     plain: bool
     residual: bool
     tile: Tile
@@ -74,11 +66,11 @@ class Convolution:
 
     @property
     def symbol(self) -> str:
-        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
+        at, (kh, kw), (sy, sx), (top, left) = self.geometry, self.geometry.kernel, self.geometry.strides, self.corner
         return (
-            f"conv{'_plain' if self.plain else ''}{'_add' if self.residual else ''}_{self.element.name}_n{self.batch}"
-            f"_{self.height}x{self.width}x{self.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
-            f"_to{self.out_height}x{self.out_width}x{self.out_channels}_{self.tile.name}"
+            f"conv{'_plain' if self.plain else ''}{'_add' if self.residual else ''}_{self.element.name}_n{at.batch}"
+            f"_{at.in_height}x{at.in_width}x{at.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
+            f"_to{at.out_height}x{at.out_width}x{at.out_channels}_{self.tile.name}"
             f"_c{self.chunk}"
         )
 
@@ -86,19 +78,20 @@ class Convolution:
 
     @property
     def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
+        return self.geometry.taps
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Pixels of padding above and to the left of the first window."""
+        return self.geometry.padding[0], self.geometry.padding[2]
 
     @property
     def in_blocks(self) -> int:
-        return 1 if self.plain else self.element.blocks(self.in_channels)
+        return 1 if self.plain else self.element.blocks(self.geometry.in_channels)
 
     @property
     def out_blocks(self) -> int:
-        return self.element.blocks(self.out_channels)
-
-    @property
-    def out_pixels(self) -> int:
-        return self.out_height * self.out_width
+        return self.element.blocks(self.geometry.out_channels)
 
     @property
     def words(self) -> int:
@@ -120,8 +113,9 @@ class Convolution:
     @property
     def inside(self) -> bool:
         """Whether every pixel that is asked for is in the image: a window of one pixel, and no padding."""
-        ends = ((self.out_height - 1) * self.strides[0], (self.out_width - 1) * self.strides[1])
-        return self.flat and not any(self.padding) and ends[0] < self.height and ends[1] < self.width
+        at = self.geometry
+        ends = ((at.out_height - 1) * at.strides[0], (at.out_width - 1) * at.strides[1])
+        return self.flat and not any(self.corner) and ends[0] < at.in_height and ends[1] < at.in_width
 
     @property
     def tile_width(self) -> int:
@@ -129,13 +123,13 @@ class Convolution:
 
     @property
     def tiles_across(self) -> int:
-        return -(-self.out_width // self.tile_width)
+        return -(-self.geometry.out_width // self.tile_width)
 
     @property
     def pixel_tiles(self) -> int:
         if self.flat:
-            return -(-self.out_pixels // self.tile.size)
-        return -(-self.out_height // self.tile.rows) * self.tiles_across
+            return -(-self.geometry.out_pixels // self.tile.size)
+        return -(-self.geometry.out_height // self.tile.rows) * self.tiles_across
 
     @property
     def channel_tiles(self) -> int:
@@ -146,8 +140,8 @@ class Convolution:
         """Rows and columns of input that a group's pixels need."""
         if self.flat:
             return 1, self.tile.size
-        rows = (self.tile.rows - 1) * self.strides[0] + self.kernel[0]
-        return rows, (self.tile_width - 1) * self.strides[1] + self.kernel[1]
+        (sy, sx), (kh, kw) = self.geometry.strides, self.geometry.kernel
+        return (self.tile.rows - 1) * sy + kh, (self.tile_width - 1) * sx + kw
 
     @property
     def patch_size(self) -> int:
@@ -170,7 +164,7 @@ class Convolution:
 
     @property
     def groups(self) -> tuple[int, int, int]:
-        return self.pixel_tiles * self.chunk, -(-self.channel_tiles // self.chunk), self.batch
+        return self.pixel_tiles * self.chunk, -(-self.channel_tiles // self.chunk), self.geometry.batch
 
     @property
     def group_size(self) -> tuple[int, int, int]:
@@ -181,20 +175,16 @@ class Convolution:
         """Of vectors, each four channels' words: blocks, taps, words, fours of output channels."""
         return self.in_blocks, self.taps, self.words, self.out_quads
 
-    @property
-    def macs(self) -> int:
-        return self.batch * self.out_pixels * self.out_channels * self.taps * self.in_channels
-
     # Memory traffic.
 
     @property
     def _image_bytes(self) -> int:
         """Of the input that is read, one image."""
         if self.plain:
-            return self.height * self.width * self.in_channels
+            return self.geometry.in_pixels * self.geometry.in_channels
         # Rows between those of a strided pointwise convolution are not touched; in a row, every cache line is.
-        rows = self.out_height if self.flat else self.height
-        return self.in_blocks * rows * self.width * VECTOR_BYTES
+        rows = self.geometry.out_height if self.flat else self.geometry.in_height
+        return self.in_blocks * rows * self.geometry.in_width * VECTOR_BYTES
 
     @property
     def _weights_bytes(self) -> int:
@@ -208,16 +198,17 @@ class Convolution:
     @property
     def _output_bytes(self) -> int:
         """What is written, and what is added to it."""
-        return self.element.size_bytes(self.batch, self.out_pixels, self.out_channels) * (1 + self.residual)
+        at = self.geometry
+        return self.element.size_bytes(at.batch, at.out_pixels, at.out_channels) * (1 + self.residual)
 
     @property
     def requested_bytes(self) -> int:
         """Every group's loads and stores, as if there were no cache: a tile of pixels for each tile of channels, and a
         tile of weights for each tile of pixels. What work-items of one group load alike counts once."""
-        pixel = self.in_channels if self.plain else self.in_blocks * VECTOR_BYTES
-        patches = self.out_pixels if self.flat else self.pixel_tiles * self.patch_size
-        x = self.batch * patches * pixel * self.channel_tiles
-        weights = self.batch * self.pixel_tiles * (self._weights_bytes + self._constants_bytes)
+        pixel = self.geometry.in_channels if self.plain else self.in_blocks * VECTOR_BYTES
+        patches = self.geometry.out_pixels if self.flat else self.pixel_tiles * self.patch_size
+        x = self.geometry.batch * patches * pixel * self.channel_tiles
+        weights = self.geometry.batch * self.pixel_tiles * (self._weights_bytes + self._constants_bytes)
         return x + weights + self._output_bytes
 
     def traffic_bytes(self, cache_bytes: int) -> int:
@@ -232,25 +223,24 @@ class Convolution:
         chunk_bytes, tile_bytes = w * self.chunk // self.channel_tiles, x // self.pixel_tiles
         weights = w * (1 if chunk_bytes + tile_bytes <= cache_bytes else self.pixel_tiles)
         if weights + x > cache_bytes:
-            weights *= self.batch
+            weights *= self.geometry.batch
         pixels = x * (1 if x + chunk_bytes <= cache_bytes else chunks)
-        return self.batch * pixels + weights + self._output_bytes
+        return self.geometry.batch * pixels + weights + self._output_bytes
 
     # Code.
 
     @property
     def parameters(self) -> list[Parameter]:
         """x, weights, biases, [sums of weights, multipliers: int8], parameters, [residual], y."""
-        e = self.element
+        e, at = self.element, self.geometry
+        x = Parameter(VECTOR, e.count(at.batch, at.in_pixels, at.in_channels))
         if self.plain:
-            x = Parameter("int8", self.batch * self.height * self.width * self.in_channels)
-        else:
-            x = Parameter(VECTOR, e.count(self.batch, self.height * self.width, self.in_channels))
+            x = Parameter("int8", at.batch * at.in_pixels * at.in_channels)
         operands = [x, Parameter(VECTOR, math.prod(self.weights_shape)), Parameter(e.quad_type, self.out_quads)]
         if e.integer:
             operands += [Parameter(VECTOR, self.out_quads), Parameter("float32x4", self.out_quads)]
         operands.append(Parameter(e.parameter_type, e.parameter_count))
-        y = Parameter(VECTOR, e.count(self.batch, self.out_pixels, self.out_channels))
+        y = Parameter(VECTOR, e.count(at.batch, at.out_pixels, at.out_channels))
         return [*operands, *([y] if self.residual else []), y]
 
     def build(self) -> tirx.PrimFunc:
@@ -264,7 +254,7 @@ class _Emitter:
     """The code of one work-item."""
 
     def __init__(self, shape: Convolution, grid: Grid, operands: tuple[Buffer, ...]) -> None:
-        self.c, self.e, self.tile = shape, shape.element, shape.tile
+        self.c, self.at, self.e, self.tile = shape, shape.geometry, shape.element, shape.tile
         self.across, self.down, _ = grid.item
         self.item = g.bind(self.down * self.tile.across + self.across)
         x, y, self.image = grid.group
@@ -326,29 +316,29 @@ class _Emitter:
         index = r * self.tile.across + across
         if self.c.flat:
             pixel = g.bind(self.pixel_tile * self.tile.size + index)
-            row, column = T.truncdiv(pixel, self.c.out_width), T.truncmod(pixel, self.c.out_width)
-            return g.bind(row), g.bind(column), pixel < self.c.out_pixels
+            row, column = T.truncdiv(pixel, self.at.out_width), T.truncmod(pixel, self.at.out_width)
+            return g.bind(row), g.bind(column), pixel < self.at.out_pixels
         row = g.bind(self.first_row + T.truncdiv(index, self.c.tile_width))
         column = g.bind(self.first_column + T.truncmod(index, self.c.tile_width))
-        return row, column, T.And(row < self.c.out_height, column < self.c.out_width)
+        return row, column, T.And(row < self.at.out_height, column < self.at.out_width)
 
     def _load(self, block: Expr, row: Expr, column: Expr) -> Expr:
         """The input's pixel in one block, or padding; a row or column past the image may be asked for."""
         c = self.c
-        index = ((self.image * c.in_blocks + block) * c.height + row) * c.width + column
+        index = ((self.image * c.in_blocks + block) * self.at.in_height + row) * self.at.in_width + column
         if c.inside:
             return g.bind(self.x[index])
-        inside = T.And(T.And(row >= 0, row < c.height), T.And(column >= 0, column < c.width))
+        inside = T.And(T.And(row >= 0, row < self.at.in_height), T.And(column >= 0, column < self.at.in_width))
         return g.choose(inside, self.x[index], self.padding)
 
     def _load_plain(self, row: Expr, column: Expr, word: int) -> Expr:
         """A word of the network's input: four int8, or two float16 of its real value."""
-        c, e = self.c, self.e
-        inside = T.And(T.And(row >= 0, row < c.height), T.And(column >= 0, column < c.width))
-        index = ((self.image * c.height + row) * c.width + column) * c.in_channels
+        e = self.e
+        inside = T.And(T.And(row >= 0, row < self.at.in_height), T.And(column >= 0, column < self.at.in_width))
+        index = ((self.image * self.at.in_height + row) * self.at.in_width + column) * self.at.in_channels
         channels = range(word * e.word_channels, (word + 1) * e.word_channels)
         zero = tirx.const(0, "int8")
-        values = [self.x[index + i] if i < c.in_channels else zero for i in channels]
+        values = [self.x[index + i] if i < self.at.in_channels else zero for i in channels]
         if e.integer:
             return g.choose(inside, T.call_extern("int32", "xct_pack", *values), self.padding)
         scale, offset = (self.constants[i] for i in (element_words.REAL_SCALE, element_words.REAL_OFFSET))
@@ -357,10 +347,10 @@ class _Emitter:
     def _patch_position(self, position: Expr) -> tuple[Expr, Expr]:
         """Row and column of the input at a position of the group's patch."""
         c = self.c
-        (sy, sx), (top, left) = c.strides, c.padding
+        (sy, sx), (top, left) = self.at.strides, c.corner
         if c.flat:
-            pixel = g.bind(T.min(self.pixel_tile * self.tile.size + position, c.out_pixels - 1))
-            row, column = T.truncdiv(pixel, c.out_width), T.truncmod(pixel, c.out_width)
+            pixel = g.bind(T.min(self.pixel_tile * self.tile.size + position, self.at.out_pixels - 1))
+            row, column = T.truncdiv(pixel, self.at.out_width), T.truncmod(pixel, self.at.out_width)
             return g.bind(row * sy - top), g.bind(column * sx - left)
         row, column = T.truncdiv(position, c.patch[1]), T.truncmod(position, c.patch[1])
         return g.bind(self.first_row * sy - top + row), g.bind(self.first_column * sx - left + column)
@@ -370,7 +360,7 @@ class _Emitter:
         if self.c.flat:
             return self._patch_position(r * self.tile.across + self.across)
         row, column, _ = self._output(r, self.across)
-        (sy, sx), (top, left) = self.c.strides, self.c.padding
+        (sy, sx), (top, left) = self.at.strides, self.c.corner
         return g.bind(row * sy - top), g.bind(column * sx - left)
 
     # Local memory.
@@ -422,7 +412,7 @@ class _Emitter:
     def _pixel(self, r: int, first: Expr, block: Expr, tap: Expr) -> list[Expr]:
         """What the work-item's pixel ``r`` multiplies: one vector, or a plain input's words."""
         c = self.c
-        dy, dx = T.truncdiv(tap, c.kernel[1]), T.truncmod(tap, c.kernel[1])
+        dy, dx = T.truncdiv(tap, self.at.kernel[1]), T.truncmod(tap, self.at.kernel[1])
         if not self.tile.staged:
             row, column = g.bind(self.corners[r][0] + dy), g.bind(self.corners[r][1] + dx)
             if c.plain:
@@ -431,7 +421,7 @@ class _Emitter:
         position = r * self.tile.across + self.across
         if not c.flat:
             row, column = T.truncdiv(position, c.tile_width), T.truncmod(position, c.tile_width)
-            position = (row * c.strides[0] + dy) * c.patch[1] + column * c.strides[1] + dx
+            position = (row * self.at.strides[0] + dy) * c.patch[1] + column * self.at.strides[1] + dx
         position = g.bind(block * c.patch_size + position)
         if c.plain:
             return [g.bind(self.staged_x[position * c.words + word]) for word in range(c.words)]
@@ -449,7 +439,7 @@ class _Emitter:
     def _finish(self, sums: Buffer, r: int) -> None:
         c, e = self.c, self.e
         row, column, there = self._output(r, self.across)
-        index = ((self.image * c.out_blocks + self.block) * c.out_height + row) * c.out_width + column
+        index = ((self.image * c.out_blocks + self.block) * self.at.out_height + row) * self.at.out_width + column
 
         def emit() -> None:
             quads = range(e.quads)

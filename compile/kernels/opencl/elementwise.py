@@ -1,4 +1,4 @@
-"""The GPU kernels that multiply no matrices: addition, ReLU, requantization, mean, and the network's plain ends; and
+"""The GPU kernels that multiply no matrices: addition, ReLU, lookup, mean, and the network's plain ends; and
 the fully connected layer, which reads every weight once."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .element import Element
 from .tir import VECTOR, VECTOR_BYTES, Buffer, Expr, Grid, Parameter
 
 WORDS = VECTOR_BYTES // 4
+TABLE_BYTES = 256
 ITEMS = 64  # work-items of a group, where nothing depends on how many
 MEAN_LANES = 16  # work-items that sum one word's pixels
 LINEAR_LANES = 16  # work-items that sum one product
@@ -24,7 +25,7 @@ LINEAR_QUADS = 4  # fours of outputs of a group
 
 @dataclass(frozen=True)
 class Elementwise:
-    """``add``, ``relu`` or ``requantize`` (int8 only) over ``count`` vectors. Operands: a, [b], parameters, y."""
+    """``add`` or ``relu`` over ``count`` vectors. Operands: a, [b], parameters, y."""
 
     kind: str
     element: Element
@@ -62,10 +63,52 @@ class Elementwise:
         e, w = self.element, element_words
         if self.kind == "add":
             return add(e, inputs[0], inputs[1], constants)
-        if self.kind == "relu":
-            # Padding is the input's zero point in every byte: what a ReLU compares with.
-            return e.vector("relu", inputs[0], constants[w.PADDING if e.integer else w.REAL_LOW])
-        return e.vector("requantize", inputs[0], *(constants[i] for i in (w.ADD_A, w.ADD_BIAS, w.ZERO)))
+        # Padding is the input's zero point in every byte: what a ReLU compares with.
+        return e.vector("relu", inputs[0], constants[w.PADDING if e.integer else w.REAL_LOW])
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """y = table[x + 128] of ``count`` int8 vectors; a work-item treats one word. Operands: x, table, y."""
+
+    count: int
+
+    @property
+    def symbol(self) -> str:
+        return f"lookup_int8_{self.count}"
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        return -(-self.count * WORDS // ITEMS), 1, 1
+
+    @property
+    def group_size(self) -> tuple[int, int, int]:
+        return ITEMS, 1, 1
+
+    @property
+    def requested_bytes(self) -> int:
+        """An entry of the table for every byte."""
+        return self.count * VECTOR_BYTES * 3
+
+    def traffic_bytes(self, cache_bytes: int) -> int:
+        """The table stays in any cache."""
+        del cache_bytes
+        return self.count * VECTOR_BYTES * 2 + TABLE_BYTES
+
+    def build(self) -> tirx.PrimFunc:
+        words = Parameter("int32", self.count * WORDS)
+        parameters = [words, Parameter("int8", TABLE_BYTES), words]
+        return g.kernel(self.symbol, parameters, self.groups, self.group_size, self._body)
+
+    def _body(self, grid: Grid, x: Buffer, table: Buffer, y: Buffer) -> None:
+        index = g.bind(grid.group[0] * ITEMS + grid.item[0])
+
+        def emit() -> None:
+            word = g.bind(x[index])
+            numbers = [T.cast(g.call("int8", "xct_byte", word, tirx.const(i, "int32")), "int32") for i in range(4)]
+            g.store(y, index, g.call("int32", "xct_pack", *(table[number + 128] for number in numbers)))
+
+        g.when(index < self.count * WORDS, emit)
 
 
 @dataclass(frozen=True)
@@ -177,10 +220,6 @@ class Linear:
     def weights_shape(self) -> tuple[int, int, int, int]:
         """As a convolution's."""
         return self.in_blocks, 1, WORDS, self.out_quads
-
-    @property
-    def macs(self) -> int:
-        return self.batch * self.inputs * self.outputs
 
     @property
     def _weights_bytes(self) -> int:

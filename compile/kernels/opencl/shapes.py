@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from ....targets.spec import GpuSpec
+from .channelwise import Channelwise, patch
 from .convolution import Convolution, Tile
 from .element import Element
 from .tir import VECTOR_BYTES
-from .window import Window, patch
 
 # Of the last-level cache in the count of memory traffic, where a target's row has none. Makers publish little: half a
 # megabyte is what the smallest configurations of the listed Adreno and Mali parts are said to have, and a PowerVR of
@@ -19,7 +19,8 @@ CACHE_BYTES = {"adreno": 512 << 10, "mali": 512 << 10, "powervr": 128 << 10}
 
 @dataclass(frozen=True)
 class Family:
-    """``across`` by ``down`` work-items of a convolution's group, ``window_items`` of a depthwise one's or pooling's.
+    """``across`` by ``down`` work-items of a convolution's group, ``channelwise_items`` of a depthwise one's or
+    pooling's.
 
     ``staged``: whether local memory is worth being used for products; on Mali it is ordinary memory. (Arm, "Mali GPU
     OpenCL Developer Guide", "Local and private memory": "Mali GPUs implement OpenCL local memory in global memory".)
@@ -27,14 +28,14 @@ class Family:
 
     across: int
     down: int
-    window_items: int
+    channelwise_items: int
     staged: bool
 
 
 FAMILIES = {
-    "adreno": Family(across=32, down=4, window_items=256, staged=True),
-    "mali": Family(across=16, down=4, window_items=128, staged=False),
-    "powervr": Family(across=32, down=2, window_items=128, staged=True),
+    "adreno": Family(across=32, down=4, channelwise_items=256, staged=True),
+    "mali": Family(across=16, down=4, channelwise_items=128, staged=False),
+    "powervr": Family(across=32, down=2, channelwise_items=128, staged=True),
 }
 
 
@@ -54,10 +55,10 @@ def tile_of(gpu: GpuSpec, shape: Convolution) -> Convolution:
     family, e = FAMILIES[family_of(gpu)], shape.element
     down = min(family.down, shape.out_blocks)
     across = family.across
-    while across > 8 and across >= 2 * shape.out_pixels:
+    while across > 8 and across >= 2 * shape.geometry.out_pixels:
         across //= 2
     # 32 sums a work-item: what leaves registers for enough work-items to hide latency on all three families.
-    pixels = max(1, min(8 // e.quads, shape.out_pixels // across))
+    pixels = max(1, min(8 // e.quads, shape.geometry.out_pixels // across))
     pixels = 1 << (pixels.bit_length() - 1)
     rows = [r for r in (1, 2, 4, 8, 16, 32) if across * pixels % r == 0 and (r == 1 or not shape.flat)]
     tiles = [Tile(across, down, pixels, r, family.staged or shape.plain) for r in rows]
@@ -70,17 +71,17 @@ def tile_of(gpu: GpuSpec, shape: Convolution) -> Convolution:
     return min(chunked, key=lambda d: (d.traffic_bytes(cache_bytes(gpu)), d.groups[1] * d.chunk, d.chunk))
 
 
-def window_tile(gpu: GpuSpec, shape: Window) -> Window:
-    """The same window kernel with the tile, of those that fit half the local memory, that loads the fewest bytes."""
-    items = FAMILIES[family_of(gpu)].window_items
-    out = (shape.out_height, shape.out_width)
+def channelwise_tile(gpu: GpuSpec, shape: Channelwise) -> Channelwise:
+    """The same kernel with the tile, of those that fit half the local memory, that loads the fewest bytes."""
+    items = FAMILIES[family_of(gpu)].channelwise_items
+    out = (shape.geometry.out_height, shape.geometry.out_width)
     most = gpu.local_memory_bytes // 2
     drafts = []
     # As many tiles down as may be; across the fewest that then fit.
     for rows in range(1, out[0] + 1):
         for columns in range(1, out[1] + 1):
             tile = (-(-out[0] // rows), -(-out[1] // columns))
-            if math.prod(patch(tile, shape.kernel, shape.strides)) * VECTOR_BYTES <= most:
+            if math.prod(patch(tile, shape.geometry.kernel, shape.geometry.strides)) * VECTOR_BYTES <= most:
                 drafts.append(replace(shape, tile=tile, items=items))
                 break
     if not drafts:

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from support import int8_graphs
 from support.emulated_bundle import merged
-from support.int8_graphs import Int8Builder, f32, photo, random_input, random_operator_graph, random_xception, tie_graph
+from support.int8_graphs import (
+    Int8Builder,
+    f32,
+    photo,
+    random_input,
+    random_operator_graph,
+    random_table,
+    random_xception,
+    table_graph,
+    tie_graph,
+)
 from support.needs import requires, requires_module, requires_pocl
 from support.opencl_runner import OpenclRunner
 from support.tree import TEST_SOURCES
@@ -28,7 +38,7 @@ from xceptile.compile.kernels.opencl import shapes as opencl_shapes
 from xceptile.compile.kernels.opencl.element import INT8
 from xceptile.compile.passes.take_int8_pixels import take_int8_pixels
 from xceptile.models import graph as ir
-from xceptile.runtime import reference
+from xceptile.runtime import arithmetic, reference
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.runtime.plan import ITEM_BYTES, unpack
 from xceptile.targets import catalog
@@ -172,6 +182,18 @@ def test_add_on_all_pairs() -> None:
     outs = (ir.PerTensor(f32(0.05), 7), ir.PerTensor(f32(0.31), -128))
     graph = merged([random_operator_graph("add", a.shape, quant=out) for out in outs])
     assert_as_reference(OpenclRunner(graph, ADRENO), a, b, a, b)
+
+
+@pocl
+@pyopencl
+def test_lookups_in_random_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte, and vectors with channels that are not there."""
+    monkeypatch.setitem(arithmetic.FUNCTIONS, "random_table", random_table)
+    shapes = [(1, 4, 5, 16), (2, 19, 16, 9), (1, 3)]
+    graph = merged([table_graph(shape, seed) for seed, shape in enumerate(shapes)])
+    assert_as_reference(
+        OpenclRunner(graph, ADRENO), *(np.arange(np.prod(s)).astype(np.int8).reshape(s) for s in shapes)
+    )
 
 
 # What shares a kernel.

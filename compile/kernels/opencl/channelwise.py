@@ -3,13 +3,13 @@ into local memory; a work-item computes one word of it (four int8 channels or tw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....models.graph import Geometry
 from . import element as element_words
 from . import tir as g
 from .element import Element
@@ -19,35 +19,32 @@ WORDS = VECTOR_BYTES // 4
 
 
 @dataclass(frozen=True)
-class Window:
-    """``kind`` is ``depthwise`` or ``maxpool``; ``padding`` (top, left); ``relu``: the input goes through one first.
+class Channelwise:
+    """``kind`` is ``depthwise`` or ``maxpool``; ``relu``: the prologue is a ReLU.
 
     ``tile`` are the rows and columns of outputs of a group of ``items`` work-items.
     """
 
     kind: str
     element: Element
-    batch: int
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]
+    geometry: Geometry
     relu: bool
     tile: tuple[int, int]
     items: int
 
     @property
     def symbol(self) -> str:
-        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
+        at, (kh, kw), (sy, sx), (top, left) = self.geometry, self.geometry.kernel, self.geometry.strides, self.corner
         return (
-            f"{'relu_' if self.relu else ''}{self.kind}_{self.element.name}_n{self.batch}"
-            f"_{self.height}x{self.width}x{self.channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
-            f"_to{self.out_height}x{self.out_width}_t{self.tile[0]}x{self.tile[1]}i{self.items}"
+            f"{'relu_' if self.relu else ''}{self.kind}_{self.element.name}_n{at.batch}"
+            f"_{at.in_height}x{at.in_width}x{at.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
+            f"_to{at.out_height}x{at.out_width}_t{self.tile[0]}x{self.tile[1]}i{self.items}"
         )
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Pixels of padding above and to the left of the first window."""
+        return self.geometry.padding[0], self.geometry.padding[2]
 
     @property
     def depthwise(self) -> bool:
@@ -55,12 +52,12 @@ class Window:
 
     @property
     def blocks(self) -> int:
-        return self.element.blocks(self.channels)
+        return self.element.blocks(self.geometry.in_channels)
 
     @property
     def patch(self) -> tuple[int, int]:
         """Rows and columns of input under a tile."""
-        return patch(self.tile, self.kernel, self.strides)
+        return patch(self.tile, self.geometry.kernel, self.geometry.strides)
 
     @property
     def patch_size(self) -> int:
@@ -73,62 +70,57 @@ class Window:
 
     @property
     def tiles(self) -> tuple[int, int]:
-        return -(-self.out_height // self.tile[0]), -(-self.out_width // self.tile[1])
+        return -(-self.geometry.out_height // self.tile[0]), -(-self.geometry.out_width // self.tile[1])
 
     @property
     def groups(self) -> tuple[int, int, int]:
-        return self.tiles[0] * self.tiles[1], self.blocks, self.batch
+        return self.tiles[0] * self.tiles[1], self.blocks, self.geometry.batch
 
     @property
     def group_size(self) -> tuple[int, int, int]:
         return self.items, 1, 1
 
     @property
-    def macs(self) -> int:
-        taps = self.kernel[0] * self.kernel[1]
-        return self.batch * self.out_height * self.out_width * self.channels * taps if self.depthwise else 0
-
-    @property
     def _constants_bytes(self) -> int:
         """Weights, biases and multipliers."""
-        e, taps = self.element, self.kernel[0] * self.kernel[1]
+        e, taps = self.element, self.geometry.taps
         sums = e.lanes * (8 if e.integer else 4)
         return self.blocks * (taps * VECTOR_BYTES + sums) if self.depthwise else 0
 
     @property
     def requested_bytes(self) -> int:
         """Every group's loads and stores, as if there were no cache: borders of tiles are loaded by each."""
-        rows = sum(_covered(self.height, self._span(t, 0)) for t in range(self.tiles[0]))
-        columns = sum(_covered(self.width, self._span(t, 1)) for t in range(self.tiles[1]))
-        loads = self.batch * self.blocks * rows * columns * VECTOR_BYTES
-        constants = self.batch * self.tiles[0] * self.tiles[1] * self._constants_bytes
+        rows = sum(_covered(self.geometry.in_height, self._span(t, 0)) for t in range(self.tiles[0]))
+        columns = sum(_covered(self.geometry.in_width, self._span(t, 1)) for t in range(self.tiles[1]))
+        loads = self.geometry.batch * self.blocks * rows * columns * VECTOR_BYTES
+        constants = self.geometry.batch * self.tiles[0] * self.tiles[1] * self._constants_bytes
         return loads + constants + self._output_bytes
 
     def traffic_bytes(self, cache_bytes: int) -> int:
         """What passes between memory and a last-level cache. Even without any cache tiles load little twice, so that is
         what counts; only a block's weights stay in a cache while its tiles are done, one after the other."""
         del cache_bytes
-        again = self.batch * (self.tiles[0] * self.tiles[1] - 1) * self._constants_bytes
+        again = self.geometry.batch * (self.tiles[0] * self.tiles[1] - 1) * self._constants_bytes
         return self.requested_bytes - again
 
     @property
     def _output_bytes(self) -> int:
-        return self.element.size_bytes(self.batch, self.out_height * self.out_width, self.channels)
+        return self.element.size_bytes(self.geometry.batch, self.geometry.out_pixels, self.geometry.in_channels)
 
     def _span(self, tile: int, axis: int) -> tuple[int, int]:
         """First position of the input under a tile, and one past the last."""
-        first = tile * self.tile[axis] * self.strides[axis] - self.padding[axis]
+        first = tile * self.tile[axis] * self.geometry.strides[axis] - self.corner[axis]
         return first, first + self.patch[axis]
 
     @property
     def parameters(self) -> list[Parameter]:
         """x, [weights, biases: depthwise], [multipliers, parameters: int8; parameters: float16 depthwise], y."""
-        e, taps = self.element, self.kernel[0] * self.kernel[1]
-        x = Parameter(VECTOR, e.count(self.batch, self.height * self.width, self.channels))
-        y = Parameter("int32", e.count(self.batch, self.out_height * self.out_width, self.channels) * WORDS)
+        e, at = self.element, self.geometry
+        x = Parameter(VECTOR, e.count(at.batch, at.in_pixels, at.in_channels))
+        y = Parameter("int32", e.count(at.batch, at.out_pixels, at.in_channels) * WORDS)
         if not self.depthwise:
             return [x, y]
-        constants = [Parameter("int32", self.blocks * taps * WORDS), Parameter(e.word_type, self.blocks * WORDS)]
+        constants = [Parameter("int32", self.blocks * at.taps * WORDS), Parameter(e.word_type, self.blocks * WORDS)]
         if e.integer:
             constants.append(Parameter("float32x4", self.blocks * WORDS))
         return [x, *constants, Parameter(e.parameter_type, e.parameter_count), y]
@@ -143,49 +135,49 @@ class Window:
 class _Emitter:
     """The code of one work-item."""
 
-    def __init__(self, window: Window, grid: Grid, operands: tuple[Buffer, ...]) -> None:
-        self.w, self.e = window, window.element
+    def __init__(self, kernel: Channelwise, grid: Grid, operands: tuple[Buffer, ...]) -> None:
+        self.k, self.at, self.e = kernel, kernel.geometry, kernel.element
         self.x, *constants, self.y = operands
         self.multipliers: Buffer | None = None
-        if window.depthwise:
+        if kernel.depthwise:
             self.weights, self.bias, *multipliers, self.constants = constants
             self.multipliers = multipliers[0] if self.e.integer else None
         self.item, self.block, image = grid.item[0], grid.group[1], grid.group[2]
-        self.row = g.bind(T.truncdiv(grid.group[0], window.tiles[1]) * window.tile[0])
-        self.column = g.bind(T.truncmod(grid.group[0], window.tiles[1]) * window.tile[1])
-        self.plane = g.bind(image * window.blocks + self.block)
-        self.staged = g.local_array(window.patch_size * WORDS, "int32")
+        self.row = g.bind(T.truncdiv(grid.group[0], kernel.tiles[1]) * kernel.tile[0])
+        self.column = g.bind(T.truncmod(grid.group[0], kernel.tiles[1]) * kernel.tile[1])
+        self.plane = g.bind(image * kernel.blocks + self.block)
+        self.staged = g.local_array(kernel.patch_size * WORDS, "int32")
 
     def emit(self) -> None:
-        w = self.w
-        g.spread(w.patch_size, w.items, self.item, self._stager())
+        k = self.k
+        g.spread(k.patch_size, k.items, self.item, self._stager())
         self.word = g.bind(T.truncmod(self.item, WORDS))
         self.place = g.bind(self.block * WORDS + self.word)
-        compute = self._depthwise() if w.depthwise else self._maximum
+        compute = self._depthwise() if k.depthwise else self._maximum
         g.barrier()
 
         def output(index: Expr) -> None:
-            r, c = g.bind(T.truncdiv(index, w.tile[1])), g.bind(T.truncmod(index, w.tile[1]))
-            there = T.And(self.row + r < w.out_height, self.column + c < w.out_width)
-            pixel = (self.plane * w.out_height + self.row + r) * w.out_width + self.column + c
+            r, c = g.bind(T.truncdiv(index, k.tile[1])), g.bind(T.truncmod(index, k.tile[1]))
+            there = T.And(self.row + r < self.at.out_height, self.column + c < self.at.out_width)
+            pixel = (self.plane * self.at.out_height + self.row + r) * self.at.out_width + self.column + c
             g.when(there, lambda: g.store(self.y, pixel * WORDS + self.word, compute(self._words(r, c))))
 
-        g.spread(w.tile[0] * w.tile[1], w.items // WORDS, g.bind(T.truncdiv(self.item, WORDS)), output)
+        g.spread(k.tile[0] * k.tile[1], k.items // WORDS, g.bind(T.truncdiv(self.item, WORDS)), output)
 
     def _stager(self) -> Callable[[Expr], None]:
         """What brings the vector of a position of the patch into local memory."""
-        w, e = self.w, self.e
-        padding: Expr = tirx.const(0 if w.depthwise else e.lowest_word, "int32")
-        if w.depthwise and e.integer:
+        k, e = self.k, self.e
+        padding: Expr = tirx.const(0 if k.depthwise else e.lowest_word, "int32")
+        if k.depthwise and e.integer:
             padding = self.constants[element_words.PADDING]
         padding = g.bind(T.broadcast(padding, WORDS))
 
         def stage(index: Expr) -> None:
-            iy = g.bind(self.row * w.strides[0] - w.padding[0] + T.truncdiv(index, w.patch[1]))
-            ix = g.bind(self.column * w.strides[1] - w.padding[1] + T.truncmod(index, w.patch[1]))
-            inside = T.And(T.And(iy >= 0, iy < w.height), T.And(ix >= 0, ix < w.width))
-            value = g.choose(inside, self.x[(self.plane * w.height + iy) * w.width + ix], padding)
-            if w.relu:
+            iy = g.bind(self.row * self.at.strides[0] - k.corner[0] + T.truncdiv(index, k.patch[1]))
+            ix = g.bind(self.column * self.at.strides[1] - k.corner[1] + T.truncmod(index, k.patch[1]))
+            inside = T.And(T.And(iy >= 0, iy < self.at.in_height), T.And(ix >= 0, ix < self.at.in_width))
+            value = g.choose(inside, self.x[(self.plane * self.at.in_height + iy) * self.at.in_width + ix], padding)
+            if k.relu:
                 # The padding word holds the zero point, and is 0 in float16: what a ReLU compares with.
                 value = e.vector("max16" if e.integer else "max8", value, padding)
             T.buffer_store(self.staged, value, [T.ramp(index * WORDS, 1, WORDS)])
@@ -194,9 +186,9 @@ class _Emitter:
 
     def _words(self, r: Expr, c: Expr) -> list[Expr]:
         """The input's words under the window of the tile's output (r, c)."""
-        (sy, sx), width = self.w.strides, self.w.patch[1]
+        (sy, sx), width = self.at.strides, self.k.patch[1]
         first = g.bind((r * sy * width + c * sx) * WORDS + self.word)
-        rows, columns = map(range, self.w.kernel)
+        rows, columns = map(range, self.at.kernel)
         return [self.staged[first + (i * width + j) * WORDS] for i in rows for j in columns]
 
     def _maximum(self, inputs: list[Expr]) -> Expr:
@@ -207,7 +199,7 @@ class _Emitter:
 
     def _depthwise(self) -> Callable[[list[Expr]], Expr]:
         """Loads the channels' weights and bias; what is returned makes an output of its inputs."""
-        e, taps = self.e, math.prod(self.w.kernel)
+        e, taps = self.e, self.at.taps
         weights = [g.bind(self.weights[(self.block * taps + t) * WORDS + self.word]) for t in range(taps)]
         bias = g.bind(self.bias[self.place])
 
