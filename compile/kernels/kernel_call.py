@@ -24,6 +24,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from ...models import graph as ir
 from ...runtime.plan import COPY, Launch
 
 
@@ -41,6 +42,14 @@ class Weights:
     """A constant as this kernel wants it, packed and flat (1-D); equal contents are stored once."""
 
     data: NDArray[np.generic] = field(repr=False)
+
+
+def check_one_image(graph: ir.Graph) -> None:
+    """Raises GraphError where a tensor is not int8, or is of several images."""
+    for node in graph.nodes:
+        if node.type.dtype != "int8" or node.type.shape[0] != 1:
+            kind = f"{node.type.dtype}{list(node.type.shape)}"
+            raise ir.GraphError(f"{node.name} is {kind}; kernels take int8 and a batch of one", node.name, node.path)
 
 
 def wrap_int32(values: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -29,7 +29,7 @@ from ....runtime.units import (
 )
 from ....targets.spec import TargetSpec
 from ...fusion import RULES, units
-from ..kernel_call import Activation, KernelCall, TaskSize, Weights, pad_to, task_size, wrap_int32
+from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
 from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
 from .layout import LANES, stored_channels, stored_size
@@ -55,13 +55,7 @@ def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None
     Raises ir.GraphError where an operator has no int8 kernel, or a batch is larger than one, ValueError for a choice
     that cannot be.
     """
-    for node in graph.nodes:
-        if node.type.dtype != "int8" or node.type.shape[0] != 1:
-            raise ir.GraphError(
-                f"{node.name} is {node.type.dtype}{list(node.type.shape)}; kernels take int8 and a batch of one",
-                node.name,
-                node.path,
-            )
+    check_one_image(graph)
     lowering = _Lowering(graph, choose_block(target.features), choices)
     for unit in units(graph, RULES["arm"]):
         lowering.add(unit)

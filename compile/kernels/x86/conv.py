@@ -26,10 +26,10 @@ Producer = Gather | Depthwise
 
 def input_operand(producer: Producer) -> tuple[str, int]:
     """Element type and count of what a producer reads."""
-    pixels = producer.height * producer.width
+    geometry = producer.geometry
     if isinstance(producer, Gather) and producer.plain:
-        return "int8", pixels * producer.channels
-    return "uint8", pixels * stored_channels(producer.channels)
+        return "int8", geometry.in_pixels * geometry.in_channels
+    return "uint8", geometry.in_pixels * stored_channels(geometry.in_channels)
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,7 @@ class Rows:
     @property
     def pixels_per_task(self) -> int:
         """Whole rows, whatever their number: a row cut in two is begun twice."""
-        height, width = self.out_size
-        return ceil_div(height, 16) * width
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        if isinstance(self.producer, Depthwise):
-            return self.producer.height, self.producer.width
-        return self.pixels // self.producer.out_width, self.producer.out_width
+        return ceil_div(self.producer.geometry.out_height, 16) * self.producer.geometry.out_width
 
     @property
     def tasks(self) -> int:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....models import graph as ir
 from ..prim_func import Parameter
 from . import vector as v
-from .layout import PADDING, PARAMETERS, RELU_ZERO, ROW_ZERO, ceil_div, stored_channels
+from .layout import PADDING, PARAMETERS, RELU_ZERO, ROW_ZERO, ceil_div, stored_channels, window_symbol
 from .vector import Buffer, Expr, Isa
 
 
@@ -26,27 +27,25 @@ class Depthwise:
     weights come in variants (0: inner rows, 1: first, 2: last; one if there is only one row), each with its bias.
     """
 
-    height: int
-    width: int
-    channels: int
+    geometry: ir.Geometry
     relu: bool
     bounded: bool
 
     @property
     def symbol(self) -> str:
-        flags = ("_relu" if self.relu else "") + ("" if self.bounded else "_wide")
-        return f"dw3x3_{self.height}x{self.width}x{self.channels}{flags}"
+        g, flags = self.geometry, ("_relu" if self.relu else "") + ("" if self.bounded else "_wide")
+        return f"dw3x3_{g.in_height}x{g.in_width}x{g.in_channels}{flags}"
 
     @property
     def variants(self) -> int:
-        return 3 if self.height > 1 else 1
+        return 3 if self.geometry.in_height > 1 else 1
 
     def chunks(self, isa: Isa) -> int:
-        return ceil_div(self.channels, isa.bytes)
+        return ceil_div(self.geometry.in_channels, isa.bytes)
 
     def k_position(self, isa: Isa) -> NDArray[np.int64]:
         """Shape (1, 1, C): where each channel stands in a row."""
-        c = np.arange(self.channels)
+        c = np.arange(self.geometry.in_channels)
         if isa.vnni:
             return c.reshape(1, 1, -1)
         chunk, lane, half, rest = c // isa.bytes, c % isa.bytes // 16, c % 16 // 8, c % 8
@@ -78,7 +77,8 @@ class Depthwise:
         write: Callable[[Expr, Expr, Expr], None],
     ) -> None:
         """``write(pixel, chunk, u)`` receives every vector of outputs."""
-        height, width, pixel = self.height, self.width, stored_channels(self.channels)
+        height, width = self.geometry.in_height, self.geometry.in_width
+        pixel = stored_channels(self.geometry.in_channels)
         x, parameters = buffers["x"], buffers["parameters"]
         clamp = v.load_clamp(isa, parameters, ROW_ZERO)
         outside = T.Bind(v.reinterpret(T.broadcast(parameters[PADDING], isa.words), f"uint8x{isa.bytes}"))
@@ -181,7 +181,7 @@ class Depthwise:
             for j in range(4):
                 T.buffer_store(sums[0], sums[1][j], [j])
                 T.buffer_store(sums[1], sums[2][j], [j])
-        final = at_edge(end < self.width, end)
+        final = at_edge(end < self.geometry.in_width, end)
         for j in range(4):
             T.buffer_store(sums[0], tap(sums[0][j], final, 2, j), [j])
         write_pixel(end - 1, sums[0])
@@ -198,6 +198,18 @@ def _operands(isa: Isa, words: list[Expr]) -> list[Expr]:
         for value in (pairs & v.splat(0xFF, "uint16", half), pairs >> v.splat(8, "uint16", half)):
             result.append(T.Bind(v.reinterpret(value, f"int16x{half}")))
     return result
+
+
+def pack_taps(isa: Isa, taps: NDArray[np.int64], total: int) -> NDArray[np.generic]:
+    """(3, 3, C) -> per chunk of channels, per column of taps, per vector: the words' (row 0, row 1, row 2, 0)."""
+    padded = np.zeros((4, 3, total), isa.weight)
+    padded[:3, :, : taps.shape[2]] = taps
+    words = padded.reshape(4, 3, -1, isa.bytes)[..., v.lane_order(isa)]  # row, column, chunk, vector, word
+    words = words.transpose(2, 1, 3, 4, 0)  # chunk, column, vector, word, row
+    if isa.vnni:
+        return words.reshape(-1)
+    pairs = words[..., [[0, 2], [1, 3]]]  # chunk, column, vector, word, half, pair
+    return pairs.transpose(0, 1, 2, 4, 3, 5).reshape(-1)
 
 
 def depthwise_operands(isa: Isa, producer: object) -> list[Parameter]:
@@ -225,7 +237,7 @@ class DepthwiseAlone:
 
     @property
     def pixels(self) -> int:
-        return self.depthwise.height * self.depthwise.width
+        return self.depthwise.geometry.in_pixels
 
     @property
     def pixels_per_task(self) -> int:
@@ -237,7 +249,7 @@ class DepthwiseAlone:
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, weights, biases, multipliers, parameters, y."""
-        isa, stride = self.isa, stored_channels(self.depthwise.channels)
+        isa, stride = self.isa, stored_channels(self.depthwise.geometry.in_channels)
         operands = [
             Parameter("x", "uint8", self.pixels * stride),
             *depthwise_operands(isa, self.depthwise),
@@ -266,40 +278,34 @@ class DepthwiseAny:
     """Any window, stride and padding. A task is a row of outputs. Multiplies in int32, tap after tap."""
 
     isa: Isa
-    height: int
-    width: int
-    channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]  # top, left
-    out_height: int
-    out_width: int
+    geometry: ir.Geometry
     bounded: bool
 
     @property
     def symbol(self) -> str:
-        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
-        wide = "" if self.bounded else "_wide"
-        return (
-            f"depthwise_{self.isa.name}_{self.height}x{self.width}x{self.channels}_k{kh}x{kw}_s{sy}x{sx}"
-            f"_p{top}_{left}_to{self.out_height}x{self.out_width}{wide}"
-        )
+        return f"depthwise_{self.isa.name}_{window_symbol(self.geometry)}{'' if self.bounded else '_wide'}"
 
     @property
     def chunks(self) -> int:
-        return ceil_div(self.channels, self.isa.bytes)
+        return ceil_div(self.geometry.in_channels, self.isa.bytes)
+
+    @property
+    def tasks(self) -> int:
+        return self.geometry.out_height
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, weights (tap, channel; int32), biases, multipliers, parameters (input's u of zero), y."""
-        isa, stride, (kh, kw) = self.isa, stored_channels(self.channels), self.kernel
+        isa, g = self.isa, self.geometry
+        (kh, kw), (sy, sx), (top, _, left, _) = g.kernel, g.strides, g.padding
+        stride = stored_channels(g.in_channels)
         total = self.chunks * isa.bytes
         operands = [
-            Parameter("x", "uint8", self.height * self.width * stride),
+            Parameter("x", "uint8", g.in_pixels * stride),
             Parameter("w", "int32", kh * kw * total),
             Parameter("b", "int32", total),
             Parameter("m", "float32", total),
             Parameter("parameters", "int32", PARAMETERS),
-            Parameter("y", "uint8", self.out_height * self.out_width * stride),
+            Parameter("y", "uint8", g.out_pixels * stride),
         ]
 
         def body(x: Buffer, w: Buffer, b: Buffer, m: Buffer, parameters: Buffer, y: Buffer) -> Callable[[Expr], None]:
@@ -315,19 +321,19 @@ class DepthwiseAny:
                 for j in range(4):
                     T.buffer_store(acc, words(b, base, j), [j])
                 with T.serial(0, kh) as ky, T.serial(0, kw) as kx:
-                    at_y = T.Bind(row * self.strides[0] - self.padding[0] + ky)
-                    at_x = T.Bind(column * self.strides[1] - self.padding[1] + kx)
-                    inside = tirx.all(at_y >= 0, at_y < self.height, at_x >= 0, at_x < self.width)
+                    at_y = T.Bind(row * sy - top + ky)
+                    at_x = T.Bind(column * sx - left + kx)
+                    inside = tirx.all(at_y >= 0, at_y < g.in_height, at_x >= 0, at_x < g.in_width)
                     with T.If(inside), T.Then():
-                        u = T.Bind(v.load(x, (at_y * self.width + at_x) * stride + base, isa.bytes))
+                        u = T.Bind(v.load(x, (at_y * g.in_width + at_x) * stride + base, isa.bytes))
                         for j, word in enumerate(v.widen(isa, u)):
                             tap = words(w, (ky * kw + kx) * total + base, j)
                             T.buffer_store(acc, acc[j] + (word - zero) * tap, [j])
                 rounded = [v.round_scaled(isa, acc[j], words(m, base, j), self.bounded) for j in range(4)]
-                v.store(y, (row * self.out_width + column) * stride + base, v.pack(isa, rounded, clamp), isa.bytes)
+                v.store(y, (row * g.out_width + column) * stride + base, v.pack(isa, rounded, clamp), isa.bytes)
 
             def task(row: Expr) -> None:
-                with T.serial(0, self.out_width) as column, T.serial(0, self.chunks) as chunk:
+                with T.serial(0, g.out_width) as column, T.serial(0, self.chunks) as chunk:
                     output(row, column, chunk)
 
             return task

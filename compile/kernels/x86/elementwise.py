@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....models import graph as ir
 from ..prim_func import Parameter
 from . import vector as v
-from .layout import stored_channels
+from .layout import stored_channels, window_symbol
 from .vector import Buffer, Expr, Isa
 
 
@@ -19,53 +22,42 @@ class MaxPool:
     """A task is a row of outputs. Padding is left out of the maximum by repeating a pixel inside the window."""
 
     isa: Isa
-    height: int
-    width: int
-    channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]  # top, left
-    out_height: int
-    out_width: int
+    geometry: ir.Geometry
 
     @property
     def symbol(self) -> str:
-        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
-        return (
-            f"maxpool_{self.isa.name}_{self.height}x{self.width}x{self.channels}_k{kh}x{kw}_s{sy}x{sx}"
-            f"_p{top}_{left}_to{self.out_height}x{self.out_width}"
-        )
+        return f"maxpool_{self.isa.name}_{window_symbol(self.geometry)}"
+
+    @property
+    def tasks(self) -> int:
+        return self.geometry.out_height
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, y."""
-        isa, stride = self.isa, stored_channels(self.channels)
+        isa, g = self.isa, self.geometry
+        (kh, kw), (sy, sx), (top, _, left, _) = g.kernel, g.strides, g.padding
+        stride = stored_channels(g.in_channels)
 
         def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
             def task(t: Expr) -> None:
-                rows = [
-                    T.Bind(T.min(T.max(t * self.strides[0] - self.padding[0] + i, 0), self.height - 1) * self.width)
-                    for i in range(self.kernel[0])
-                ]
-                with T.serial(0, self.out_width) as column:
+                rows = [T.Bind(T.min(T.max(t * sy - top + i, 0), g.in_height - 1) * g.in_width) for i in range(kh)]
+                with T.serial(0, g.out_width) as column:
                     pixels = [
-                        T.Bind(
-                            (row + T.min(T.max(column * self.strides[1] - self.padding[1] + j, 0), self.width - 1))
-                            * stride
-                        )
+                        T.Bind((row + T.min(T.max(column * sx - left + j, 0), g.in_width - 1)) * stride)
                         for row in rows
-                        for j in range(self.kernel[1])
+                        for j in range(kw)
                     ]
-                    with T.serial(0, -(-self.channels // isa.bytes)) as chunk:
+                    with T.serial(0, -(-g.in_channels // isa.bytes)) as chunk:
                         u = v.load(x, pixels[0] + chunk * isa.bytes, isa.bytes)
                         for pixel in pixels[1:]:
                             u = T.Bind(T.max(u, v.load(x, pixel + chunk * isa.bytes, isa.bytes)))
-                        v.store(y, (t * self.out_width + column) * stride + chunk * isa.bytes, u, isa.bytes)
+                        v.store(y, (t * g.out_width + column) * stride + chunk * isa.bytes, u, isa.bytes)
 
             return task
 
         operands = [
-            Parameter("x", "uint8", self.height * self.width * stride),
-            Parameter("y", "uint8", self.out_height * self.out_width * stride),
+            Parameter("x", "uint8", g.in_pixels * stride),
+            Parameter("y", "uint8", g.out_pixels * stride),
         ]
         return v.kernel(self.symbol, operands, body)
 
@@ -77,7 +69,7 @@ def vectors_per_task(vectors: int) -> int:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """``add``, ``relu`` or ``requantize`` over whole vectors, ``vectors`` in all."""
+    """``add``, ``relu`` or ``lookup`` over whole vectors, ``vectors`` in all."""
 
     isa: Isa
     kind: str
@@ -96,13 +88,16 @@ class Elementwise:
         return -(-self.vectors // vectors_per_task(self.vectors))
 
     def build(self) -> tirx.PrimFunc:
-        """Operands: a, [b], parameters, y. Parameters: see ``lower.py``."""
+        """Operands: a, [b], constants, y. Constants: see the function of the kind."""
         isa, per_task = self.isa, vectors_per_task(self.vectors)
         sources = ["a", "b"] if self.kind == "add" else ["a"]
+        constants = Parameter("parameters", "int32", 6)
+        if self.kind == "lookup":
+            constants = Parameter("table", "uint8", _SUBTABLES * isa.bytes)
 
         def body(*buffers: Buffer) -> Callable[[Expr], None]:
-            inputs, parameters, y = buffers[:-2], buffers[-2], buffers[-1]
-            compute = {"add": _add, "relu": _relu, "requantize": _requantize}[self.kind](isa, parameters)
+            *inputs, given, y = buffers
+            compute = {"add": _add, "relu": _relu, "lookup": _lookup}[self.kind](isa, given)
 
             def task(t: Expr) -> None:
                 # Bound first: TVM rebases the loop over tasks to zero and forgets the bounds of loops inside it.
@@ -114,8 +109,8 @@ class Elementwise:
 
             return task
 
-        operands = [Parameter(name, "uint8", self.count) for name in sources]
-        operands += [Parameter("parameters", "int32", 6), Parameter("y", "uint8", self.count)]
+        operands = [*(Parameter(name, "uint8", self.count) for name in sources), constants]
+        operands.append(Parameter("y", "uint8", self.count))
         return v.kernel(self.symbol, operands, body)
 
 
@@ -135,14 +130,28 @@ def _add(isa: Isa, parameters: Buffer) -> Callable[..., Expr]:
     return compute
 
 
-def _requantize(isa: Isa, parameters: Buffer) -> Callable[..., Expr]:
-    """Parameters: z + 128, lower bound, multiplier, -, bias (rounding and input zero point, for unsigned inputs)."""
-    clamp = v.load_clamp(isa, parameters, 0)
-    multiplier, bias = _word(isa, parameters, 2), _word(isa, parameters, 4)
+_SUBTABLES = 16  # of 16 entries: as many as the shuffle of bytes chooses from
+
+
+def pack_table(isa: Isa, table: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The table of the stored form, u to u, each sub-table in every lane of a vector of its own."""
+    stored = table.view(np.uint8) ^ np.uint8(128)  # x = -128 comes first, and u = 0
+    return np.tile(stored.reshape(_SUBTABLES, 1, 16), (1, isa.lanes, 1)).reshape(-1)
+
+
+def _lookup(isa: Isa, table: Buffer) -> Callable[..., Expr]:
+    """The table as ``pack_table`` has it. The shuffle of bytes gives zero where the index' highest bit is set: outside
+    the sub-table, since adding 0x70 with saturation sets that bit of every index above 15."""
+    dtype, name = f"uint8x{isa.bytes}", "avx512.pshuf.b.512" if isa.lanes == 4 else "avx2.pshuf.b"
+    reach = v.splat(0x70, "uint8", isa.bytes)
 
     def compute(u: Expr) -> Expr:
-        words = [T.Bind((x * multiplier + bias) >> v.splat(8, "int32", isa.words)) for x in v.widen(isa, u)]
-        return v.pack(isa, words, clamp)
+        result = None
+        for i in range(_SUBTABLES):
+            index = v.intrinsic(dtype, "llvm.uadd.sat", u ^ v.splat(16 * i, "uint8", isa.bytes), reach)
+            found = v.intrinsic(dtype, f"llvm.x86.{name}", v.load(table, i * isa.bytes, isa.bytes), index)
+            result = T.Bind(found if result is None else result | found)
+        return result
 
     return compute
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....models import graph as ir
 from . import vector as v
 from .layout import PADDING, ceil_div, stored_channels
 from .vector import Buffer, Expr, Isa
@@ -18,78 +19,67 @@ from .vector import Buffer, Expr, Isa
 class Gather:
     """Rows are the input's values under the window, tap after tap. ``plain``: the source is the network's input."""
 
-    height: int
-    width: int
-    channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    out_width: int
+    geometry: ir.Geometry
     plain: bool
 
     @property
     def symbol(self) -> str:
-        (kh, kw), (sy, sx), pads = self.kernel, self.strides, "_".join(map(str, self.padding))
-        source = "plain" if self.plain else "in"
-        return f"{source}{self.height}x{self.width}x{self.channels}_k{kh}x{kw}_s{sy}x{sx}_p{pads}"
+        g, source = self.geometry, "plain" if self.plain else "in"
+        (kh, kw), (sy, sx), pads = g.kernel, g.strides, "_".join(map(str, g.padding))
+        return f"{source}{g.in_height}x{g.in_width}x{g.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{pads}"
 
     @property
     def pixel_stride(self) -> int:
-        return self.channels if self.plain else stored_channels(self.channels)
+        return self.geometry.in_channels if self.plain else stored_channels(self.geometry.in_channels)
 
     @property
     def copies_nothing(self) -> bool:
         """Whether the rows are the input's own pixels."""
-        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding) and not self.plain
+        return self.geometry.one_to_one and not self.plain
 
     @property
     def whole_rows(self) -> bool:
         """Whether a window's row is contiguous in memory."""
-        return self.plain and not any(self.padding)
+        return self.plain and not any(self.geometry.padding)
 
     def k_position(self, isa: Isa) -> NDArray[np.int64]:
         """Shape (KH, KW, C): where each weight's activation stands in a row."""
-        kh, kw = self.kernel
-        y, x, c = np.meshgrid(np.arange(kh), np.arange(kw), np.arange(self.channels), indexing="ij")
-        if self.whole_rows:
-            return (y * kw + x) * self.channels + c
-        return (y * kw + x) * self._unit(isa, self.channels) + c
-
-    @staticmethod
-    def _unit(isa: Isa, count: int) -> int:
-        return ceil_div(count, isa.group) * isa.group
+        (kh, kw), channels = self.geometry.kernel, self.geometry.in_channels
+        y, x, c = np.meshgrid(np.arange(kh), np.arange(kw), np.arange(channels), indexing="ij")
+        return (y * kw + x) * (channels if self.whole_rows else ceil_div(channels, isa.group) * isa.group) + c
 
     def emit(
         self, isa: Isa, buffers: dict[str, Buffer], first: Expr, last: Expr, rows: Buffer, stride: int, origin: Expr
     ) -> None:
         """Fills rows[(p - first + origin) * stride ...] for the pixels first <= p < last."""
-        (kh, kw), (sy, sx), (top, _, left, _) = self.kernel, self.strides, self.padding
+        g = self.geometry
+        (kh, kw), (sy, sx), (top, _, left, _) = g.kernel, g.strides, g.padding
         x, pixel = buffers["x"], self.pixel_stride
         position = self.k_position(isa)
         pad = None
-        if any(self.padding):
+        if any(g.padding):
             pad = T.Bind(T.cast(buffers["parameters"][PADDING], "uint8"))
         with T.serial(first, last) as p:
-            y0 = T.Bind(tirx.truncdiv(p, T.int32(self.out_width)) * sy - top)
-            x0 = T.Bind(tirx.truncmod(p, T.int32(self.out_width)) * sx - left)
+            y0 = T.Bind(tirx.truncdiv(p, T.int32(g.out_width)) * sy - top)
+            x0 = T.Bind(tirx.truncmod(p, T.int32(g.out_width)) * sx - left)
             target = T.Bind((p - first + origin) * stride)
             for ky in range(kh):
                 if self.whole_rows:
-                    source = ((y0 + ky) * self.width + x0) * pixel
-                    _copy(isa, self.plain, x, source, rows, target + int(position[ky, 0, 0]), kw * self.channels)
+                    source = ((y0 + ky) * g.in_width + x0) * pixel
+                    _copy(isa, self.plain, x, source, rows, target + int(position[ky, 0, 0]), kw * g.in_channels)
                     continue
                 for kx in range(kw):
-                    source = ((y0 + ky) * self.width + x0 + kx) * pixel
+                    source = ((y0 + ky) * g.in_width + x0 + kx) * pixel
                     goal = target + int(position[ky, kx, 0])
                     if pad is None:
-                        _copy(isa, self.plain, x, source, rows, goal, self.channels)
+                        _copy(isa, self.plain, x, source, rows, goal, g.in_channels)
                         continue
-                    inside = tirx.all(y0 + ky >= 0, y0 + ky < self.height, x0 + kx >= 0, x0 + kx < self.width)
+                    inside = tirx.all(y0 + ky >= 0, y0 + ky < g.in_height, x0 + kx >= 0, x0 + kx < g.in_width)
                     with T.If(inside):
                         with T.Then():
-                            _copy(isa, self.plain, x, source, rows, goal, self.channels)
+                            _copy(isa, self.plain, x, source, rows, goal, g.in_channels)
                         with T.Else():
-                            _fill(isa, pad, rows, goal, self.channels)
+                            _fill(isa, pad, rows, goal, g.in_channels)
 
 
 def _copy(isa: Isa, plain: bool, x: Buffer, source: Expr, rows: Buffer, target: Expr, count: int) -> None:

@@ -1,34 +1,52 @@
-"""Lowers an int8 graph to x86-64 kernels: which operators share one, how tensors are stored, how weights are packed.
+"""Lowers an int8 graph to x86-64 kernels: how tensors are stored, how weights are packed, what a task does.
 
-A tensor between kernels is stored as u = q + 128, NHWC, each pixel padded to whole cache lines (``stored_channels``).
-The convolutions' zero-point correction, (128 + z_in) times the sum of a channel's weights, is in the biases.
+What shares a kernel is the row "x86" of ``fusion.RULES``. A tensor between kernels is stored as u = q + 128, NHWC, each
+pixel padded to whole cache lines (``stored_channels``); the biases hold what that adds to a sum, 128 times the sum of a
+channel's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ....models import graph as ir
-from ....runtime import arithmetic
+from ....runtime.plan import COPY
+from ....runtime.units import (
+    Addition,
+    Convolution,
+    DepthwiseConvolution,
+    MaxPool,
+    Mean,
+    Rectifier,
+    Scaling,
+    Table,
+    Unit,
+)
 from ....targets.spec import TargetSpec
-from ..kernel_call import Activation, KernelCall, Weights, pad_to, task_size, wrap_int32
-from . import layout
-from .conv import Convolution, Producer, Rows
-from .depthwise import Depthwise, DepthwiseAlone, DepthwiseAny
-from .elementwise import AveragePool, Convert, Elementwise, MaxPool
+from ...fusion import RULES, is_banded, units
+from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
+from . import conv, depthwise, elementwise, layout
 from .gather import Gather
-from .product import LARGEST_BLOCK, Product, panel_starts
-from .vector import AVX2, AVX512VNNI, Isa, lane_order
-
-Array = NDArray[np.generic]
+from .layout import ceil_div, row_stride, stored_channels
+from .product import LARGEST_BLOCK, Product, column_order, pack_matrix
+from .vector import AVX2, AVX512VNNI, Isa, in_lanes
 
 INT32_LIMIT = 2.0**31 - 2.0**8
 PANEL_WEIGHTS = 3 << 18  # matrices larger than this are walked through once, by columns
+
+Operands = tuple[Activation | Weights, ...]
+Kernel = (
+    conv.Convolution
+    | Product
+    | depthwise.DepthwiseAlone
+    | depthwise.DepthwiseAny
+    | elementwise.Elementwise
+    | elementwise.MaxPool
+    | elementwise.AveragePool
+)
 
 
 def isa_of(target: TargetSpec) -> Isa:
@@ -43,419 +61,245 @@ def isa_of(target: TargetSpec) -> Isa:
 def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> tuple[KernelCall, ...]:
     """Given: an int8 graph of batch 1. Result: the straight line of kernel calls that computes it.
 
-    ``choices`` are measured task sizes. Raises GraphError for an operator, or a shape of one, that there is no kernel
-    for, ValueError for a choice that cannot be.
+    ``choices`` are measured task sizes. Raises GraphError for what there is no kernel for, ValueError for a choice that
+    cannot be.
     """
-    return _Lowering(graph, isa_of(target), choices).calls()
+    check_one_image(graph)
+    made = units(graph, RULES["x86"])
+    stored = {name for unit in made for name in unit.inputs if not _reads_plain(unit)} | set(graph.outputs)
+    lowering = _Lowering(graph, isa_of(target), choices, {node.name for node in graph.inputs} - stored)
+    calls: list[KernelCall] = []
+    for node in graph.inputs:
+        if node.name in stored:
+            calls.append(lowering.convert("import", node))
+        if node.name in graph.outputs:
+            calls.append(lowering.convert("export", node))
+    for unit in made:
+        calls += lowering.calls(unit)
+        if unit.name in graph.outputs:
+            calls.append(lowering.convert("export", unit.last.node))
+    return tuple(calls)
+
+
+def _reads_plain(unit: Unit) -> bool:
+    """Whether a unit can read the network's input as it comes."""
+    return isinstance(unit.first, Convolution) and isinstance(unit.first.node.op, ir.Conv2d)
 
 
 @dataclass(frozen=True)
-class _LeftHandSide:
-    """The left-hand matrix of a convolution: what makes its rows, of which tensor, with which constants and
-    multiply-accumulates of its own."""
+class _Rows:
+    """What makes the left-hand matrix of a convolution's product, with its operands and its words of parameters."""
 
-    producer: Producer
-    x: Activation
-    constants: tuple[Weights, ...]
-    macs: int
+    producer: conv.Producer
+    operands: Operands
+    parameters: Mapping[int, int]
 
 
+@dataclass(frozen=True)
 class _Lowering:
-    """One walk over the graph."""
+    """What decides how a unit becomes calls. ``plain`` are the inputs that stay as they come."""
 
-    def __init__(self, graph: ir.Graph, isa: Isa, choices: Mapping[str, int] | None) -> None:
-        self.graph = graph
-        self.choices = choices
-        self.isa = isa
-        self.fused = {node.name for node in graph.nodes if self._in_next_convolution(node)}
-        self.absorbed = {node.name for node in graph.nodes if self._in_depthwise(node)}
+    graph: ir.Graph
+    isa: Isa
+    choices: Mapping[str, int] | None
+    plain: set[str]
 
-    def calls(self) -> tuple[KernelCall, ...]:
-        result: list[KernelCall] = []
-        for node in self.graph.nodes:
-            if node.type.shape[0] != 1 or len(node.type.shape) not in (2, 4):
-                raise ir.GraphError(f"{node.name}: kernels take one image, the shape is {node.type.shape}", node.name)
-            if node.name not in self.fused and node.name not in self.absorbed:
-                result += self._node(node)
-            if node.name in self.graph.outputs:
-                result.append(self._export(node))
-        return tuple(result)
-
-    def _node(self, node: ir.Node) -> list[KernelCall]:
-        match node.op:
-            case ir.Input():
-                return self._input(node)
-            case ir.Conv2d() | ir.FullyConnected():
-                return self._convolution(node)
-            case ir.DepthwiseConv2d():
-                return self._depthwise(node)
-            case ir.MaxPool2d():
-                return [self._max_pool(node, node.op)]
-            case ir.Add() | ir.Relu() | ir.Lookup():
-                return [self._elementwise(node)]
-            case ir.GlobalAveragePool():
-                return [self._average_pool(node)]
-        raise ir.GraphError(f"{node.name}: no x86 kernel for {type(node.op).__name__}", node.name, node.path)
-
-    # What shares a kernel.
-
-    def _is_banded(self, node: ir.Node) -> bool:
-        """Whether a depthwise convolution is 3x3 at stride 1 with one pixel of padding."""
-        op = node.op
-        return (
-            isinstance(op, ir.DepthwiseConv2d)
-            and self.graph.constants[node.inputs[1]].type.shape[:2] == (3, 3)
-            and op.strides == (1, 1)
-            and op.padding == (1, 1, 1, 1)
-        )
-
-    def _in_next_convolution(self, node: ir.Node) -> bool:
-        users = self.graph.users(node.name)
-        if not self._is_banded(node) or len(users) != 1 or node.name in self.graph.outputs:
-            return False
-        user = users[0]
-        return isinstance(user.op, ir.Conv2d) and _is_pointwise(self.graph, user)
-
-    def _in_depthwise(self, node: ir.Node) -> bool:
-        users = self.graph.users(node.name)
-        return (
-            isinstance(node.op, ir.Relu)
-            and bool(users)
-            and node.name not in self.graph.outputs
-            and all(self._is_banded(user) for user in users)
-        )
+    def calls(self, unit: Unit) -> list[KernelCall]:
+        match unit.anchor:
+            case Convolution():
+                return self._convolution(unit, unit.anchor)
+            case DepthwiseConvolution():
+                return [self._depthwise(unit, unit.anchor)]
+            case MaxPool():
+                kernel = elementwise.MaxPool(self.isa, unit.anchor.geometry)
+                return [self._call(unit, kernel, (self._activation(unit.inputs[0]),))]
+            case Addition():
+                return [self._addition(unit, unit.anchor)]
+            case Rectifier():
+                return [self._rectifier(unit, unit.anchor)]
+            case Table():
+                return [self._table(unit, unit.anchor)]
+            case Mean():
+                return [self._mean(unit, unit.anchor)]
 
     # Where tensors lie.
 
-    def _stored(self, name: str) -> str:
-        """The name of a tensor's stored form; the plain name is the network's input's or output's plain form."""
-        plain = isinstance(self.graph.node(name).op, ir.Input) or name in self.graph.outputs
-        return f"{name}:stored" if plain else name
-
     def _activation(self, name: str) -> Activation:
-        pixels, channels = _pixels(self.graph.type_of(name).shape)
-        return Activation(self._stored(name), "uint8", pixels * layout.stored_channels(channels))
+        """A tensor as kernels store it. The plain name is a network's input's or output's plain form."""
+        _, height, width, channels = ir.image_shape(self.graph.type_of(name).shape)
+        if name in self.plain:
+            return Activation(name, "int8", height * width * channels)
+        end = isinstance(self.graph.node(name).op, ir.Input) or name in self.graph.outputs
+        count = height * width * stored_channels(channels)
+        return Activation(f"{name}:stored" if end else name, "uint8", count)
 
-    def _reads_plain(self, user: ir.Node) -> bool:
-        return isinstance(user.op, ir.Conv2d)
+    def convert(self, kind: str, node: ir.Node) -> KernelCall:
+        """``import``s an input of the network, or ``export``s an output."""
+        _, height, width, channels = ir.image_shape(node.type.shape)
+        kernel = elementwise.Convert(kind, height * width, channels)
+        plain = Activation(node.name, "int8", height * width * channels)
+        stored = self._activation(node.name)
+        x, y = (plain, stored) if kind == "import" else (stored, plain)
+        return KernelCall(kernel.symbol, kernel.build, (x, y), y.name, node.name, COPY, node.path, tasks=kernel.tasks)
 
-    def _input(self, node: ir.Node) -> list[KernelCall]:
-        if all(self._reads_plain(user) for user in self.graph.users(node.name)) and node.name not in self.graph.outputs:
-            return []
-        pixels, channels = _pixels(node.type.shape)
-        kernel = Convert("import", pixels, channels)
-        source = Activation(node.name, "int8", pixels * channels)
-        target = self._activation(node.name)
-        return [KernelCall(kernel.symbol, kernel.build, (source, target), target.name, node.name, tasks=kernel.tasks)]
-
-    def _export(self, node: ir.Node) -> KernelCall:
-        pixels, channels = _pixels(node.type.shape)
-        kernel = Convert("export", pixels, channels)
-        target = Activation(node.name, "int8", pixels * channels)
-        operands = (self._activation(node.name), target)
+    def _call(self, unit: Unit, kernel: Kernel, operands: Operands, size: TaskSize | None = None) -> KernelCall:
+        y = self._activation(unit.name)
         return KernelCall(
-            kernel.symbol, kernel.build, operands, node.name, node.name, path=node.path, tasks=kernel.tasks
-        )
+            kernel.symbol, kernel.build, (*operands, y), y.name, unit.name, unit.kind, unit.path, unit.macs,
+            kernel.tasks, size,
+        )  # fmt: skip
 
     # Operators that multiply matrices.
 
-    def _convolution(self, node: ir.Node) -> list[KernelCall]:
-        weights = self.graph.constants[node.inputs[1]].data
-        if isinstance(node.op, ir.FullyConnected):
-            op, weights = ir.Conv2d((1, 1), (0, 0, 0, 0), node.op.relu), weights[:, None, None, :]
-        else:
-            assert isinstance(node.op, ir.Conv2d)
-            op = node.op
-        pixels, channels = _pixels(node.type.shape)
-        parameters = np.zeros(layout.PARAMETERS, np.int32)
-        parameters[layout.OUT_ZERO] = node.type.per_tensor.zero_point + 128
-        parameters[layout.OUT_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
-        left = self._left_hand_side(node, op, (weights.shape[1], weights.shape[2]), parameters)
-        position = left.producer.k_position(self.isa)
+    def _convolution(self, unit: Unit, stage: Convolution) -> list[KernelCall]:
+        isa, integers = self.isa, _integers(stage)
+        pixels, channels = stage.geometry.out_pixels, stage.geometry.out_channels
+        rows = self._prologue(unit, unit.depthwise) if unit.depthwise else self._gather(stage)
+        position = rows.producer.k_position(isa).reshape(-1)
         k = int(position.max()) + 1
         matrix = np.zeros((channels, k), np.int64)
-        matrix[:, position.reshape(-1)] = weights.reshape(channels, -1)
-        constants, bounded = self._product_constants(node, matrix)
-        finish = partial(KernelCall, name=node.name, path=node.path, macs=pixels * weights.size + left.macs)
-        target = self._activation(node.name)
-        operands: tuple[Activation | Weights, ...]
+        matrix[:, position] = stage.weights.reshape(channels, -1)
+        order, bounded = column_order(isa, channels), _is_bounded(integers)
+        out = {layout.OUT_ZERO: integers.zero_point + 128, layout.OUT_LOW: integers.low + 128}
+        operands = (
+            Weights(pack_matrix(isa, matrix)),
+            Weights(pad_to(wrap_int32(integers.start - 128 * integers.weight_sums), order.size)[order]),
+            Weights(pad_to(integers.multipliers, order.size)[order]),
+            _parameters({**rows.parameters, **out}),
+        )
         if matrix.size <= PANEL_WEIGHTS and pixels > 1:
-            draft = Convolution(self.isa, left.producer, pixels, k, channels, 0, bounded)
+            draft = conv.Convolution(isa, rows.producer, pixels, k, channels, 0, bounded)
             size = task_size(self.choices, draft.symbol, pixels_per_task(pixels, k), pixels, LARGEST_BLOCK)
-            product = replace(draft, pixels_per_task=size.value)
-            y = Activation(target.name, "uint8", product.output_count)
-            operands = (left.x, *left.constants, *constants, Weights(parameters), y)
-            return [finish(product.symbol, product.build, operands, y.name, tasks=product.tasks, size=size)]
-        calls, a, stride = self._rows(node, left, k, parameters)
-        columns = Product(self.isa, pixels, k, channels, bounded, stride)
-        operands = (a, *constants, Weights(parameters), target)
-        return [*calls, finish(columns.symbol, columns.build, operands, target.name, tasks=columns.tasks)]
+            kernel = replace(draft, pixels_per_task=size.value)
+            return [self._call(unit, kernel, (*rows.operands, *operands), size)]
+        if isinstance(rows.producer, Gather) and isa.vnni and rows.producer.copies_nothing:
+            product = Product(isa, pixels, k, channels, bounded, rows.producer.pixel_stride)
+            return [self._call(unit, product, (*rows.operands, *operands))]
+        first = self._rows_call(unit, rows, operands[-1], k)
+        product = Product(isa, pixels, k, channels, bounded, row_stride(k))
+        return [first, self._call(unit, product, (first.operands[-1], *operands))]
 
-    def _left_hand_side(
-        self, node: ir.Node, op: ir.Conv2d, kernel: tuple[int, int], parameters: NDArray[np.int32]
-    ) -> _LeftHandSide:
-        """Of a convolution's product. Sets the ``parameters`` that making its rows takes."""
-        source = self.graph.node(node.inputs[0])
-        if source.name in self.fused:
-            producer, constants, x, macs = self._depthwise_producer(source, parameters)
-            return _LeftHandSide(producer, x, constants, macs)
-        shape = source.type.shape
-        height, width, channels = shape[1:] if len(shape) == 4 else (1, 1, shape[1])
-        out_width = node.type.shape[2] if len(node.type.shape) == 4 else 1
-        plain = isinstance(source.op, ir.Input) and self._input(source) == []
-        gather = Gather(height, width, channels, kernel, op.strides, op.padding, out_width, plain)
-        parameters[layout.PADDING] = source.type.per_tensor.zero_point + 128
-        x = Activation(source.name, "int8", height * width * channels) if plain else self._activation(source.name)
-        return _LeftHandSide(gather, x, (), 0)
-
-    def _rows(
-        self, node: ir.Node, left: _LeftHandSide, k: int, parameters: NDArray[np.int32]
-    ) -> tuple[list[KernelCall], Activation, int]:
-        """The left-hand matrix in memory, and elements from row to row: the input itself, or what a call makes."""
-        if isinstance(left.producer, Gather) and self.isa.vnni and left.producer.copies_nothing:
-            return [], left.x, layout.stored_channels(left.producer.channels)
-        source = self.graph.node(node.inputs[0])
-        rows = Rows(self.isa, left.producer, _pixels(node.type.shape)[0], k)
-        a = Activation(f"{node.name}:rows", self.isa.operand, rows.count)
-        operands: tuple[Activation | Weights, ...] = (left.x, *left.constants, Weights(parameters), a)
-        call = KernelCall(rows.symbol, rows.build, operands, a.name, source.name, path=source.path, tasks=rows.tasks)
-        return [call], a, layout.row_stride(k)
-
-    def _product_constants(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[tuple[Weights, ...], bool]:
-        """Packed weights, biases and multipliers of ``matrix`` (N, K), and whether every product fits int32."""
-        isa, channels = self.isa, matrix.shape[0]
-        bias, multipliers, bounded = self._biases(node, matrix)
-        starts = panel_starts(isa, channels)
-        order = np.concatenate([first + lane_order(isa, vectors).reshape(-1) for first, vectors in starts])
-        constants = (
-            _pack_matrix(isa, matrix, order),
-            Weights(pad_to(bias, order.size)[order]),
-            Weights(pad_to(multipliers, order.size)[order]),
+    def _rows_call(self, unit: Unit, rows: _Rows, parameters: Weights, k: int) -> KernelCall:
+        """Writes the left-hand matrix to memory."""
+        source = self.graph.node(unit.anchor.node.inputs[0])
+        kernel = conv.Rows(self.isa, rows.producer, unit.anchor.geometry.out_pixels, k)
+        y = Activation(f"{unit.name}:rows", self.isa.operand, kernel.count)
+        kind = "depthwise" if unit.depthwise else COPY
+        operands = (*rows.operands, parameters, y)
+        return KernelCall(
+            kernel.symbol, kernel.build, operands, y.name, source.name, kind, source.path, tasks=kernel.tasks
         )
-        return constants, bounded
 
-    def _biases(self, node: ir.Node, matrix: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
-        """Biases with the zero-point correction (modulo 2^32), multipliers, and the bound."""
-        source, weights = (self.graph.type_of(name) for name in node.inputs[:2])
-        bias = self.graph.constants[node.inputs[2]].data.astype(np.int64)
-        multipliers = arithmetic.output_multipliers(
-            source.per_tensor.scale, weights.per_axis.scales, node.type.per_tensor.scale
-        )
-        corrected = bias - (128 + source.per_tensor.zero_point) * matrix.sum(axis=1)
-        largest = (np.abs(matrix).sum(axis=1) * 255 + np.abs(bias)).astype(np.float64) * multipliers
-        return wrap_int32(corrected), multipliers, bool(largest.max(initial=0) < INT32_LIMIT)
+    def _gather(self, stage: Convolution) -> _Rows:
+        """Rows of what the windows see."""
+        x = self._activation(stage.node.inputs[0])
+        producer = Gather(stage.geometry, plain=x.dtype == "int8")
+        return _Rows(producer, (x,), {layout.PADDING: _integers(stage).padding + 128})
 
-    def _depthwise_producer(
-        self, node: ir.Node, parameters: NDArray[np.int32]
-    ) -> tuple[Depthwise, tuple[Weights, ...], Activation, int]:
-        """A banded depthwise convolution as a producer: what it reads, and its multiply-accumulates."""
-        assert isinstance(node.op, ir.DepthwiseConv2d)
-        isa = self.isa
-        relu = node.inputs[0] in self.absorbed
-        _, height, width, channels = node.type.shape
-        source = self.graph.type_of(node.inputs[0])
-        taps = self.graph.constants[node.inputs[1]].data.astype(np.int64)  # (3, 3, C)
-        _, multipliers, bounded = self._biases(node, taps.reshape(9, channels).T)
-        producer = Depthwise(height, width, channels, relu, bounded)
+    def _prologue(self, unit: Unit, stage: DepthwiseConvolution) -> _Rows:
+        """Rows of what a banded depthwise convolution makes."""
+        isa, integers, taps = self.isa, _integers(stage), stage.weights.astype(np.int64)  # (3, 3, C)
+        producer = depthwise.Depthwise(stage.geometry, unit.rectifier is not None, _is_bounded(integers))
         total = producer.chunks(isa) * isa.bytes
         packed, biases = [], []
         for variant in range(producer.variants):
-            rows = taps.copy()
-            if variant == 1 or height == 1:
-                rows[0] = 0
-            if variant == 2 or height == 1:
-                rows[2] = 0
-            bias, _, _ = self._biases(node, rows.reshape(9, channels).T)
-            packed.append(_pack_taps(isa, rows, total))
-            biases.append(_in_lanes(isa, pad_to(bias, total)))
-        zero = node.type.per_tensor.zero_point
-        parameters[layout.ROW_ZERO] = zero + 128
-        parameters[layout.ROW_LOW] = arithmetic.lower_bound(zero, node.op.relu) + 128
-        parameters[layout.PADDING] = (source.per_tensor.zero_point + 128) * 0x00010101
-        read = node.inputs[0]
-        if relu:
-            read = self.graph.node(read).inputs[0]
-            parameters[layout.RELU_ZERO] = self.graph.type_of(read).per_tensor.zero_point + 128
+            used = taps.copy()
+            if variant == 1 or producer.variants == 1:
+                used[0] = 0
+            if variant == 2 or producer.variants == 1:
+                used[2] = 0
+            bias = stage.bias.astype(np.int64) - (128 + integers.padding) * used.sum(axis=(0, 1))
+            packed.append(depthwise.pack_taps(isa, used, total))
+            biases.append(in_lanes(isa, pad_to(wrap_int32(bias), total)))
         constants = (
             Weights(np.concatenate(packed)),
             Weights(np.concatenate(biases)),
-            Weights(_in_lanes(isa, pad_to(multipliers, total))),
+            Weights(in_lanes(isa, pad_to(integers.multipliers, total))),
         )
-        return producer, constants, self._activation(read), height * width * 9 * channels
+        parameters = {
+            layout.ROW_ZERO: integers.zero_point + 128,
+            layout.ROW_LOW: integers.low + 128,
+            layout.PADDING: (integers.padding + 128) * 0x00010101,
+        }
+        if unit.rectifier is not None:
+            assert unit.rectifier.zero_point is not None
+            parameters[layout.RELU_ZERO] = unit.rectifier.zero_point + 128
+        return _Rows(producer, (self._activation(unit.inputs[0]), *constants), parameters)
 
-    def _depthwise(self, node: ir.Node) -> list[KernelCall]:
-        assert isinstance(node.op, ir.DepthwiseConv2d)
-        isa, op, target = self.isa, node.op, self._activation(node.name)
-        parameters = np.zeros(layout.PARAMETERS, np.int32)
-        if self._is_banded(node):
-            banded, constants, x, macs = self._depthwise_producer(node, parameters)
-            alone = DepthwiseAlone(isa, banded)
-            operands: tuple[Activation | Weights, ...] = (x, *constants, Weights(parameters), target)
-            return [
-                KernelCall(
-                    alone.symbol,
-                    alone.build,
-                    operands,
-                    target.name,
-                    node.name,
-                    path=node.path,
-                    macs=macs,
-                    tasks=alone.tasks,
-                )
-            ]
-        source = self.graph.type_of(node.inputs[0])
-        taps = self.graph.constants[node.inputs[1]].data.astype(np.int32)
-        bias = self.graph.constants[node.inputs[2]].data
-        (kh, kw, channels), (_, height, width, _) = taps.shape, source.shape
-        _, out_height, out_width, _ = node.type.shape
-        _, multipliers, bounded = self._biases(node, taps.reshape(kh * kw, channels).T.astype(np.int64))
-        padding = (op.padding[0], op.padding[2])
-        kernel = DepthwiseAny(
-            isa, height, width, channels, (kh, kw), op.strides, padding, out_height, out_width, bounded
-        )
+    def _depthwise(self, unit: Unit, stage: DepthwiseConvolution) -> KernelCall:
+        isa, integers = self.isa, _integers(stage)
+        if is_banded(stage.geometry):
+            rows = self._prologue(unit, stage)
+            assert isinstance(rows.producer, depthwise.Depthwise)
+            alone = depthwise.DepthwiseAlone(isa, rows.producer)
+            return self._call(unit, alone, (*rows.operands, _parameters(rows.parameters)))
+        kernel = depthwise.DepthwiseAny(isa, stage.geometry, _is_bounded(integers))
         total = kernel.chunks * isa.bytes
-        parameters[0] = source.per_tensor.zero_point + 128
-        parameters[layout.ROW_ZERO] = node.type.per_tensor.zero_point + 128
-        parameters[layout.ROW_LOW] = arithmetic.lower_bound(node.type.per_tensor.zero_point, op.relu) + 128
-        in_lanes = [_in_lanes(isa, pad_to(tap, total)) for tap in taps.reshape(kh * kw, channels)]
+        taps = stage.weights.astype(np.int32).reshape(stage.geometry.taps, -1)
         operands = (
-            self._activation(node.inputs[0]),
-            Weights(np.concatenate(in_lanes)),
-            Weights(_in_lanes(isa, pad_to(bias, total))),
-            Weights(_in_lanes(isa, pad_to(multipliers, total))),
-            Weights(parameters),
-            target,
+            self._activation(unit.inputs[0]),
+            Weights(np.concatenate([in_lanes(isa, pad_to(tap, total)) for tap in taps])),
+            Weights(in_lanes(isa, pad_to(stage.bias, total))),
+            Weights(in_lanes(isa, pad_to(integers.multipliers, total))),
+            _parameters(
+                {
+                    0: integers.padding + 128,
+                    layout.ROW_ZERO: integers.zero_point + 128,
+                    layout.ROW_LOW: integers.low + 128,
+                }
+            ),
         )
-        macs = out_height * out_width * kh * kw * channels
-        return [
-            KernelCall(
-                kernel.symbol,
-                kernel.build,
-                operands,
-                target.name,
-                node.name,
-                path=node.path,
-                macs=macs,
-                tasks=out_height,
-            )
-        ]
+        return self._call(unit, kernel, operands)
 
     # The others.
 
-    def _max_pool(self, node: ir.Node, op: ir.MaxPool2d) -> KernelCall:
-        _, height, width, channels = self.graph.type_of(node.inputs[0]).shape
-        _, out_height, out_width, _ = node.type.shape
-        if any(pad >= size for pad, size in zip(op.padding, (op.kernel[0],) * 2 + (op.kernel[1],) * 2, strict=True)):
-            raise ir.GraphError(f"{node.name}: a pooling window lies in the padding alone", node.name, node.path)
-        kernel = MaxPool(
-            self.isa,
-            height,
-            width,
-            channels,
-            op.kernel,
-            op.strides,
-            (op.padding[0], op.padding[2]),
-            out_height,
-            out_width,
+    def _elementwise(self, unit: Unit, kind: str, constants: Weights) -> KernelCall:
+        inputs = [self._activation(name) for name in unit.inputs]
+        kernel = elementwise.Elementwise(self.isa, kind, inputs[0].count)
+        return self._call(unit, kernel, (*inputs, constants))
+
+    def _addition(self, unit: Unit, stage: Addition) -> KernelCall:
+        assert stage.integers is not None
+        c = stage.integers.constants
+        bias = c.bias - 128 * (c.a_multiplier + c.b_multiplier)
+        words = stage.integers.zero_point + 128, stage.integers.low + 128, c.a_multiplier, c.b_multiplier, bias, c.shift
+        return self._elementwise(unit, "add", _parameters(dict(enumerate(words))))
+
+    def _rectifier(self, unit: Unit, stage: Rectifier) -> KernelCall:
+        assert stage.zero_point is not None
+        return self._elementwise(unit, "relu", _parameters({0: stage.zero_point + 128}))
+
+    def _table(self, unit: Unit, stage: Table) -> KernelCall:
+        assert stage.table is not None
+        return self._elementwise(unit, "lookup", Weights(elementwise.pack_table(self.isa, stage.table)))
+
+    def _mean(self, unit: Unit, stage: Mean) -> KernelCall:
+        assert stage.integers is not None
+        pixels, multiplier = stage.geometry.in_pixels, stage.integers.multiplier
+        bounded = bool(float(multiplier) * 255 * pixels < INT32_LIMIT)
+        kernel = elementwise.AveragePool(self.isa, pixels, stage.geometry.in_channels, bounded)
+        constants = (
+            _parameters({0: stage.integers.zero_point + 128, 2: stage.integers.start - 128 * pixels}),
+            Weights(multiplier.reshape(1)),
         )
-        target = self._activation(node.name)
-        operands = (self._activation(node.inputs[0]), target)
-        return KernelCall(
-            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=out_height
-        )
-
-    def _elementwise(self, node: ir.Node) -> KernelCall:
-        sources = [self.graph.type_of(name).per_tensor for name in node.inputs]
-        out = node.type.per_tensor
-        parameters = np.zeros(6, np.int64)
-        if isinstance(node.op, ir.Relu):
-            kind = "relu"
-            parameters[0] = sources[0].zero_point + 128
-        else:
-            relu = isinstance(node.op, ir.Add) and node.op.relu
-            parameters[0] = out.zero_point + 128
-            parameters[1] = arithmetic.lower_bound(out.zero_point, relu) + 128
-            if isinstance(node.op, ir.Add):
-                kind = "add"
-                a, b = sources
-                c = arithmetic.add_constants(a.scale, a.zero_point, b.scale, b.zero_point, out.scale)
-                bias = c.bias - 128 * (c.a_multiplier + c.b_multiplier)
-                parameters[2:] = c.a_multiplier, c.b_multiplier, bias, c.shift
-            else:
-                kind = "requantize"
-                k = arithmetic.requantize_multiplier(sources[0].scale, out.scale)
-                parameters[2], parameters[4] = k, 128 - (128 + sources[0].zero_point) * k
-        target = self._activation(node.name)
-        kernel = Elementwise(self.isa, kind, target.count)
-        inputs = [self._activation(name) for name in node.inputs]
-        operands: tuple[Activation | Weights, ...] = (*inputs, Weights(wrap_int32(parameters)), target)
-        return KernelCall(
-            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=kernel.tasks
-        )
-
-    def _average_pool(self, node: ir.Node) -> KernelCall:
-        source, out = self.graph.type_of(node.inputs[0]), node.type.per_tensor
-        pixels, channels = _pixels(source.shape)
-        m = arithmetic.average_multiplier(source.per_tensor.scale, out.scale, pixels)
-        kernel = AveragePool(self.isa, pixels, channels, bool(float(m) * 255 * pixels < INT32_LIMIT))
-        parameters = np.zeros(6, np.int64)
-        parameters[:3] = out.zero_point + 128, 0, -(128 + source.per_tensor.zero_point) * pixels
-        target = self._activation(node.name)
-        operands = (
-            self._activation(node.inputs[0]),
-            Weights(wrap_int32(parameters)),
-            Weights(m.reshape(1)),
-            target,
-        )
-        return KernelCall(
-            kernel.symbol, kernel.build, operands, target.name, node.name, path=node.path, tasks=kernel.tasks
-        )
+        return self._call(unit, kernel, (self._activation(unit.inputs[0]), *constants))
 
 
-def _pixels(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Pixels and channels of (1, H, W, C) or (1, C)."""
-    return (shape[1] * shape[2], shape[3]) if len(shape) == 4 else (1, shape[1])
+def _integers(stage: Convolution | DepthwiseConvolution) -> Scaling:
+    assert stage.integers is not None
+    return stage.integers
 
 
-def _is_pointwise(graph: ir.Graph, node: ir.Node) -> bool:
-    op = node.op
-    return (
-        isinstance(op, ir.Conv2d)
-        and graph.constants[node.inputs[1]].type.shape[1:3] == (1, 1)
-        and op.strides == (1, 1)
-        and not any(op.padding)
-    )
+def _is_bounded(integers: Scaling) -> bool:
+    """Whether every accumulator times its multiplier fits int32, however it is rounded."""
+    return integers.largest_scaled < INT32_LIMIT
 
 
-def _pack_matrix(isa: Isa, matrix: NDArray[np.int64], order: NDArray[np.int64]) -> Weights:
-    """(N, K) in panels of columns: panel, group of products, column in ``order``, product within the group."""
-    channels, k = matrix.shape
-    steps = layout.ceil_div(k, isa.group)
-    padded = np.zeros((order.size, steps * isa.group), isa.weight)
-    padded[:channels, :k] = matrix
-    columns = padded[order].reshape(order.size, steps, isa.group)
-    panels = [
-        columns[first : first + vectors * isa.words].transpose(1, 0, 2).reshape(-1)
-        for first, vectors in panel_starts(isa, channels)
-    ]
-    return Weights(np.concatenate(panels))
-
-
-def _in_lanes(isa: Isa, values: Array) -> Array:
-    """Per-channel constants in the order of unpacked vectors, chunk by chunk."""
-    return values.reshape(-1, isa.bytes)[:, lane_order(isa).reshape(-1)].reshape(-1)
-
-
-def _pack_taps(isa: Isa, taps: NDArray[np.int64], total: int) -> Array:
-    """(3, 3, C) -> per chunk of channels, per column of taps, per vector: the words' (row 0, row 1, row 2, 0)."""
-    padded = np.zeros((4, 3, total), isa.weight)
-    padded[:3, :, : taps.shape[2]] = taps
-    words = padded.reshape(4, 3, -1, isa.bytes)[..., lane_order(isa)]  # row, column, chunk, vector, word
-    words = words.transpose(2, 1, 3, 4, 0)  # chunk, column, vector, word, row
-    if isa.vnni:
-        return words.reshape(-1)
-    pairs = words[..., [[0, 2], [1, 3]]]  # chunk, column, vector, word, half, pair
-    return pairs.transpose(0, 1, 2, 4, 3, 5).reshape(-1)
+def _parameters(words: Mapping[int, int]) -> Weights:
+    """A kernel's scalars: a word at each index, modulo 2^32, and zero elsewhere."""
+    values = np.zeros(layout.PARAMETERS, np.int64)
+    values[list(words)] = list(words.values())
+    return Weights(wrap_int32(values))
 
 
 def pixels_per_task(pixels: int, k: int) -> int:
@@ -466,9 +310,9 @@ def pixels_per_task(pixels: int, k: int) -> int:
     """
 
     def waste(count: int) -> float:
-        tasks = -(-pixels // count)
-        alone, two, four = (min(-(-tasks // threads) * count, pixels) * threads / pixels for threads in (1, 2, 4))
-        missing = -(-count // LARGEST_BLOCK) * LARGEST_BLOCK / count - 1
+        tasks = ceil_div(pixels, count)
+        alone, two, four = (min(ceil_div(tasks, threads) * count, pixels) * threads / pixels for threads in (1, 2, 4))
+        missing = ceil_div(count, LARGEST_BLOCK) * LARGEST_BLOCK / count - 1
         return 0.4 * alone + 0.4 * two + 0.2 * four + 0.05 * missing + 0.15 / count
 
     largest = max(LARGEST_BLOCK, min(pixels, 72 * 1024 // k, 192))

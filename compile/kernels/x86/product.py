@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..prim_func import Parameter
 from . import vector as v
 from .layout import OUT_ZERO, PARAMETERS, ceil_div, stored_channels
-from .vector import Buffer, Expr, Isa
+from .vector import Buffer, Expr, Isa, lane_order
 
 LARGEST_BLOCK = 6  # rows of a register block
 
@@ -54,6 +55,27 @@ def product_operands(isa: Isa, k: int, channels: int) -> list[Parameter]:
         Parameter("b", "int32", padded),
         Parameter("m", "float32", padded),
     ]
+
+
+def column_order(isa: Isa, channels: int) -> NDArray[np.int64]:
+    """Which output channel each of the panels' columns holds; those from ``channels`` on do not exist."""
+    return np.concatenate(
+        [first + lane_order(isa, vectors).reshape(-1) for first, vectors in panel_starts(isa, channels)]
+    )
+
+
+def pack_matrix(isa: Isa, matrix: NDArray[np.int64]) -> NDArray[np.generic]:
+    """(N, K) in panels of columns: panel, group of products, column, product within the group."""
+    channels, k = matrix.shape
+    order, steps = column_order(isa, channels), ceil_div(k, isa.group)
+    padded = np.zeros((order.size, steps * isa.group), isa.weight)
+    padded[:channels, :k] = matrix
+    columns = padded[order].reshape(order.size, steps, isa.group)
+    packed = [
+        columns[first : first + vectors * isa.words].transpose(1, 0, 2).reshape(-1)
+        for first, vectors in panel_starts(isa, channels)
+    ]
+    return np.concatenate(packed)
 
 
 @dataclass(frozen=True, eq=False)

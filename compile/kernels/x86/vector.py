@@ -86,6 +86,11 @@ def lane_order(isa: Isa, vectors: int = 4) -> NDArray[np.int64]:
     return (4 * (i * vectors + j) + word).reshape(vectors, isa.words)
 
 
+def in_lanes(isa: Isa, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Constants of channels, a multiple of ``isa.bytes``, in the order of unpacked vectors, chunk by chunk."""
+    return values.reshape(-1, isa.bytes)[:, lane_order(isa).reshape(-1)].reshape(-1)
+
+
 @cache
 def _indices(pattern: tuple[int, ...]) -> list[Expr]:
     return [tirx.const(i, "int32") for i in pattern]

@@ -15,10 +15,9 @@ from support.needs import requires_hardware
 
 from xceptile.compile.backends import cpu as backend
 from xceptile.compile.backends import native_runtime, relax_vm
-from xceptile.compile.kernels.kernel_call import Weights
 from xceptile.compile.kernels.x86 import lower as x86
 from xceptile.models import graph as ir
-from xceptile.runtime import reference
+from xceptile.runtime import arithmetic, reference
 from xceptile.runtime.engines.native import NativeEngine
 from xceptile.targets import catalog
 from xceptile.targets.spec import TargetSpec
@@ -133,6 +132,14 @@ def test_add_on_all_pairs(target: TargetSpec) -> None:
 
 
 @on_every_isa
+def test_lookups_in_random_tables(target: TargetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(arithmetic.FUNCTIONS, "random_table", int8_graphs.random_table)
+    for seed, shape in enumerate([(1, 2, 2, 64), (1, 19, 16, 9), (1, 700)]):
+        every_value = np.arange(np.prod(shape)).astype(np.int8).reshape(shape)
+        runs_as_reference(int8_graphs.table_graph(shape, seed), target, every_value)
+
+
+@on_every_isa
 def test_small_xception_in_any_order_of_tasks(target: TargetSpec) -> None:
     graph = int8_graphs.random_xception(71, 0.25, 10)
     inputs = int8_graphs.random_input(graph, 3)
@@ -177,15 +184,14 @@ def _middle_flow(blocks: int) -> ir.Graph:
 def test_a_fault_in_the_weights_is_seen(target: TargetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison is able to fail: one weight that is off by one changes an output."""
     graph = int8_graphs.random_operator_graph("conv", (1, 4, 4, 16), channels=16, kernel=(1, 1))
-    honest = x86._pack_matrix
+    honest = x86.pack_matrix
 
     def faulty(*args: Any) -> Any:
         packed = honest(*args)
-        changed = packed.data.copy()
-        changed[0] += -1 if changed[0] > 0 else 1
-        return Weights(changed)
+        packed[0] += -1 if packed[0] > 0 else 1
+        return packed
 
-    monkeypatch.setattr(x86, "_pack_matrix", faulty)
+    monkeypatch.setattr(x86, "pack_matrix", faulty)
     with pytest.raises(AssertionError):
         runs_as_reference(graph, target)
 
