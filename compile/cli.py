@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 
 try:
     import typer
@@ -116,13 +117,27 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         return 2
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """In the place of Python's own, which names a line of the program."""
+    err.print(f"warning: {message}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point of `xceptile`."""
+    warnings.showwarning = _show_warning
     sys.exit(_invoke(app, sys.argv[1:]))
 
 
 def compile_main() -> None:
     """Entry point of `compile`, the same as `xceptile compile`."""
+    warnings.showwarning = _show_warning
     sys.exit(_invoke(compile_app, sys.argv[1:]))
 
 

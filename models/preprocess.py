@@ -8,13 +8,18 @@ flags in EXIF are ignored, as both do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 # What Pillow decodes within this process, by its names, and the endings of such files. Nothing else is opened: Pillow
 # goes by what a file holds, not by its name, and starts Ghostscript on EPS.
@@ -27,6 +32,7 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
+MAX_SCALING_BYTES = 1 << 30  # of memory while one image is scaled; Pillow opens none of more than 0.7 GB
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")  # names of Pillow's filters, in lower case
 
 ORIGINS = ("file", "given", "assumed")  # the model's file says it, the user does, or nobody
@@ -181,17 +187,20 @@ def keras_input_spec(size: int = 299) -> InputSpec:
 def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
     """Pixels (height, width, channels), 0..255: RGB, or grey as Pillow weights the colours.
 
-    Transparency is dropped, of an animation the first picture is taken.
+    Transparency is dropped, of an animation the first picture is taken, of colours with 16 bits the upper 8. What
+    Pillow warns of is a warning with the file's name.
 
-    Raises ImageError for a file that holds none of ``FORMATS``, is truncated or missing, or grey with more than 8 bits,
-    which Pillow would clip: nothing says how such values become pixels.
+    Raises ImageError for a file that holds none of ``FORMATS``, is truncated or missing, so long and narrow that
+    scaling it takes more than ``MAX_SCALING_BYTES``, or grey with more than 8 bits, alpha or not, which Pillow would
+    clip: nothing says how such values become pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=tuple(FORMATS)) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                raise ValueError(f"it is grey with more than 8 bits, mode {image.mode}; convert it to 8")
+        with _warnings_of(path), Image.open(path, formats=tuple(FORMATS)) as image:
+            _refuse_deep_grey(image)
+            size = (spec.width, spec.height) if spec.resize is None else _shorter_side_to(spec.resize, image.size)
+            _refuse_to_scale_far(image.size, size)
             whole = image.convert("RGB" if spec.channels == 3 else "L")
     except UnidentifiedImageError as error:
         raise ImageError(
@@ -202,15 +211,45 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
         raise ImageError(
             f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)
         ) from error
-    filter_ = Image.Resampling[spec.interpolation.upper()]
-    if spec.resize is None:
-        resized = whole.resize((spec.width, spec.height), filter_)
-    else:
-        scaled = whole.resize(_shorter_side_to(spec.resize, whole.size), filter_)
-        # torchvision's center_crop: the offset is half the difference, rounded half to even.
-        left, top = round((scaled.width - spec.width) / 2), round((scaled.height - spec.height) / 2)
-        resized = scaled.crop((left, top, left + spec.width, top + spec.height))
-    return np.asarray(resized, np.uint8).reshape(spec.shape[1:])
+    scaled = whole.resize(size, Image.Resampling[spec.interpolation.upper()])
+    # torchvision's center_crop: the offset is half the difference, rounded half to even.
+    left, top = round((scaled.width - spec.width) / 2), round((scaled.height - spec.height) / 2)
+    cut = scaled.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(cut, np.uint8).reshape(spec.shape[1:])
+
+
+@contextmanager
+def _warnings_of(path: str | Path) -> Iterator[None]:
+    said: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for each in said:
+            warnings.warn(f"{path}: {each.message}", each.category, stacklevel=2)
+
+
+def _refuse_deep_grey(image: ImageFile) -> None:
+    # Grey with alpha becomes RGBA of 8 bits in Pillow: only its decoder's raw mode, such as LA;16B, tells.
+    raw = [word for tile in image.tile for word in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if deep or any(isinstance(word, str) and word.startswith(("L;16", "LA;16")) for word in raw):
+        raise ValueError(f"it is grey with more than 8 bits, mode {image.mode if deep else 'LA'}; convert it to 8")
+
+
+def _refuse_to_scale_far(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    """Pillow scales rows, then columns, in four bytes a pixel, by up to seven weights of eight bytes (src/libImaging/
+    Resample.c) for each pixel of a side.
+    """
+    (width, height), (new_width, new_height) = size, scaled
+    weights = max(width, new_width) + max(height, new_height)
+    needed = 4 * new_width * max(height, new_height) + 7 * 8 * weights
+    if needed > MAX_SCALING_BYTES:
+        raise ValueError(
+            f"it is {width}x{height} pixels, and scaling it to {new_width}x{new_height} takes {needed / 1e9:.1f} GB; "
+            "crop it"
+        )
 
 
 def _shorter_side_to(length: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -247,7 +286,14 @@ class PixelEncoding:
         return self.table is None
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
-        """uint8 pixels (..., C) -> the network's int8 input of the same shape."""
+        """uint8 pixels (..., C) -> the network's int8 input of the same shape.
+
+        Raises TypeError for another element type, ValueError for other channels than the table's.
+        """
+        if pixels.dtype != np.uint8:
+            raise TypeError(f"pixels are uint8, 0 to 255, as an image file has them, got {pixels.dtype}")
+        if self.table is not None and pixels.shape[-1:] != (len(self.table[0]),):
+            raise ValueError(f"the network takes pixels of {len(self.table[0])} channels, got {pixels.shape}")
         if self.table is None:
             return (pixels ^ np.uint8(0x80)).view(np.int8)
         columns = np.asarray(self.table, np.int8)

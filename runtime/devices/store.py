@@ -18,6 +18,7 @@ import re
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ class Scratch:
     """
 
     def __init__(self, link: Link, files: Mapping[str, tuple[Path, str]]) -> None:
-        self._link, self._sent, self._closed = link, b"", False
+        self._link, self._sent = link, b""
         self._inference_s = limits.SLOWEST_INFERENCE_S
         self._root, account = open_store(link)
         top = f"find {quoted([self._root])} -mindepth 1 -maxdepth 1"
@@ -193,6 +194,7 @@ class Scratch:
         self.folder = PurePosixPath(made.removesuffix("\n"))
         if self.folder.parent != self._root or not self.folder.name.startswith("run."):
             raise EngineError(f"{link.name}: mktemp there made {str(self.folder)!r}, not a folder in {self._root}")
+        self._end = weakref.finalize(self, _remove, link, self.folder, os.getpid())
         try:
             _push(link, self._root, account, files)
             self._link_to(files)
@@ -212,7 +214,7 @@ class Scratch:
         self, words: Sequence[str], images: bytes | None, result_bytes: int, inferences: int
     ) -> tuple[subprocess.CompletedProcess[str], bytes]:
         """``Execute`` on the device. Raises EngineError where it cannot be reached or does not answer in time."""
-        if self._closed:
+        if not self._end.alive:
             raise EngineError(f"{self._link.name}: the engine is closed")
         source, target = self.folder / "input.bin", self.folder / "output.bin"
         if images is not None:
@@ -244,7 +246,11 @@ class Scratch:
 
     def close(self) -> None:
         """Removes the folder from the device; what is kept by contents stays. Where the device is gone, it is left."""
-        if not self._closed:
-            self._closed = True
-            with suppress(EngineError):
-                self._link.shell(quoted(["rm", "-rf", self.folder]), limits.LAST_COMMAND_S)
+        self._end()
+
+
+def _remove(link: Link, folder: PurePosixPath, process: int) -> None:
+    """Also of a session that is dropped; not in a child of the process whose it is."""
+    if process == os.getpid():
+        with suppress(EngineError):
+            link.shell(quoted(["rm", "-rf", folder]), limits.LAST_COMMAND_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,9 @@ class NativeEngine:
         flags = _TIME_STEPS if time_steps else 0
         options = _Options(ctypes.sizeof(_Options), threads or 0, 0, flags, DEVICES.index(require_device))
         code = self._library.xct_open(bytes(directory), ctypes.byref(options), ctypes.byref(self._session))
+        # Also of an engine that is dropped: its threads and its memory are nobody's then.
+        self._end = weakref.finalize(self, self._library.xct_close, ctypes.c_void_p(self._session.value))
+        self._end.atexit = False  # the system takes them all
         if code != 0:
             message = self._last_error()
             self.close()
@@ -178,8 +182,8 @@ class NativeEngine:
 
     def close(self) -> None:
         """Ends the threads and frees the memory; the engine cannot be used afterwards."""
-        session, self._session = self._session, ctypes.c_void_p()
-        self._library.xct_close(session)
+        self._session = ctypes.c_void_p()
+        self._end()
 
     def __enter__(self) -> Self:
         return self

@@ -218,3 +218,9 @@ def test_pixels_are_flipped_or_looked_up(tmp_path: Path) -> None:
     mapped = write_bundle(tmp_path / "b", manifest(pixels=PixelEncoding(table)), FILES)
     expected = [[table[p][c] for c, p in enumerate(row)] for row in pixels.reshape(-1, 3)]
     assert open_bundle(mapped.path).quantize_pixels(pixels).reshape(-1, 3).tolist() == expected
+    for bundle in (plain, mapped):
+        for other in (np.float32, np.int8, np.int64, bool):
+            with pytest.raises(TypeError, match=rf"pixels are uint8, .* got {np.dtype(other)}"):
+                bundle.quantize_pixels(pixels.astype(other))  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(ValueError, match="takes pixels of 3 channels"):
+        mapped.quantize_pixels(pixels.reshape(1, 2, 1, 6))

@@ -179,6 +179,20 @@ def test_a_transfer_that_was_cut_off_goes_on(link: ssh.SshLink, home: Path, tmp_
     assert not part_of(link, home, digest).exists()
 
 
+def test_a_session_that_is_dropped_leaves_nothing_on_the_device(link: ssh.SshLink, home: Path) -> None:
+    scratch = Scratch(link, {})
+    folder = home / scratch.folder
+    assert folder.is_dir()
+    child = os.fork()
+    if child == 0:  # whose session it is not
+        del scratch
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert folder.is_dir()
+    del scratch
+    assert not folder.exists()
+
+
 def test_only_the_rest_is_sent(link: ssh.SshLink, home: Path, tmp_path: Path) -> None:
     file, digest = entry(tmp_path / "f", b"0123456789")
     part = part_of(link, home, digest)
@@ -321,9 +335,9 @@ def test_what_nobody_uses_goes(link: ssh.SshLink, home: Path) -> None:
         stamp = path.stat().st_mtime - days * 86400
         os.utime(path, (stamp, stamp))
     os.utime(home / link.root / "files", (stamp, stamp - 40 * 86400))
-    made = Scratch(link, {}).folder
+    scratch = Scratch(link, {})
     left = {path.relative_to(home / link.root).as_posix() for path in (home / link.root).rglob("*")}
-    assert left == {"run.new", "keep", "files", "files/b", "programs", made.name}
+    assert left == {"run.new", "keep", "files", "files/b", "programs", scratch.folder.name}
 
 
 def test_a_program_that_a_signal_ends_is_not_a_device_that_is_gone(kept: ssh.SshLink) -> None:

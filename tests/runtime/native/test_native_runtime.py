@@ -709,6 +709,22 @@ def test_a_closed_engine_and_a_failing_kernel(shipped: dict[str, Path]) -> None:
         engine.run(x)
 
 
+def test_an_engine_that_is_dropped_frees_its_threads_and_memory(shipped: dict[str, Path]) -> None:
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/task")), maps.count("/weights.bin")
+
+    before, x = held(), images(1)
+    engines = [NativeEngine(here(shipped), threads=3) for _ in range(5)]
+    np.testing.assert_array_equal(engines[0].run(x), expected(x))
+    assert held() == (before[0] + 5 * 2, before[1] + 5)
+    engines.clear()
+    assert held() == before
+    with NativeEngine(here(shipped), threads=3) as engine:
+        engine.close()  # which ends it once
+    assert held() == before
+
+
 def test_a_folder_without_a_runtime_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot load the bundle's runtime"):
         NativeEngine(tmp_path)
