@@ -16,7 +16,15 @@ from .recipe import QuantRecipe
 from .table import CalibrationError, CalibrationTable, TensorRange
 
 # Operators whose output has quantization parameters of its own; ReLU and max pooling take their input's.
-OBSERVED = (ir.Conv2d, ir.DepthwiseConv2d, ir.FullyConnected, ir.Add, ir.GlobalAveragePool)
+OBSERVED = (
+    ir.Conv2d,
+    ir.DepthwiseConv2d,
+    ir.FullyConnected,
+    ir.Add,
+    ir.GlobalAveragePool,
+    ir.Multiply,
+    ir.Lookup,
+)
 
 
 def observed_tensors(graph: ir.Graph) -> dict[str, str]:

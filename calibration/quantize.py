@@ -12,7 +12,7 @@ What this module promises about its result, beside the formulas of ``runtime/ari
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ..models import graph as ir
 from ..models.preprocess import InputSpec, PixelEncoding, normalize
 from ..runtime import arithmetic
 from .recipe import QuantRecipe, Setting
-from .table import CalibrationError, CalibrationTable
+from .table import CalibrationError, CalibrationTable, TensorRange
 
 LEVELS = 255  # steps between the least and the largest int8
 ACCUMULATOR_LIMIT = 2**31
@@ -32,6 +32,8 @@ INPUT_SPAN = 256  # |x| + |z| of an int8 and its zero point, and above any |x - 
 LEAST_MULTIPLIER, MULTIPLIER_LIMIT = 2.0**-32, 2.0**8
 LEAST_ADD_RATIO, ADD_RATIO_LIMIT = 2.0**-10, 2.0**8
 LEAST_MEAN_RATIO, MEAN_RATIO_LIMIT = 2.0**-8, 2.0**7
+LEAST_RATIO, RATIO_LIMIT = 2.0**-8, 2.0**7  # unary-elementwise-nc.c
+LEAST_PRODUCT_RATIO, PRODUCT_RATIO_LIMIT = 2.0**-16, 2.0**8  # binary-elementwise-nd.c
 
 Weighted = ir.Conv2d | ir.DepthwiseConv2d | ir.FullyConnected
 
@@ -175,6 +177,72 @@ def within_ratios(params: ir.PerTensor, input_scales: list[float], least: float,
     return params if scale == params.scale else replace(params, scale=scale)
 
 
+def without_multiplier_tie(input_scale: float, wanted: ir.PerTensor, alpha: float) -> ir.PerTensor:
+    """``wanted`` with its scale moved up until neither multiplier of a leaky ReLU lies near a half: roundings that
+    engines do differently then agree."""
+    params = wanted
+    while True:
+        ratio = 256.0 * input_scale / params.scale
+        if all(abs(r - math.floor(r) - 0.5) > 1e-3 for r in (ratio, ratio * alpha)):
+            return params
+        params = replace(params, scale=f32(params.scale * 1.00001))
+
+
+# Operators whose int8 output may have any scale and zero point.
+_FREE = (ir.Conv2d, ir.DepthwiseConv2d, ir.FullyConnected, ir.Add, ir.Multiply)
+
+
+def joined_ranges(graph: ir.Graph, table: CalibrationTable) -> dict[str, TensorRange]:
+    """For every tensor with free parameters that reaches a concatenation: the range of all that reach it, so that they
+    share a scale and are joined without being requantized. What has no free parameters is requantized to theirs.
+    """
+    groups: list[tuple[set[str], list[TensorRange]]] = []
+    for node in graph.nodes:
+        if not isinstance(node.op, ir.Concatenate):
+            continue
+        names = {origin for name in node.inputs if (origin := _origin(graph, name)) is not None}
+        ranges = [r for name in node.inputs if (r := _range(graph, table, name)) is not None]
+        # A tensor of two groups makes one of them.
+        for group in [group for group in groups if group[0] & names]:
+            groups.remove(group)
+            names, ranges = names | group[0], ranges + group[1]
+        groups.append((names, ranges))
+    found: dict[str, TensorRange] = {}
+    for names, ranges in groups:
+        if ranges:
+            wide = TensorRange(
+                min(r.low for r in ranges),
+                max(r.high for r in ranges),
+                min(r.minimum for r in ranges),
+                max(r.maximum for r in ranges),
+            )
+            found |= dict.fromkeys(names, wide)
+    return found
+
+
+def _maker(graph: ir.Graph, name: str) -> ir.Node:
+    """The node whose parameters a tensor has."""
+    node = graph.node(name)
+    while ir.FACTS[type(node.op)].keeps_quantization and not isinstance(node.op, ir.Concatenate):
+        node = graph.node(node.inputs[0])
+    return node
+
+
+def _origin(graph: ir.Graph, name: str) -> str | None:
+    """The tensor whose parameters a tensor has, where these are free."""
+    node = _maker(graph, name)
+    return node.name if isinstance(node.op, _FREE) else None
+
+
+def _range(graph: ir.Graph, table: CalibrationTable, name: str) -> TensorRange | None:
+    """What was observed of a tensor that reaches a concatenation."""
+    node = _maker(graph, name)
+    if isinstance(node.op, ir.Relu):
+        seen = _range(graph, table, node.inputs[0])
+        return None if seen is None else TensorRange(*(max(value, 0.0) for value in astuple(seen)))
+    return table.ranges.get(node.name)
+
+
 def quantize(graph: ir.Graph, table: CalibrationTable, recipe: QuantRecipe) -> ir.Graph:
     """The int8 graph, every tensor with its parameters; layers that the recipe keeps in float stand between
     ``Dequantize`` and ``Quantize`` nodes. Inputs and outputs are int8.
@@ -197,6 +265,7 @@ class _Quantizer:
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Constant] = {}
         self.params: dict[str, ir.PerTensor] = {}
+        self.shared_ranges = joined_ranges(graph, table)
         self._int8: dict[str, str] = {}
         self._float: dict[str, str] = {}
 
@@ -231,9 +300,30 @@ class _Quantizer:
         inputs = tuple(self.as_int8(n) if n in self.params else n for n in node.inputs)
         if isinstance(node.op, Weighted):
             inputs = (inputs[0], *self._weights(node))
+        if isinstance(node.op, ir.Concatenate):
+            inputs = tuple(self._with_params(name, node) for name in node.inputs)
         made = ir.TensorType(node.type.shape, "int8", self.params[node.name])
         self.nodes.append(replace(node, inputs=inputs, type=made))
         self._int8[node.name] = node.name
+
+    def _with_params(self, name: str, reader: ir.Node) -> str:
+        """The int8 form of an input of a concatenation with its parameters: a copy where its own differ."""
+        source, wanted = self.as_int8(name), self.params[reader.name]
+        if self.params[name] == wanted:
+            return source
+        ratio = self.params[name].scale / wanted.scale
+        if not LEAST_RATIO <= ratio <= RATIO_LIMIT:
+            raise CalibrationError(
+                f"{reader.name} ({reader.path}) joins tensors whose ranges differ too much for int8: {name} has "
+                f"{ratio:g} of the scale; keep the layer in float by a rule of the recipe",
+                reader.name,
+                reader.path,
+            )
+        made, shape = f"{reader.name}.{name}", self.graph.type_of(name).shape
+        self.nodes.append(
+            ir.Node(made, ir.Lookup("identity"), (source,), ir.TensorType(shape, "int8", wanted), reader.path)
+        )
+        return made
 
     def _weights(self, node: ir.Node) -> tuple[str, str]:
         """Quantizes a layer's weights and bias for its input's scale; returns the constants' names.
@@ -257,6 +347,14 @@ class _Quantizer:
         match node.op:
             case ir.Relu():
                 return ir.PerTensor(inputs[0].scale, arithmetic.INT8_MIN)
+            case ir.Concatenate():
+                return self._joined_params(node, inputs, setting.scheme)
+            case ir.Lookup(function, parameters):
+                return self._lookup_params(node, function, parameters, inputs[0], setting.scheme)
+            case ir.Multiply():
+                params = self._observed_params(node, setting.scheme)
+                product = float(arithmetic.f32_product(inputs[0].scale, inputs[1].scale))
+                return within_ratios(params, [product], LEAST_PRODUCT_RATIO, PRODUCT_RATIO_LIMIT)
             case op if ir.FACTS[type(op)].keeps_quantization:
                 return inputs[0]
             case ir.Input():
@@ -279,6 +377,31 @@ class _Quantizer:
             node.path,
         )
 
+    def _joined_params(self, node: ir.Node, inputs: list[ir.PerTensor], scheme: str) -> ir.PerTensor:
+        """Of a concatenation: those that its free inputs share, else what covers all."""
+        free = [name for name in node.inputs if _origin(self.graph, name) is not None]
+        if free:
+            return self.params[free[0]]
+        ends = [p.scale * (q - p.zero_point) for p in inputs for q in (arithmetic.INT8_MIN, arithmetic.INT8_MAX)]
+        params = activation_params(min(ends), max(ends), scheme)
+        return within_ratios(params, [p.scale for p in inputs], LEAST_RATIO, RATIO_LIMIT)
+
+    def _lookup_params(
+        self, node: ir.Node, function: str, parameters: tuple[float, ...], source: ir.PerTensor, scheme: str
+    ) -> ir.PerTensor:
+        if function in arithmetic.FIXED_OUTPUTS:
+            return ir.PerTensor(*arithmetic.FIXED_OUTPUTS[function])
+        if function == "clip":
+            low, high = parameters
+            ends = [source.scale * (q - source.zero_point) for q in (arithmetic.INT8_MIN, arithmetic.INT8_MAX)]
+            params = activation_params(max(low, ends[0]), min(high, ends[1]))
+        else:
+            params = self._observed_params(node, scheme)
+        params = within_ratios(params, [source.scale], LEAST_RATIO, RATIO_LIMIT)
+        if function == "leaky_relu":
+            return without_multiplier_tie(source.scale, params, parameters[0])
+        return params
+
     def _largest_weight(self, node: ir.Node) -> float:
         weights, bias = (self.graph.constants[name].data for name in node.inputs[1:])
         if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
@@ -290,7 +413,7 @@ class _Quantizer:
         return float(np.abs(weights).max())
 
     def _observed_params(self, node: ir.Node, scheme: str) -> ir.PerTensor:
-        seen = self.table.ranges.get(node.name)
+        seen = self.shared_ranges.get(node.name) or self.table.ranges.get(node.name)
         if seen is None:
             raise CalibrationError(
                 f"the calibration table has no range for {node.name} ({node.path}): it was collected on another "

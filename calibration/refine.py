@@ -158,7 +158,9 @@ def taps(op: ir.Op, weights: Array, x: Array) -> list[Array]:
     shape = weights.shape[1:3] if isinstance(op, ir.Conv2d) else weights.shape[:2]
     kernel = int(shape[0]), int(shape[1])
     padded = reference.pad_image(x, op.padding, 0.0)
-    views = (reference.tap(padded, i, j, kernel, op.strides) for i in range(kernel[0]) for j in range(kernel[1]))
+    views = (
+        reference.tap(padded, i, j, kernel, op.strides, op.dilation) for i in range(kernel[0]) for j in range(kernel[1])
+    )
     return [view.reshape(-1, x.shape[-1]) for view in views]
 
 

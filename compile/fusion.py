@@ -19,11 +19,17 @@ from ..runtime.units import (
     AddScaling,
     Convolution,
     DepthwiseConvolution,
+    Flattening,
+    Interpolation,
+    Joining,
     MaxPool,
     Mean,
     MeanScaling,
+    Multiplication,
+    MultiplyScaling,
     Rectifier,
     Scaling,
+    Selection,
     Stage,
     Table,
     Unit,
@@ -58,13 +64,15 @@ class Rules:
     ``relu``: whether a depthwise convolution of this geometry takes in the ReLU that it reads; all readers of the ReLU
     must. ``shared_relu``: whether a ReLU of several readers may join each of them. ``depthwise``: whether a pointwise
     convolution, its only reader, takes in a depthwise convolution (the prologue as it would be, the convolution).
-    ``addition``: whether a convolution ends with the addition that is its only reader.
+    ``addition``: whether a convolution ends with the addition that is its only reader. ``dilation``: whether there are
+    kernels for dilated windows.
     """
 
     relu: Callable[[ir.Geometry], bool] = _never
     shared_relu: bool = False
     depthwise: Callable[[Prologue, Convolution], bool] = _never
     addition: bool = False
+    dilation: bool = False
 
 
 def _banded_depthwise(prologue: Prologue, _: Convolution) -> bool:
@@ -103,6 +111,8 @@ def units(graph: ir.Graph, rules: Rules) -> tuple[Unit, ...]:
         if node.name in joined.additions:
             anchor, epilogue = graph.node(joined.additions[node.name]), node
         made.append(_unit(graph, anchor, epilogue, joined))
+        if not rules.dilation and any(stage.geometry.dilation != (1, 1) for stage in made[-1]):
+            raise ir.GraphError(f"{node.name}: no kernel for a dilated convolution yet", node.name, node.path)
     return tuple(made)
 
 
@@ -211,6 +221,19 @@ def _stage(graph: ir.Graph, node: ir.Node) -> Stage:
                     node.type.per_tensor.zero_point,
                 )  # fmt: skip
             return Table(node, ir.geometry(graph, node), table)
+        case ir.Multiply():
+            return _multiplication(graph, node)
+        case ir.Resize(size, method, coordinates):
+            geometry = ir.geometry(graph, node)
+            make = arithmetic.resize_taps if method == "bilinear" else arithmetic.nearest_positions
+            rows = make(geometry.in_height, size[0], coordinates)
+            columns = make(geometry.in_width, size[1], coordinates)
+            return (Interpolation if method == "bilinear" else Selection)(node, geometry, rows, columns)
+        case ir.Concatenate():
+            channels = tuple(graph.type_of(name).shape[-1] for name in node.inputs)
+            return Joining(node, ir.geometry(graph, node), channels)
+        case ir.Reshape():
+            return Flattening(node, ir.geometry(graph, node))
     raise ir.GraphError(f"{node.name}: no kernel for {type(node.op).__name__}", node.name, node.path)
 
 
@@ -263,6 +286,16 @@ def _addition(graph: ir.Graph, node: ir.Node, own: str) -> Addition:
         constants = arithmetic.add_constants(a.scale, a.zero_point, b.scale, b.zero_point, out.scale)
         integers = AddScaling(constants, out.zero_point, arithmetic.lower_bound(out.zero_point, node.op.relu))
     return Addition(node, ir.geometry(graph, node), other, node.op.relu, integers)
+
+
+def _multiplication(graph: ir.Graph, node: ir.Node) -> Multiplication:
+    (a, b), integers = (graph.type_of(name) for name in node.inputs), None
+    if node.type.dtype == "int8":
+        out = node.type.per_tensor
+        m = arithmetic.multiply_multiplier(a.per_tensor.scale, b.per_tensor.scale, out.scale)
+        integers = MultiplyScaling(a.per_tensor.zero_point, b.per_tensor.zero_point, m, out.zero_point)
+    gate = len(a.shape) != len(b.shape)
+    return Multiplication(node, ir.geometry(graph, node), node.inputs[1], gate, integers)
 
 
 def _mean(graph: ir.Graph, node: ir.Node) -> Mean:

@@ -102,6 +102,7 @@ class Conv2d:
     strides: tuple[int, int]
     padding: Pads
     relu: bool = False
+    dilation: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class DepthwiseConv2d:
     strides: tuple[int, int]
     padding: Pads
     relu: bool = False
+    dilation: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,36 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class Multiply:
+    """Inputs: x, and a tensor of its shape or, for (N, H, W, C), a gate (N, C) for each channel."""
+
+
+@dataclass(frozen=True)
+class Concatenate:
+    """Two or more inputs, joined along their channels; in int8 all of one scale and zero point."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """(N, H, W, C) -> (N, *size, C).
+
+    ``method`` is "bilinear" or "nearest". ``coordinates`` says which input position output position k is made of:
+    "align corners" k * (in - 1) / (out - 1), "half pixel" (k + 0.5) * in / out - 0.5, "legacy" k * in / out.
+    """
+
+    size: tuple[int, int]
+    method: str
+    coordinates: str
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """(N, C) <-> (N, 1, 1, C), or (N, H, W, C) -> (N, H * W * C). ``shape`` is the output's without N."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Quantize:
     """float32 -> int8; only in mixed graphs."""
 
@@ -186,6 +218,10 @@ Op = (
     | Add
     | GlobalAveragePool
     | Lookup
+    | Multiply
+    | Concatenate
+    | Resize
+    | Reshape
     | Quantize
     | Dequantize
 )
@@ -197,18 +233,19 @@ class Facts:
 
     ``ranks`` are its inputs' (None: 2 or 4); the last ``constants`` of them are weights and the like, the others
     tensors. ``channel_axis`` is the weights' axis of output channels, where it has weights. ``keeps_quantization``:
-    its int8 output has its input's scale and zero point.
+    its int8 output has its inputs' scale and zero point. ``variadic``: it takes more inputs of the last rank, too.
     """
 
     ranks: tuple[int | None, ...]
     constants: int = 0
     channel_axis: int | None = None
     keeps_quantization: bool = False
+    variadic: bool = False
 
-    @property
-    def tensors(self) -> int:
-        """How many of the inputs are tensors."""
-        return len(self.ranks) - self.constants
+    def ranks_of(self, count: int) -> tuple[int | None, ...]:
+        """For ``count`` inputs."""
+        more = count - len(self.ranks) if self.variadic else 0
+        return (*self.ranks, *self.ranks[-1:] * max(more, 0))
 
 
 FACTS: Mapping[type[Op], Facts] = {
@@ -222,6 +259,10 @@ FACTS: Mapping[type[Op], Facts] = {
     Add: Facts((None, None)),
     GlobalAveragePool: Facts((4,)),
     Lookup: Facts((None,)),
+    Multiply: Facts((None, None)),
+    Concatenate: Facts((None, None), keeps_quantization=True, variadic=True),
+    Resize: Facts((4,), keeps_quantization=True),
+    Reshape: Facts((None,), keeps_quantization=True),
     Quantize: Facts((None,)),
     Dequantize: Facts((None,)),
 }
@@ -309,6 +350,11 @@ class Geometry:
         return self.kernel[0] * self.kernel[1]
 
     @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the input that a window reaches over."""
+        return (self.kernel[0] - 1) * self.dilation[0] + 1, (self.kernel[1] - 1) * self.dilation[1] + 1
+
+    @property
     def one_to_one(self) -> bool:
         """Whether every output pixel is made of the input pixel in its place, and of no other."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding)
@@ -328,12 +374,12 @@ def geometry(graph: Graph, node: Node) -> Geometry:
     _, out_height, out_width, out_channels = image_shape(node.type.shape)
     sizes = (batch, in_height, in_width, in_channels, out_height, out_width, out_channels)
     match node.op:
-        case Conv2d(strides, padding):
+        case Conv2d(strides, padding, _, dilation):
             _, kh, kw, _ = graph.type_of(node.inputs[1]).shape
-            return Geometry(*sizes, (kh, kw), strides, padding)
-        case DepthwiseConv2d(strides, padding):
+            return Geometry(*sizes, (kh, kw), strides, padding, dilation)
+        case DepthwiseConv2d(strides, padding, _, dilation):
             kh, kw, _ = graph.type_of(node.inputs[1]).shape
-            return Geometry(*sizes, (kh, kw), strides, padding)
+            return Geometry(*sizes, (kh, kw), strides, padding, dilation)
         case MaxPool2d(kernel, strides, padding):
             return Geometry(*sizes, kernel, strides, padding)
         case GlobalAveragePool():
@@ -358,9 +404,9 @@ def multiply_accumulates(graph: Graph, node: Node) -> int:
     return math.prod(node.type.shape) * math.prod(weights) // weights[axis]
 
 
-def conv_output_size(size: int, kernel: int, stride: int, before: int, after: int) -> int:
+def conv_output_size(size: int, kernel: int, stride: int, before: int, after: int, dilation: int = 1) -> int:
     """Output positions of a window of ``kernel`` at ``stride`` over ``size`` positions and padding on both sides."""
-    return (size + before + after - kernel) // stride + 1
+    return (size + before + after - (kernel - 1) * dilation - 1) // stride + 1
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

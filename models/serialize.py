@@ -86,8 +86,11 @@ def parse(data: bytes) -> ir.Graph:
 
 
 def op_fields(op: ir.Op) -> dict[str, Any]:
-    """An operator's attributes, by name."""
-    return {field.name: getattr(op, field.name) for field in dataclasses.fields(op)}
+    """An operator's attributes, by name. A dilation of one is left out: it is what a file without it means."""
+    values = {field.name: getattr(op, field.name) for field in dataclasses.fields(op)}
+    if values.get("dilation") == (1, 1):
+        del values["dilation"]
+    return values
 
 
 def make_op(name: str, fields: Mapping[str, Any]) -> ir.Op:

@@ -12,6 +12,9 @@ import numpy as np
 
 from . import graph as ir
 
+METHODS = ("bilinear", "nearest")
+COORDINATES = ("align corners", "half pixel", "legacy")
+LOOKUPS = {"identity": 0, "sigmoid": 0, "tanh": 0, "leaky_relu": 1, "clip": 2}  # functions, and their parameters
 WEIGHT_MAX = 127
 ACCUMULATOR_LIMIT = 2**31
 LARGEST_DIFFERENCE = 255  # |x - zero point| of two int8 values
@@ -49,13 +52,16 @@ def _check_place(graph: ir.Graph, node: ir.Node, index: int, seen: dict[str, ir.
     if isinstance(node.op, ir.Input) and any(not isinstance(n.op, ir.Input) for n in graph.nodes[:index]):
         raise _error(node, "comes after other nodes: inputs come first")
     facts = ir.FACTS[type(node.op)]
-    if len(node.inputs) != len(facts.ranks):
-        raise _error(node, f"has {len(node.inputs)} inputs, it takes {len(facts.ranks)}")
-    for name in node.inputs[: facts.tensors]:
+    ranks = facts.ranks_of(len(node.inputs))
+    if len(node.inputs) != len(ranks):
+        more = " or more" if facts.variadic else ""
+        raise _error(node, f"has {len(node.inputs)} inputs, it takes {len(ranks)}{more}")
+    tensors = len(ranks) - facts.constants
+    for name in node.inputs[:tensors]:
         if name not in seen:
             fault = "is a constant, not a tensor" if name in graph.constants else "is not made before it"
             raise _error(node, f"input {name} {fault}")
-    for name in node.inputs[facts.tensors :]:
+    for name in node.inputs[tensors:]:
         if name not in graph.constants:
             raise _error(node, f"input {name} must be a constant")
         _check_type(node, graph.constants[name].type, f"constant {name}")
@@ -86,11 +92,11 @@ def _check_type(node: ir.Node, type_: ir.TensorType, what: str) -> None:
 def _window(node: ir.Node, x: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, int]:
     """Output height and width of a window operator."""
     assert isinstance(node.op, ir.Conv2d | ir.DepthwiseConv2d | ir.MaxPool2d)
-    strides, pads = node.op.strides, node.op.padding
-    if min(kernel) < 1 or min(strides) < 1 or min(pads) < 0:
-        raise _error(node, f"window {kernel}, strides {strides}, padding {pads}")
-    height = ir.conv_output_size(x[1], kernel[0], strides[0], *pads[:2])
-    width = ir.conv_output_size(x[2], kernel[1], strides[1], *pads[2:])
+    strides, pads, dilation = node.op.strides, node.op.padding, getattr(node.op, "dilation", (1, 1))
+    if min(kernel) < 1 or min(strides) < 1 or min(pads) < 0 or min(dilation) < 1:
+        raise _error(node, f"window {kernel}, strides {strides}, padding {pads}, dilation {dilation}")
+    height = ir.conv_output_size(x[1], kernel[0], strides[0], *pads[:2], dilation[0])
+    width = ir.conv_output_size(x[2], kernel[1], strides[1], *pads[2:], dilation[1])
     if height < 1 or width < 1:
         raise _error(node, f"window {list(kernel)} does not fit the {x[1]}x{x[2]} map")
     return height, width
@@ -132,12 +138,35 @@ def _infer(graph: ir.Graph, node: ir.Node) -> tuple[int, ...]:
             return shapes[0]
         case ir.GlobalAveragePool():
             return (shapes[0][0], shapes[0][3])
-        case ir.Relu() | ir.Lookup() | ir.Quantize() | ir.Dequantize():
+        case ir.Multiply():
+            x, gate = shapes
+            if gate != x and gate != (x[0], x[-1]):
+                raise _error(node, f"shapes: {x} and {gate} differ, and the second is not a gate {(x[0], x[-1])}")
+            return x
+        case ir.Concatenate():
+            for name, shape in zip(node.inputs, shapes, strict=True):
+                _check_equal(node, f"{name}: sizes but channels", shape[:-1], shapes[0][:-1])
+            return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        case ir.Resize():
+            if min(op.size) < 1 or op.method not in METHODS or op.coordinates not in COORDINATES:
+                raise _error(node, f"size {op.size}, method {op.method!r}, coordinates {op.coordinates!r}")
+            return (shapes[0][0], *op.size, shapes[0][3])
+        case ir.Reshape():
+            flat = (math.prod(shapes[0][1:]),)
+            if op.shape != flat and op.shape != (1, 1, *flat):
+                raise _error(node, f"makes {op.shape} of {shapes[0][1:]}; it makes {flat} or {(1, 1, *flat)}")
+            return (shapes[0][0], *op.shape)
+        case ir.Lookup(function, parameters):
+            if LOOKUPS.get(function) != len(parameters) or not all(map(math.isfinite, parameters)):
+                known = ", ".join(LOOKUPS)
+                raise _error(node, f"function {function!r} with parameters {parameters}; known are {known}")
+            return shapes[0]
+        case ir.Relu() | ir.Quantize() | ir.Dequantize():
             return shapes[0]
 
 
 def _check_ranks(node: ir.Node, shapes: list[tuple[int, ...]]) -> None:
-    for name, shape, rank in zip(node.inputs, shapes, ir.FACTS[type(node.op)].ranks, strict=True):
+    for name, shape, rank in zip(node.inputs, shapes, ir.FACTS[type(node.op)].ranks_of(len(shapes)), strict=True):
         if len(shape) != rank and not (rank is None and len(shape) in (2, 4)):
             raise _error(node, f"input {name} has shape {list(shape)}; its rank must be {rank or '2 or 4'}")
 
@@ -153,7 +182,7 @@ def _check_dtypes(graph: ir.Graph, node: ir.Node) -> None:
         _per_tensor_or_float(node, node.type, "its tensor")
         return
     types = [graph.type_of(name) for name in node.inputs]
-    activations = types[: ir.FACTS[type(node.op)].tensors]
+    activations = types[: len(types) - ir.FACTS[type(node.op)].constants]
     dtypes = tuple(type_.dtype for type_ in (*activations, node.type))
     for name, type_ in zip((*node.inputs[: len(activations)], node.name), (*activations, node.type), strict=True):
         _per_tensor_or_float(node, type_, f"tensor {name}")
@@ -163,8 +192,6 @@ def _check_dtypes(graph: ir.Graph, node: ir.Node) -> None:
             wanted = ("float32", "int8")
         case ir.Dequantize():
             wanted = ("int8", "float32")
-        case ir.Lookup():
-            wanted = ("int8", "int8")
         case ir.BatchNorm():
             wanted = ("float32", "float32")
         case _:
@@ -204,8 +231,9 @@ def _check_contract(graph: ir.Graph, node: ir.Node, types: list[ir.TensorType]) 
                     node, f"maps {types[0].quant} to {node.type.quant}; a ReLU keeps the scale, with zero point -128"
                 )
         case op if ir.FACTS[type(op)].keeps_quantization:
-            if node.type.quant != types[0].quant:
-                raise _error(node, f"maps {types[0].quant} to {node.type.quant}; it keeps its input's parameters")
+            for type_ in types:
+                if node.type.quant != type_.quant:
+                    raise _error(node, f"maps {type_.quant} to {node.type.quant}; it keeps its input's parameters")
         case op if (axis := ir.FACTS[type(op)].channel_axis) is not None:
             _check_weights(graph, node, types[0].per_tensor, axis)
 

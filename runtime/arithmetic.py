@@ -122,12 +122,98 @@ def average_multiplier(input_scale: float, output_scale: float, pixels: int) -> 
     return f32_quotient(f32_quotient(input_scale, output_scale), float(pixels))
 
 
+def multiply_multiplier(a_scale: float, b_scale: float, output_scale: float) -> Float32:
+    """m = f32(f32(s_a * s_b) / s_out), for the product of two tensors. Raises ValueError outside XNNPACK's domain,
+    2**-16 <= m < 2**8 (src/operators/binary-elementwise-nd.c)."""
+    m = f32_quotient(f32_product(a_scale, b_scale), output_scale)
+    if not 2.0**-16 <= float(m) < 2.0**8:
+        raise ValueError(f"multiply: the multiplier {float(m):g} is outside [2^-16, 2^8)")
+    return m
+
+
+def multiply(a: Int8, b: Int8, a_zero: int, b_zero: int, multiplier: Float32, zero_point: int) -> Int8:
+    """y = clamp(rint(f32((a - z_a)(b - z_b)) * m) + z, -128, 127). The product is exact in float32."""
+    product = (a.astype(np.int32) - np.int32(a_zero)) * (b.astype(np.int32) - np.int32(b_zero))
+    return scale_accumulator(product, multiplier, zero_point)
+
+
+def resize_positions(size: int, output_size: int, coordinates: str) -> Float32:
+    """The input position, in [0, size - 1], of each output position of a bilinear resize: all in float32, as XNNPACK
+    computes it (src/indirection.c). See ``graph.Resize``."""
+    aligned = int(coordinates == "align corners" and output_size > 1)
+    scale = f32_quotient(float(size - aligned), float(output_size - aligned))
+    k = np.arange(output_size, dtype=np.float32)
+    position = k * scale
+    if coordinates == "half pixel":
+        position = (k + np.float32(0.5)) * scale - np.float32(0.5)
+    return np.asarray(np.clip(position, np.float32(0), np.float32(size - 1)), np.float32)
+
+
+def nearest_positions(size: int, output_size: int, coordinates: str) -> NDArray[np.int32]:
+    """The input pixel that each output pixel of a nearest resize copies (TFLite's resize_nearest_neighbor.h)."""
+    aligned = int(coordinates == "align corners" and output_size > 1)
+    scale = f32_quotient(float(size - aligned), float(output_size - aligned))
+    k = np.arange(output_size, dtype=np.float32)
+    position = (k + np.float32(0.5 if coordinates == "half pixel" else 0.0)) * scale
+    rounded = np.floor(position + np.float32(0.5)) if coordinates == "align corners" else np.floor(position)
+    return np.asarray(np.minimum(rounded, size - 1), np.int32)
+
+
+RESIZE_ONE = 2048  # the weight of a whole pixel
+
+
+def resize_taps(size: int, output_size: int, coordinates: str) -> NDArray[np.int32]:
+    """Of each output position of a bilinear resize: the input pixel before it, the one after it, and that one's weight
+    in 1/2048, (output_size, 3)."""
+    position = resize_positions(size, output_size, coordinates)
+    before = np.floor(position)
+    weight = np.rint((position - before) * np.float32(RESIZE_ONE))
+    after = np.minimum(before + 1, size - 1)
+    return np.asarray(np.stack([before, after, weight], axis=1), np.int32)
+
+
+def resize_bilinear(x: Int8, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> Int8:
+    """``x`` (N, H, W, C) by the taps of its rows and columns; the zero point does not matter.
+
+    top = (tl << 11) + (tr - tl) * wx, bottom likewise; y = ((top << 11) + (bottom - top) * wy + 2^21) >> 22.
+    """
+    wide = x.astype(np.int32)
+    left, right = wide[:, :, columns[:, 0]], wide[:, :, columns[:, 1]]
+    line = (left << 11) + (right - left) * columns[:, 2][:, None]
+    top, bottom = line[:, rows[:, 0]], line[:, rows[:, 1]]
+    y = ((top << 11) + (bottom - top) * rows[:, 2][:, None, None] + (1 << 21)) >> 22
+    return np.asarray(y, np.int8)
+
+
 def _identity(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x
 
 
-# The functions of ``Lookup`` on real numbers, each of x and its parameters.
-FUNCTIONS: Mapping[str, Callable[..., NDArray[np.float64]]] = {"identity": _identity}
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
+
+
+def _leaky_relu(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    return np.where(x >= 0, x, x * alpha)
+
+
+# The functions of ``Lookup`` on real numbers, of x and their parameters: leaky_relu's is alpha, clip's low and high.
+FUNCTIONS: Mapping[str, Callable[..., NDArray[np.float64]]] = {
+    "identity": _identity,
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "leaky_relu": _leaky_relu,
+    "clip": np.clip,
+}
+
+# Scale and zero point of the functions whose range is known, as TFLite demands them.
+FIXED_OUTPUTS: Mapping[str, tuple[float, int]] = {"sigmoid": (2.0**-8, -128), "tanh": (2.0**-7, 0)}
+
+
+def leaky_relu_multipliers(input_scale: float, output_scale: float, alpha: float) -> tuple[int, int]:
+    """k = rint(256 * r) above zero and rint(256 * f32(r * alpha)) below, r = f32(s_in / s_out): XNNPACK's."""
+    ratio = f32_quotient(input_scale, output_scale)
+    return round(256.0 * float(ratio)), round(256.0 * float(f32_product(float(ratio), alpha)))
 
 
 def lookup_table(
@@ -140,13 +226,19 @@ def lookup_table(
 ) -> Int8:
     """The int8 results of a ``Lookup`` for the inputs -128 to 127, (256,).
 
-    "identity" is a requantization, as ``requantize`` computes it. Raises KeyError for an unknown function, ValueError
-    outside XNNPACK's domain.
+    "identity" is a requantization, as ``requantize`` computes it, and so is "clip", whose bounds are the ends of the
+    output's range; "leaky_relu" is one with another multiplier below zero. The other functions give the real value,
+    correctly rounded. Raises KeyError for an unknown function, ValueError outside XNNPACK's domain.
     """
     inputs = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
-    if function == "identity":
+    if function in ("identity", "clip"):
         k = requantize_multiplier(input_scale, output_scale)
         return requantize(inputs, input_zero_point, k, output_zero_point)
+    if function == "leaky_relu":
+        above, below = leaky_relu_multipliers(input_scale, output_scale, *parameters)
+        positive = inputs.astype(np.int32) >= input_zero_point
+        high, low = (requantize(inputs, input_zero_point, k, output_zero_point) for k in (above, below))
+        return np.asarray(np.where(positive, high, low), np.int8)
     real = FUNCTIONS[function]((inputs.astype(np.float64) - input_zero_point) * input_scale, *parameters)
     rounded = np.rint(real / output_scale) + output_zero_point
     return np.asarray(np.clip(rounded, INT8_MIN, INT8_MAX), np.int8)

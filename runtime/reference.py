@@ -15,7 +15,22 @@ from numpy.typing import NDArray
 
 from ..models import graph as ir
 from . import arithmetic
-from .units import Addition, Convolution, DepthwiseConvolution, MaxPool, Mean, Rectifier, Stage, Table, Unit
+from .units import (
+    Addition,
+    Convolution,
+    DepthwiseConvolution,
+    Flattening,
+    Interpolation,
+    Joining,
+    MaxPool,
+    Mean,
+    Multiplication,
+    Rectifier,
+    Selection,
+    Stage,
+    Table,
+    Unit,
+)
 
 Array = NDArray[Any]
 
@@ -28,17 +43,25 @@ def pad_image(x: Array, padding: ir.Pads, value: float) -> Array:
     return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(value))
 
 
-def tap(x: Array, i: int, j: int, kernel: tuple[int, int], strides: tuple[int, int]) -> Array:
+Pair = tuple[int, int]
+
+
+def tap(x: Array, i: int, j: int, kernel: Pair, strides: Pair, dilation: Pair = (1, 1)) -> Array:
     """The pixels of a padded image under position (i, j) of every window, (N, OH, OW, C), not copied."""
-    oh, ow = (x.shape[1] - kernel[0]) // strides[0] + 1, (x.shape[2] - kernel[1]) // strides[1] + 1
-    return x[:, i : i + (oh - 1) * strides[0] + 1 : strides[0], j : j + (ow - 1) * strides[1] + 1 : strides[1]]
+    oh, ow = (
+        ir.conv_output_size(x.shape[1 + axis], kernel[axis], strides[axis], 0, 0, dilation[axis]) for axis in (0, 1)
+    )
+    top, left = i * dilation[0], j * dilation[1]
+    rows = slice(top, top + (oh - 1) * strides[0] + 1, strides[0])
+    columns = slice(left, left + (ow - 1) * strides[1] + 1, strides[1])
+    return x[:, rows, columns]
 
 
-def _convolve(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pads) -> Array:
+def _convolve(x: Array, weights: Array, strides: Pair, padding: ir.Pads, dilation: Pair) -> Array:
     """Dense convolution in x's own float type. ``x`` (N, H, W, I), ``weights`` (O, KH, KW, I) -> (N, OH, OW, O)."""
     out_channels, kh, kw, in_channels = weights.shape
     x = pad_image(x, padding, 0.0)
-    taps = [tap(x, i, j, (kh, kw), strides) for i in range(kh) for j in range(kw)]
+    taps = [tap(x, i, j, (kh, kw), strides, dilation) for i in range(kh) for j in range(kw)]
     patches = np.stack(taps, axis=3)  # (N, OH, OW, KH * KW, I)
     n, oh, ow = patches.shape[:3]
     columns = patches.reshape(n * oh * ow, kh * kw * in_channels)
@@ -46,15 +69,15 @@ def _convolve(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pa
     return product.reshape(n, oh, ow, out_channels)
 
 
-def _convolve_depthwise(x: Array, weights: Array, strides: tuple[int, int], padding: ir.Pads) -> Array:
+def _convolve_depthwise(x: Array, weights: Array, strides: Pair, padding: ir.Pads, dilation: Pair) -> Array:
     """One filter per channel, in x's own type. ``x`` (N, H, W, C), ``weights`` (KH, KW, C) -> (N, OH, OW, C)."""
     kernel = weights.shape[0], weights.shape[1]
     x = pad_image(x, padding, 0.0)
-    acc: Array = tap(x, 0, 0, kernel, strides) * weights[0, 0]
+    acc: Array = tap(x, 0, 0, kernel, strides, dilation) * weights[0, 0]
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             if (i, j) != (0, 0):
-                acc += tap(x, i, j, kernel, strides) * weights[i, j]
+                acc += tap(x, i, j, kernel, strides, dilation) * weights[i, j]
     return acc
 
 
@@ -94,11 +117,11 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             z_in = types[0].per_tensor.zero_point
             if isinstance(op, ir.DepthwiseConv2d):
                 centred = args[0].astype(np.int32) - np.int32(z_in)
-                acc = _convolve_depthwise(centred, args[1].astype(np.int32), op.strides, op.padding)
+                acc = _convolve_depthwise(centred, args[1].astype(np.int32), op.strides, op.padding, op.dilation)
             else:
                 dtype = _exact_dtype(args[1])
                 x, w = np.subtract(args[0], z_in, dtype=dtype), args[1].astype(dtype)
-                acc = _convolve(x, w, op.strides, op.padding) if isinstance(op, ir.Conv2d) else x @ w.T
+                acc = _convolve(x, w, op.strides, op.padding, op.dilation) if isinstance(op, ir.Conv2d) else x @ w.T
             m = arithmetic.output_multipliers(types[0].per_tensor.scale, types[1].per_axis.scales, out.per_tensor.scale)
             return arithmetic.scale_accumulator(_to_int32(acc, args[2]), m, out.per_tensor.zero_point, op.relu)
         case ir.Relu():
@@ -127,6 +150,15 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             total = args[0].astype(np.int64).sum(axis=(1, 2)) - pixels * types[0].per_tensor.zero_point
             m = arithmetic.average_multiplier(types[0].per_tensor.scale, out.per_tensor.scale, pixels)
             return arithmetic.scale_accumulator(_to_int32(total, np.zeros((), np.int32)), m, out.per_tensor.zero_point)
+        case ir.Multiply():
+            a, b = types[0].per_tensor, types[1].per_tensor
+            multiplier = arithmetic.multiply_multiplier(a.scale, b.scale, out.per_tensor.scale)
+            gate = _over_pixels(args[1], args[0])
+            return arithmetic.multiply(args[0], gate, a.zero_point, b.zero_point, multiplier, out.per_tensor.zero_point)
+        case ir.Resize() if op.method == "bilinear":
+            return arithmetic.resize_bilinear(args[0], *_bilinear_taps(op, types[0].shape))
+        case ir.Concatenate() | ir.Reshape() | ir.Resize():
+            return _moved(node, args)
         case ir.Dequantize():
             q = types[0].per_tensor
             centred = (args[0].astype(np.int32) - q.zero_point).astype(np.float32)
@@ -134,15 +166,52 @@ def _run_int8(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
     raise ir.GraphError(f"no integer meaning for {type(op).__name__}", node.name, node.path)
 
 
+def _over_pixels(gate: Array, x: Array) -> Array:
+    """A gate (N, C) as it meets every pixel of ``x``; a tensor of x's shape as it is."""
+    return gate if gate.ndim == x.ndim else gate[:, None, None, :]
+
+
+def _bilinear_taps(op: ir.Resize, shape: tuple[int, ...]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Of rows and of columns."""
+    rows = arithmetic.resize_taps(shape[1], op.size[0], op.coordinates)
+    return rows, arithmetic.resize_taps(shape[2], op.size[1], op.coordinates)
+
+
+def _moved(node: ir.Node, args: list[Array]) -> Array:
+    """Values in other places, int8 or float."""
+    match node.op:
+        case ir.Concatenate():
+            return np.concatenate(args, axis=-1)
+        case ir.Reshape(shape):
+            return args[0].reshape(args[0].shape[0], *shape)
+        case ir.Resize(size, _, coordinates):
+            rows = arithmetic.nearest_positions(args[0].shape[1], size[0], coordinates)
+            columns = arithmetic.nearest_positions(args[0].shape[2], size[1], coordinates)
+            return args[0][:, rows][:, :, columns]
+    raise ir.GraphError(f"{node.name} moves nothing", node.name, node.path)
+
+
+def _resize_float(op: ir.Resize, x: Array) -> Array:
+    """Bilinear, in float32."""
+    positions = [arithmetic.resize_positions(x.shape[1 + i], op.size[i], op.coordinates) for i in (0, 1)]
+    for axis, position in enumerate(positions, start=1):
+        before = np.floor(position).astype(np.int32)
+        after = np.minimum(before + 1, x.shape[axis] - 1)
+        weight = (position - before).astype(np.float32).reshape((-1,) + (1,) * (3 - axis))
+        low, high = np.take(x, before, axis), np.take(x, after, axis)
+        x = low + (high - low) * weight
+    return x
+
+
 def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
     """One float node. ``args`` are its inputs' values in order, float32."""
     op = node.op
     match op:
         case ir.Conv2d():
-            y: Array = _convolve(args[0], args[1], op.strides, op.padding) + args[2]
+            y: Array = _convolve(args[0], args[1], op.strides, op.padding, op.dilation) + args[2]
             return np.maximum(y, np.float32(0)) if op.relu else y
         case ir.DepthwiseConv2d():
-            y = _convolve_depthwise(args[0], args[1], op.strides, op.padding) + args[2]
+            y = _convolve_depthwise(args[0], args[1], op.strides, op.padding, op.dilation) + args[2]
             return np.maximum(y, np.float32(0)) if op.relu else y
         case ir.FullyConnected():
             y = args[0] @ args[1].T + args[2]
@@ -163,6 +232,12 @@ def _run_float(node: ir.Node, graph: ir.Graph, args: list[Array]) -> Array:
             return mean_
         case ir.Lookup(function, parameters):
             return arithmetic.FUNCTIONS[function](args[0].astype(np.float64), *parameters).astype(np.float32)
+        case ir.Multiply():
+            return np.asarray(args[0] * _over_pixels(args[1], args[0]))
+        case ir.Resize() if op.method == "bilinear":
+            return _resize_float(op, args[0])
+        case ir.Concatenate() | ir.Reshape() | ir.Resize():
+            return _moved(node, args)
         case ir.Quantize():
             q = node.type.per_tensor
             # Times the reciprocal, as XNNPACK does: a quotient rounds some ties differently.
@@ -248,6 +323,19 @@ def _run_stage(stage: Stage, x: Array, values: Mapping[str, Array]) -> Array:
             return arithmetic.scale_accumulator(
                 total.astype(np.int32), stage.integers.multiplier, stage.integers.zero_point
             )
+        case Multiplication():
+            assert stage.integers is not None
+            i, other = stage.integers, values[stage.other]
+            gate = _over_pixels(other, x)
+            return arithmetic.multiply(x, gate, i.a_zero, i.b_zero, i.multiplier, i.zero_point)
+        case Interpolation():
+            return arithmetic.resize_bilinear(x, stage.rows, stage.columns)
+        case Selection():
+            return x[:, stage.rows][:, :, stage.columns]
+        case Joining():
+            return _moved(stage.node, [values[name] for name in stage.node.inputs])
+        case Flattening():
+            return _moved(stage.node, [x])
         case Table():
             assert stage.table is not None
             looked_up: Array = stage.table[x.astype(np.int16) - arithmetic.INT8_MIN]
@@ -261,11 +349,12 @@ def _run_weighted(stage: Convolution | DepthwiseConvolution, x: Array) -> Array:
     padded = pad_image(image, geometry.padding, integers.padding)
     if isinstance(stage, DepthwiseConvolution):
         weights = stage.weights.astype(np.int32)
-        acc = _convolve_depthwise(padded.astype(np.int32), weights, geometry.strides, (0, 0, 0, 0))
+        acc = _convolve_depthwise(padded.astype(np.int32), weights, geometry.strides, (0, 0, 0, 0), geometry.dilation)
     else:
         # |x| <= 128 here, within the bound that ``_exact_dtype`` assumes.
         dtype = _exact_dtype(stage.weights)
-        acc = _convolve(padded.astype(dtype), stage.weights.astype(dtype), geometry.strides, (0, 0, 0, 0))
+        weights = stage.weights.astype(dtype)
+        acc = _convolve(padded.astype(dtype), weights, geometry.strides, (0, 0, 0, 0), geometry.dilation)
     total = _to_int32(acc, integers.start)
     if np.any(total < integers.least) or np.any(total > integers.greatest):
         raise OverflowError(f"{stage.node.name}: an accumulator leaves the bound that its weights prove")

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.graph import Add, Geometry, GlobalAveragePool, Lookup, MaxPool2d, Node, Relu
+from ..models.graph import Geometry, Node
 from .arithmetic import AddConstants, Float32, Int8
+from .plan import COPY
 
 Array = NDArray[np.generic]
 
@@ -136,8 +137,79 @@ class Table:
     table: Int8 | None = field(repr=False)  # (256,)
 
 
+@dataclass(frozen=True, eq=False)
+class MultiplyScaling:
+    """The integers of a product: y = clamp(rint(f32((a - z_a)(b - z_b)) * m) + z, -128, 127)."""
+
+    a_zero: int
+    b_zero: int
+    multiplier: Float32  # a scalar
+    zero_point: int
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplication:
+    """a * b: ``other`` names the tensor ``b``, of a's shape or, with ``gate``, (N, C) for every pixel."""
+
+    node: Node
+    geometry: Geometry
+    other: str
+    gate: bool
+    integers: MultiplyScaling | None
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """A bilinear resize: of each output row and column the pixel before, the one after, and its weight in 1/2048."""
+
+    node: Node
+    geometry: Geometry
+    rows: NDArray[np.int32] = field(repr=False)  # (OH, 3)
+    columns: NDArray[np.int32] = field(repr=False)  # (OW, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A nearest resize: y[i, j] = x[rows[i], columns[j]]."""
+
+    node: Node
+    geometry: Geometry
+    rows: NDArray[np.int32] = field(repr=False)  # (OH,)
+    columns: NDArray[np.int32] = field(repr=False)  # (OW,)
+
+
+@dataclass(frozen=True, eq=False)
+class Joining:
+    """The inputs' channels one after the other; ``channels`` are how many each input has."""
+
+    node: Node
+    geometry: Geometry
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Flattening:
+    """The same values in NHWC order as a tensor of another shape."""
+
+    node: Node
+    geometry: Geometry
+
+
 Weighted = Convolution | DepthwiseConvolution
-Stage = Convolution | DepthwiseConvolution | Rectifier | MaxPool | Addition | Mean | Table
+Stage = (
+    Convolution
+    | DepthwiseConvolution
+    | Rectifier
+    | MaxPool
+    | Addition
+    | Mean
+    | Table
+    | Multiplication
+    | Interpolation
+    | Selection
+    | Joining
+    | Flattening
+)
 
 _KINDS: Mapping[type[Stage], str] = {
     DepthwiseConvolution: "depthwise",
@@ -146,6 +218,11 @@ _KINDS: Mapping[type[Stage], str] = {
     Addition: "addition",
     Mean: "mean",
     Table: "lookup",
+    Multiplication: "multiplication",
+    Interpolation: "resize",
+    Selection: "resize",
+    Joining: "concatenation",
+    Flattening: COPY,
 }
 
 
@@ -190,8 +267,10 @@ class Unit:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The tensors it reads: what is loaded first, then the other operand of an addition."""
-        others = tuple(stage.other for stage in self if isinstance(stage, Addition))
+        """The tensors it reads: what is loaded first, then the other operands."""
+        others = tuple(stage.other for stage in self if isinstance(stage, Addition | Multiplication))
+        if isinstance(self.anchor, Joining):
+            others = self.anchor.node.inputs[1:]
         return (self.first.node.inputs[0], *others)
 
     @property
@@ -227,11 +306,8 @@ def _line(unit: Unit) -> str:
 
 
 def _kind(stage: Stage) -> str:
-    op = stage.node.op
     relu = "+relu" if isinstance(stage, Convolution | DepthwiseConvolution | Addition) and stage.relu else ""
-    simple = {Relu: "relu", MaxPool2d: "max_pool", Add: "add", GlobalAveragePool: "mean", Lookup: "table"}
-    name = "depthwise" if isinstance(stage, DepthwiseConvolution) else simple.get(type(op), "conv")
-    return name + relu
+    return ("convolution" if isinstance(stage, Convolution) else _KINDS[type(stage)]) + relu
 
 
 def _geometry(g: Geometry) -> str:

@@ -20,7 +20,7 @@ Schema: https://github.com/tensorflow/tensorflow/blob/v2.18.0/tensorflow/compile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]  # the library ships no types
@@ -54,6 +54,13 @@ class _Tensor:
     zero_points: tuple[int, ...] = ()
     axis: int = 0
     data: NDArray[np.generic] | None = field(default=None, repr=False, compare=False)
+
+
+_FUNCTIONS = {"sigmoid": "LOGISTIC", "tanh": "TANH"}  # of Lookup
+_RESIZE = {
+    "bilinear": ("RESIZE_BILINEAR", "ResizeBilinearOptions"),
+    "nearest": ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+}
 
 
 @dataclass(frozen=True)
@@ -241,10 +248,11 @@ class _Program:
         inputs = tuple(self.index[name] for name in node.inputs if name in self.index)
         match op:
             case ir.Conv2d() | ir.DepthwiseConv2d():
-                shape = self.graph.type_of(node.inputs[1]).shape
-                kernel = shape[1:3] if isinstance(op, ir.Conv2d) else shape[:2]
-                pads, padding = self._padding(node, (kernel[0], kernel[1]))
+                extent = ir.geometry(self.graph, node).extent
+                pads, padding = self._padding(node, extent)
                 fields = {"Padding": padding, "StrideH": op.strides[0], "StrideW": op.strides[1], **relu}
+                if op.dilation != (1, 1):
+                    fields |= {"DilationHFactor": op.dilation[0], "DilationWFactor": op.dilation[1]}
                 inputs = (self._zero_padded(node, pads), *self._weights_and_bias(node))
                 if isinstance(op, ir.DepthwiseConv2d):
                     form = ("DEPTHWISE_CONV_2D", 3 if int8 else 1, "DepthwiseConv2DOptions")
@@ -279,7 +287,26 @@ class _Program:
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Relu():
                 form, fields = ("RELU", 2 if int8 else 1, ""), {}
-            case ir.Lookup("identity") | ir.Quantize():
+            case ir.Lookup("identity" | "clip") if int8:
+                form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
+            case ir.Lookup(function, parameters):
+                inputs, form, fields = self._lookup(node, inputs, function, parameters, int8)
+            case ir.Multiply():
+                inputs = (inputs[0], self._gate(node, inputs[1]))
+                form, fields = ("MUL", 2 if int8 else 1, "MulOptions"), {}
+            case ir.Concatenate():
+                axis = len(node.type.shape) - 1
+                form, fields = ("CONCATENATION", 2 if int8 else 1, "ConcatenationOptions"), {"Axis": axis}
+            case ir.Resize(size, method, coordinates):
+                inputs = (inputs[0], self._constant(f"{node.name}/size", np.array(size, np.int32)))
+                name, options = _RESIZE[method]
+                form = (name, 3, options)
+                aligned, half = coordinates == "align corners", coordinates == "half pixel"
+                fields = {"AlignCorners": aligned, "HalfPixelCenters": half}
+            case ir.Reshape():
+                inputs = (inputs[0], self._constant(f"{node.name}/shape", np.array(node.type.shape, np.int32)))
+                form, fields = ("RESHAPE", 1, ""), {}
+            case ir.Quantize():
                 form, fields = ("QUANTIZE", 1, "QuantizeOptions"), {}
             case ir.Dequantize():
                 form, fields = ("DEQUANTIZE", 2, "DequantizeOptions"), {}
@@ -292,6 +319,35 @@ class _Program:
         self.index[node.name] = self._activation(node.name, node.type)
         code, version, options = form
         self.operators.append(_Operator(code, version, inputs, self.index[node.name], options, fields))
+
+    def _lookup(
+        self, node: ir.Node, inputs: tuple[int, ...], function: str, parameters: tuple[float, ...], int8: bool
+    ) -> tuple[tuple[int, ...], tuple[str, int, str], dict[str, Any]]:
+        """A function's inputs, operator and options; int8 clips are requantizations, and handled before."""
+        if function == "leaky_relu":
+            return inputs, ("LEAKY_RELU", 2 if int8 else 1, "LeakyReluOptions"), {"Alpha": parameters[0]}
+        if function in _FUNCTIONS:
+            return inputs, (_FUNCTIONS[function], 2 if int8 else 1, ""), {}
+        if function == "clip" and parameters == (0.0, 6.0):
+            return inputs, ("RELU6", 1, ""), {}
+        if function == "clip":
+            ends = (np.array([value], np.float32) for value in parameters)
+            low, high = (self._constant(f"{node.name}/end{i}", end) for i, end in enumerate(ends))
+            raised = self._activation(f"{node.name}/raised", node.type)
+            self.operators.append(_Operator("MAXIMUM", 1, (*inputs, low), raised, "MaximumMinimumOptions", {}))
+            return (raised, high), ("MINIMUM", 1, "MaximumMinimumOptions"), {}
+        raise ir.GraphError(f"{node.name}: no TFLite form for the function {function}", node.name, node.path)
+
+    def _gate(self, node: ir.Node, index: int) -> int:
+        """A gate (N, C) as (N, 1, 1, C), which TFLite spreads over the pixels; another tensor as it is."""
+        kind = self.graph.type_of(node.inputs[1])
+        if len(kind.shape) == len(node.type.shape):
+            return index
+        shape = (kind.shape[0], 1, 1, kind.shape[1])
+        output = self._activation(f"{node.name}/gate", replace(kind, shape=shape))
+        inputs = (index, self._constant(f"{node.name}/gate shape", np.array(shape, np.int32)))
+        self.operators.append(_Operator("RESHAPE", 1, inputs, output, "", {}))
+        return output
 
     def _check_relu(self, node: ir.Node) -> None:
         x, y = self.graph.type_of(node.inputs[0]).per_tensor, node.type.per_tensor

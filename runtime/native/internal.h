@@ -38,7 +38,7 @@ int xct_fail(struct xct_error *error, int code, const char *format, ...) __attri
 #define XCT_MAX_TASKS ((1u << XCT_TASK_BITS) - 1)
 #define XCT_MAX_GROUP_SIZE 1024
 #define XCT_MAX_TOLERANCE 255
-#define XCT_STEP_KINDS 12
+#define XCT_STEP_KINDS 15
 #define XCT_PIXEL_VALUES 256
 #define XCT_MAX_PATH_BYTES 4096
 #define XCT_MAX_PLAN_BYTES (1u << 24)

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.cuda_graphs import chains, operator_graphs
 from support.int8_graphs import Int8Builder, as_float, photo, random_input, random_xception
+from support.operator_cases import all_cases
 
 from xceptile.compile.fusion import RULES, Rules, units
 from xceptile.models import graph as ir
 from xceptile.runtime import reference
 from xceptile.runtime.units import Convolution, Scaling, Unit, to_text
 
-EVERYTHING = Rules(lambda _: True, True, lambda *_: True, True)
+EVERYTHING = Rules(lambda _: True, True, lambda *_: True, True, True)
 
 
 def graphs() -> Iterator[ir.Graph]:
-    yield from operator_graphs()
-    yield from chains(2)
+    yield from all_cases()
+    yield from all_cases(2)
     yield random_xception(71, 0.25, 10)
     yield random_xception(75, 0.25, 10, same_padding=False)
 
@@ -33,6 +33,7 @@ def run_fused(fused: tuple[Unit, ...], graph: ir.Graph, *inputs: np.ndarray) -> 
 
 @pytest.mark.parametrize("rules", [*RULES.values(), EVERYTHING], ids=[*RULES, "everything"])
 def test_units_compute_the_graph(rules: Rules) -> None:
+    rules = replace(rules, dilation=True)
     for graph in graphs():
         inputs = random_input(graph, 1)
         expected = reference.run(graph, *inputs)
@@ -123,4 +124,4 @@ def test_a_float_graph_has_units_without_integers() -> None:
 
 def test_units_as_text() -> None:
     line = to_text(units(block(), RULES["x86"])).splitlines()[1]
-    assert line.startswith("conv_1 = relu(relu_0) > depthwise(depthwise_0) > conv(conv_1) of conv_0; 1x7x7x8 -> 7x7x8")
+    assert line.startswith("conv_1 = relu(relu_0) > depthwise(depthwise_0) > convolution(conv_1) of conv_0; 1x7x7x8 ")

@@ -42,6 +42,13 @@ def same(a: ir.Graph, b: ir.Graph) -> bool:
     )
 
 
+def test_a_dilation_comes_back() -> None:
+    text = SMALL.replace("padding=(0, 1, 0, 1) relu=True", "padding=(0, 2, 0, 2) relu=True dilation=(2, 2)")
+    graph = parse_text(text)
+    verify(graph)
+    assert to_text(graph) == text
+
+
 def test_text_comes_back() -> None:
     graph = parse_text(SMALL)
     verify(graph)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import scalar_contract as scalar
 
+from xceptile.models import verify
 from xceptile.runtime import arithmetic
 
 ALL_INT8 = np.arange(-128, 128).astype(np.int8)
@@ -169,3 +170,25 @@ def test_the_mean_multiplier_divides_twice_in_float32(pixels):
         totals = rng.integers(-128 * pixels, 255 * pixels, 20).astype(np.int32)
         seen = arithmetic.scale_accumulator(totals, m, 7)
         assert seen.tolist() == [scalar.mean_output(int(t), s_in, s_out, pixels, 7) for t in totals]
+
+
+def test_every_function_of_a_lookup_is_known_to_both():
+    assert set(verify.LOOKUPS) == set(arithmetic.FUNCTIONS)
+
+
+def test_lookups_round_the_real_value():
+    for function, scale, zero in (("sigmoid", 2.0**-8, -128), ("tanh", 2.0**-7, 0)):
+        table = arithmetic.lookup_table(function, (), 0.05, 7, scale, zero)
+        for q in ALL_INT8:
+            real = arithmetic.FUNCTIONS[function](np.float64((int(q) - 7) * 0.05))
+            exact = min(max(round(float(real) / scale) + zero, -128), 127)
+            assert table[int(q) + 128] == exact
+
+
+def test_a_bilinear_resize_by_hand():
+    """Two pixels to four, half pixel: weights of a quarter and three quarters, rounded half up."""
+    taps = arithmetic.resize_taps(2, 4, "half pixel")
+    assert taps.tolist() == [[0, 1, 0], [0, 1, 512], [0, 1, 1536], [1, 1, 0]]
+    x = np.array([0, 10], np.int8).reshape(1, 1, 2, 1)
+    rows = arithmetic.resize_taps(1, 1, "half pixel")
+    assert arithmetic.resize_bilinear(x, rows, taps).reshape(-1).tolist() == [0, 3, 8, 10]

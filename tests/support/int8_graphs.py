@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xceptile.calibration.quantize import tie_free_params
+from xceptile.calibration.quantize import tie_free_params, without_multiplier_tie
 from xceptile.models import graph as ir
 from xceptile.runtime import arithmetic, reference
 
@@ -163,13 +163,14 @@ class Int8Builder:
         padding: ir.Pads = (0, 0, 0, 0),
         relu: bool = False,
         *,
+        dilation: tuple[int, int] = (1, 1),
         normalize: bool = True,
         quant: ir.PerTensor | None = None,
         path: str = "",
     ) -> str:
         fan_in = kernel[0] * kernel[1] * self.values[x].shape[3]
         weights = self.rng.normal(0, fan_in**-0.5, (channels, *kernel, self.values[x].shape[3])).astype(np.float32)
-        op = ir.Conv2d(strides, padding, relu)
+        op = ir.Conv2d(strides, padding, relu, dilation)
         return self._weighted("conv", op, x, weights, 0, normalize, quant, path)
 
     def depthwise(
@@ -180,12 +181,13 @@ class Int8Builder:
         padding: ir.Pads = (1, 1, 1, 1),
         relu: bool = False,
         *,
+        dilation: tuple[int, int] = (1, 1),
         normalize: bool = False,
         quant: ir.PerTensor | None = None,
         path: str = "",
     ) -> str:
         weights = self.rng.normal(0, 0.3, (*kernel, self.values[x].shape[3])).astype(np.float32)
-        op = ir.DepthwiseConv2d(strides, padding, relu)
+        op = ir.DepthwiseConv2d(strides, padding, relu, dilation)
         return self._weighted("depthwise", op, x, weights, 2, normalize, quant, path)
 
     def fully_connected(
@@ -227,6 +229,34 @@ class Int8Builder:
     def requantize(self, x: str, quant: ir.PerTensor, path: str = "") -> str:
         return self._append("requantize", ir.Lookup("identity"), (x,), self.values[x].shape, quant, path)
 
+    def lookup(self, x: str, function: str, *parameters: float, quant: ir.PerTensor | None = None) -> str:
+        """Quantized as the quantizer would."""
+        y = self._float(ir.Lookup(function, parameters), self.real(x))
+        fixed = arithmetic.FIXED_OUTPUTS.get(function)
+        quant = quant or (ir.PerTensor(*fixed) if fixed else covering(y))
+        if function == "leaky_relu":
+            quant = without_multiplier_tie(self.quant(x).scale, quant, parameters[0])
+        return self._append(function, ir.Lookup(function, parameters), (x,), y.shape, quant, "")
+
+    def multiply(self, a: str, b: str, *, quant: ir.PerTensor | None = None) -> str:
+        y = self._float(ir.Multiply(), self.real(a), self.real(b))
+        return self._append("multiply", ir.Multiply(), (a, b), y.shape, quant or covering(y), "")
+
+    def concatenate(self, *names: str) -> str:
+        """Of tensors with equal parameters."""
+        first = self.values[names[0]]
+        shape = (*first.shape[:-1], sum(self.values[name].shape[-1] for name in names))
+        return self._append("concatenate", ir.Concatenate(), names, shape, self.quant(names[0]), "")
+
+    def resize(self, x: str, size: tuple[int, int], method: str, coordinates: str) -> str:
+        n, _, _, c = self.values[x].shape
+        op = ir.Resize(size, method, coordinates)
+        return self._append("resize", op, (x,), (n, *size, c), self.quant(x), "")
+
+    def reshape(self, x: str, shape: tuple[int, ...]) -> str:
+        op = ir.Reshape(shape)
+        return self._append("reshape", op, (x,), (self.values[x].shape[0], *shape), self.quant(x), "")
+
     def average_pool(self, x: str, *, quant: ir.PerTensor | None = None, path: str = "") -> str:
         """The output scale is nudged until every engine's mean agrees, as the quantizer guarantees."""
         y = self.real(x).mean(axis=(1, 2))
@@ -245,12 +275,19 @@ def random_operator_graph(
     strides: tuple[int, int] = (1, 1),
     padding: ir.Pads = (0, 0, 0, 0),
     relu: bool = False,
+    dilation: tuple[int, int] = (1, 1),
+    function: str = "identity",
+    parameters: tuple[float, ...] = (),
+    size: tuple[int, int] = (1, 1),
+    method: str = "bilinear",
+    coordinates: str = "half pixel",
     quant: ir.PerTensor | None = None,
     input_quant: ir.PerTensor = INPUT_QUANT,
     other_quant: ir.PerTensor = OTHER_QUANT,
     seed: int = 0,
 ) -> ir.Graph:
-    """One operator on an int8 input of ``shape``: conv, depthwise, linear, relu, pool, add, requantize or mean.
+    """One operator on an int8 input of ``shape``: conv, depthwise, linear, relu, pool, add, requantize, mean, lookup,
+    multiply, gate, concatenate, resize or reshape.
 
     ``channels`` are a convolution's or linear layer's outputs; ``quant`` is the output's where it is free (None: what
     fits); ``other_quant`` is the second summand's. Fields that do not matter to the kind are not looked at.
@@ -260,9 +297,9 @@ def random_operator_graph(
     x = build.input(rng.integers(-128, 128, shape, np.int8), input_quant)
     match kind:
         case "conv":
-            build.conv(x, channels, kernel, strides, padding, relu, quant=quant)
+            build.conv(x, channels, kernel, strides, padding, relu, dilation=dilation, quant=quant)
         case "depthwise":
-            build.depthwise(x, kernel, strides, padding, relu, normalize=True, quant=quant)
+            build.depthwise(x, kernel, strides, padding, relu, dilation=dilation, normalize=True, quant=quant)
         case "linear":
             build.fully_connected(x, channels, relu, quant=quant)
         case "relu":
@@ -276,6 +313,21 @@ def random_operator_graph(
             build.requantize(x, quant or other_quant)
         case "mean":
             build.average_pool(x, quant=quant)
+        case "lookup":
+            build.lookup(x, function, *parameters, quant=quant)
+        case "multiply" | "gate":
+            other_shape = shape if kind == "multiply" else (shape[0], shape[-1])
+            build.multiply(x, build.input(rng.integers(-128, 128, other_shape, np.int8), other_quant), quant=quant)
+        case "concatenate":
+            more = [
+                build.input(rng.integers(-128, 128, (*shape[:-1], count), np.int8), input_quant)
+                for count in (channels, 5)
+            ]
+            build.concatenate(x, *more)
+        case "resize":
+            build.resize(x, size, method, coordinates)
+        case "reshape":
+            build.reshape(x, (int(np.prod(shape[1:])),))
         case _:
             raise ValueError(f"no such kind of operator: {kind}")
     return build.graph()

@@ -131,7 +131,7 @@ ATTACKS = {
     "a tensor of 2^62 elements of 4 bytes": attack({TENSORS + 8: 9, TENSORS + 16: 1 << 31, TENSORS + 20: 1 << 31,
                                                     TENSORS + 24: 1, TENSORS + 28: 1}),
     "a step of no kind": attack({STEPS + 32: 0}),
-    "a step of an unknown kind": attack({STEPS + 32: 13}),
+    "a step of an unknown kind": attack({STEPS + 32: 16}),
     "an output that is not an argument": attack({STEPS + 36: 2}),
     "an output among the weights": attack({STEPS + 36: 1}),
     "a tolerance beyond int8": attack({168: 256}),

@@ -165,6 +165,7 @@ def _lower_unit(unit: Unit, in_stride: int, block: Block, choices: Mapping[str, 
         case Table():
             assert stage.table is not None
             return _Lowered(elementwise.Lookup(stored_size(stage.geometry)), (Weights(np.roll(stage.table, 128)),))
+    raise ir.GraphError(f"{unit.name}: no ARM kernel for a {unit.kind}", unit.name, unit.path)
 
 
 def _convolution(

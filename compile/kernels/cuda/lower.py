@@ -112,6 +112,8 @@ class _Lowering:
                 self._finish(unit, pool, (self._padded(unit.inputs[0]),))
             case Mean():
                 self._mean(unit, unit.anchor)
+            case _:
+                raise ir.GraphError(f"{unit.name}: no CUDA kernel for a {unit.kind}", unit.name, unit.path)
 
     def _check_kind(self, node: ir.Node) -> bool:
         """Whether a tensor is the network's input. Raises GraphError for what kernels of this dtype cannot take."""

@@ -118,6 +118,7 @@ class _Lowering:
                 return self._mean(unit, stage)
             case Table() as stage:
                 return self._table(unit, stage)
+        raise ir.GraphError(f"{unit.name}: no OpenCL kernel for a {unit.kind}", unit.name, unit.path)
 
     def _call(self, kernel: Kernel, operands: Operands, node: ir.Node, kind: str, macs: int = 0) -> KernelCall:
         """``operands``: the last one is written."""

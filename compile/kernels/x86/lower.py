@@ -121,6 +121,7 @@ class _Lowering:
                 return [self._table(unit, unit.anchor)]
             case Mean():
                 return [self._mean(unit, unit.anchor)]
+        raise ir.GraphError(f"{unit.name}: no x86 kernel for a {unit.kind}", unit.name, unit.path)
 
     # Where tensors lie.
 

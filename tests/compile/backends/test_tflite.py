@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tflite
+from support import operator_cases
 from support.int8_graphs import (
     Int8Builder,
     all_outputs,
@@ -241,10 +242,19 @@ def test_add_on_all_pairs(quants: tuple[ir.PerTensor, ir.PerTensor, ir.PerTensor
     check(graph, left.reshape(1, 256, 256, 1), right.reshape(1, 256, 256, 1))
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-def test_add_requantize_and_relu_channels(channels: int) -> None:
-    for kind in ("add", "requantize", "relu"):
-        check_at_random_and_extremes(random_operator_graph(kind, (1, 3, 5, channels)))
+def undelegated(graph: ir.Graph) -> set[str]:
+    """The operators that XNNPACK does not take in int8, and LiteRT's own kernels compute."""
+    nearest = any(isinstance(node.op, ir.Resize) and node.op.method == "nearest" for node in graph.nodes)
+    return {"RESIZE_NEAREST_NEIGHBOR"} if nearest else set()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_operator_case(batch: int) -> None:
+    for graph in map(all_outputs, operator_cases.all_cases(batch)):
+        engine = LiteRtEngine(serialize(graph), 1)
+        assert {p.op for p in engine.placements() if not p.delegated} == undelegated(graph)
+        for inputs in operator_cases.images(graph, 2):
+            assert differences(graph, inputs, engine.run_once(*inputs)) == {}, graph.name
 
 
 @pytest.mark.parametrize("quants", scale_sets(), ids=str)
