@@ -31,7 +31,7 @@ from .artefacts import Made, Progress
 from .passes.fold_input import fold_input, takes_pixels
 from .passes.pipeline import FLOAT_PASSES, run_passes
 from .passes.set_batch import set_batch
-from .tuning import Tuning
+from .tuning import TUNED, Tuning
 
 ENGINES = ("native", "litert")
 ALSO = ("relax-vm", "onnx-qdq")
@@ -111,7 +111,7 @@ def float_layers(graph: Graph) -> tuple[str, ...]:
 
 
 def _of_tuning(tuning: Tuning | None) -> dict[str, str]:
-    return {} if tuning is None else {"sha256 of the tuning": tuning.sha256()}
+    return {} if tuning is None else {TUNED: tuning.sha256()}
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

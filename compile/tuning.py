@@ -14,6 +14,7 @@ from ..runtime.bundle import sha256
 from ..targets.spec import TargetSpec
 
 SCHEMA = 1
+TUNED = "sha256 of the tuning"  # in a manifest's provenance
 LEAST_GAIN = 0.02  # of a step's time: less than that is within the noise of a median
 
 

@@ -81,12 +81,15 @@ def verify(
     public_key: PublicKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy against float and bit-exactness against the reference; exit status 1 where an output differs."""
+    """Accuracy against float and bit-exactness against the reference, and whether plan and weights are those of the
+    int8 network; exit status 1 where an output differs, or a byte of these.
+    """
     from ...runtime.bundle import open_bundle
     from ...runtime.evaluate_engines import contenders, evaluate, runnable
     from ...runtime.session import place
     from ...runtime.shards import Job, verify_shards
     from ...runtime.statistics import mcnemar_exact
+    from ..repack import repack
 
     opened = open_bundle(bundle, public_key)
     if workers or results or ray:
@@ -123,6 +126,7 @@ def verify(
             for contender in judged:
                 contender.engine.close()
     found = _first_differences(opened, accuracies, data, images, device) if diverges else {}
+    repacked = repack(opened)
     if as_json:
         print_json(
             [
@@ -132,6 +136,7 @@ def verify(
                     "keeps_contract": a.keeps_contract,
                     "mcnemar_p": mcnemar_exact(a.float_only_correct, a.int8_only_correct),
                     "first_difference": found.get(a.engine),
+                    "packed_anew": asdict(repacked),
                 }
                 for a in accuracies
             ]
@@ -146,6 +151,7 @@ def verify(
         for a in accuracies:
             if not a.bit_exact:
                 out.print(_differences(a))
+        out.print(f"Packed anew: {repacked}", soft_wrap=True)
         if opened.manifest.float_layers:
             layers = ", ".join(opened.manifest.float_layers)
             out.print(f"mixed: {layers} compute in float; int8 layers are exact given the same inputs.")
@@ -155,7 +161,7 @@ def verify(
             out.print("No image's class changed.")
         elif flips:
             out.print(_flips_table(accuracies))
-    if not all(a.keeps_contract for a in accuracies):
+    if repacked.differing or not all(a.keeps_contract for a in accuracies):
         raise SystemExit(1)
 
 
