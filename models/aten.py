@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .graph import Graph, Pads
-from .graph_builder import END_AT_LOGITS, NO_PADS, SCALE_OUTSIDE, Array, GraphBuilder, Origin, Value
+from .graph_builder import END_AT_LOGITS, NO_PADS, Array, GraphBuilder, Origin, Value
 
 SUPPORTED = (
     "Conv2d (dense or depthwise), BatchNorm2d, ReLU, MaxPool2d, zero padding before a convolution and minus infinity "
@@ -110,11 +110,22 @@ class _Cell:
 class Call:
     """One operation at work: its operands by name, each of its kind or refused with the layer's place."""
 
-    def __init__(self, builder: GraphBuilder, origin: Origin, shape: tuple[int, ...] | None, operands: Any) -> None:
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        origin: Origin,
+        shape: tuple[int, ...] | None,
+        operands: dict[str, Argument],
+        *,
+        on_input: bool = False,
+        at_end: bool = False,
+    ) -> None:
         self.builder = builder
         self.origin = origin
         self.shape = shape  # of the result
-        self._operands: dict[str, Argument] = operands
+        self.on_input = on_input  # the image itself is its first operand
+        self.at_end = at_end  # its result is the network's
+        self._operands = operands
         self._unread = set(operands)
 
     def get(self, name: str, default: Argument = None) -> Argument:
@@ -207,6 +218,7 @@ class _Importer:
         self.program = program
         self.builder = GraphBuilder(constants_limit_bytes)
         self.env: dict[str, _Cell] = {}
+        self.images: list[Value] = []  # the inputs
         self.open_batch: dict[Size, int] = {}  # what the program leaves open, and what it becomes
         if program.changed:
             raise Origin("", program.changed[0], "output").refuse(
@@ -241,7 +253,14 @@ class _Importer:
             return
         plain, in_place = _functional(operation.target)
         operands = {name: self._resolve(value, origin) for name, value in operation.arguments.items()}
-        call = Call(self.builder, origin, self._static(operation.shape, origin, plain), operands)
+        call = Call(
+            self.builder,
+            origin,
+            self._static(operation.shape, origin, plain),
+            operands,
+            on_input=operands.get("self") in self.images,
+            at_end=not {*operation.results}.isdisjoint(self.program.outputs),
+        )
         value = self._compute(plain, in_place, call)
         if not operation.results:
             raise origin.refuse("it makes no tensor")
@@ -268,7 +287,7 @@ class _Importer:
         elif target in _LAYERS:
             value = _LAYERS[target](call)
         else:
-            raise origin.refuse(_reason(target))
+            raise origin.refuse(_reason(target, call))
         call.finish()
         return value
 
@@ -286,7 +305,8 @@ class _Importer:
         shape = self._fixed(sizes, origin)
         if wanted is not None and shape != wanted:
             raise ValueError(f"the program takes {list(shape)}, {list(wanted)} was asked for")
-        self._define(name, _Cell(self.builder.input(name, shape, origin)))
+        self.images.append(self.builder.input(name, shape, origin))
+        self._define(name, _Cell(self.images[-1]))
 
     def _static(self, sizes: tuple[Size, ...] | None, origin: Origin, target: str) -> tuple[int, ...] | None:
         """The result's shape where the operator is told by it alone."""
@@ -368,19 +388,36 @@ _PLAIN_NAMES = {
 }
 _BATCH_STATISTICS = f"it uses the statistics of a batch; {EVAL}"
 _REASONS = {
-    **dict.fromkeys(("sub", "div", "mul"), SCALE_OUTSIDE),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), END_AT_LOGITS),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "argmax"), END_AT_LOGITS),
     "_native_batch_norm_legit": _BATCH_STATISTICS,
     "_native_batch_norm_legit_functional": _BATCH_STATISTICS,
 }
 
 
-def _reason(target: str) -> str:
-    """Why there is no layer for it."""
+# On the network's input they prepare pixels; behind its last layer they turn logits into something else.
+_IN_FRONT = frozenset({"sub", "rsub", "div", "mul", "add", "to", "_to_copy"})
+_PREPARED = (
+    "it prepares pixels; export the network without it and give --preprocessing FILE, "
+    "which says mean and std in units of pixel / 255"
+)
+_AT_THE_END = frozenset({"sigmoid", "tanh", "gt", "ge"})
+
+
+def _reason(target: str, call: Call) -> str:
+    """Why there is no layer for it, and what to do."""
     if "higher_order" in target:
         return "it calls another graph; save program.run_decompositions({}) instead of the program"
-    match = _ATEN.fullmatch(target)
-    return _REASONS.get(match[1] if match else "", f"there is no int8 form of it here; supported are {SUPPORTED}")
+    name = match[1] if (match := _ATEN.fullmatch(target)) else ""
+    if name in _IN_FRONT and _prepares(call):
+        return _PREPARED
+    if call.at_end and name in _AT_THE_END:
+        return "end the network at its logits, and apply this to what it gives"
+    return _REASONS.get(name, f"there is no int8 form of it here; supported are {SUPPORTED}")
+
+
+def _prepares(call: Call) -> bool:
+    """Whether it takes the image and a constant."""
+    return call.on_input and not isinstance(call.get("other"), Value)
 
 
 def _conv2d(call: Call) -> Value:
@@ -466,6 +503,8 @@ def _pad(call: Call) -> Value:
 
 
 def _add(call: Call) -> Value:
+    if _prepares(call):
+        raise call.origin.refuse(_PREPARED)
     if (alpha := call.number("alpha", 1)) != 1:
         raise call.origin.refuse(f"with a factor of {alpha:g}")
     return call.builder.add(call.tensor("self"), call.tensor("other"), call.origin)

@@ -7,6 +7,7 @@ merges padding into the operator that follows, and refuses the rest with the lay
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,13 @@ SCALE_OUTSIDE = "it has no int8 form here; if it scales pixels, export without i
 
 
 class UnsupportedLayer(ValueError):
-    """A layer that the graph cannot say. ``path`` is its place in the network, ``operator`` what it computes."""
+    """A layer that the graph cannot say. ``path`` is its place in the network, ``operator`` what it computes; ``file``
+    is named where the network was read from one.
+    """
 
-    def __init__(self, path: str, operator: str, reason: str) -> None:
-        super().__init__(f"layer {path or '(the network itself)'}, operator {operator}, is not supported: {reason}")
+    def __init__(self, path: str, operator: str, reason: str, file: str | Path = "") -> None:
+        where = f"{file and f'{file}: '}layer {path or '(the network itself)'}"
+        super().__init__(f"{where}, operator {operator}, is not supported: {reason}")
         self.path = path
         self.operator = operator
         self.reason = reason

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .graph import Graph
+from .graph_builder import UnsupportedLayer
 from .preprocess import InputSpec, keras_input_spec
 from .provenance import file_sha256, provenance_of
 from .read_file import check_file, read_file
@@ -68,7 +69,10 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
     check_file(path)
     program = _is_program(path)
     if program or path.suffix == ".onnx":
-        model = _program(path) if program else _onnx(path, size)
+        try:
+            model = _program(path) if program else _onnx(path, size)
+        except UnsupportedLayer as error:
+            raise UnsupportedLayer(error.path, error.operator, error.reason, path) from error
         if size is not None and (model.input_spec.height, model.input_spec.width) != (size, size):
             raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
         return model
@@ -190,8 +194,9 @@ def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
             "one image is needed, (1, H, W, 3) or (1, H, W, 1)"
         )
     if len(graph.outputs) != 1 or len(out) != 2:
+        made = ", ".join(f"{name} {list(graph.type_of(name).shape)}" for name in graph.outputs)
         raise ModelError(
-            f"{path}: makes {[list(graph.type_of(n).shape) for n in graph.outputs]}; (1, classes) is needed"
+            f"{path}: has {len(graph.outputs)} outputs: {made}; export a network that returns one, (1, classes)"
         )
     labels = tuple(str(i) for i in range(out[1]))
     scaling = (0.5,) * shape[3]

@@ -218,6 +218,45 @@ def test_a_graph_within_the_graph_is_refused(tmp_path: Path) -> None:
     assert [type(node.op) for node in load_graph(tmp_path / "net.pt2", "net").nodes] == [ir.Input, ir.Relu]
 
 
+MEAN = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+LOGITS, PIXELS = "end the network at its logits", "it prepares pixels; export the network without it and give --prep"
+ABOUT: dict[str, tuple[nn.Module, str, str]] = {
+    "softmax": (nn.Sequential(small(), nn.Softmax(1)), "layer 1, operator aten.softmax,", LOGITS),
+    "sigmoid": (nn.Sequential(small(), nn.Sigmoid()), "layer 1, operator aten.sigmoid,", LOGITS),
+    "argmax": (Function(lambda m, x: m.conv(x).mean((2, 3)).argmax(1)), "operator aten.argmax,", LOGITS),
+    "softmax, argmax": (Function(lambda m, x: m.conv(x).mean((2, 3)).softmax(1).argmax(1)), "aten.softmax,", LOGITS),
+    "sigmoid inside": (Function(lambda m, x: m.conv(m.conv(x).sigmoid())), "aten.sigmoid,", "no int8 form of it here"),
+    "minus a mean": (Function(lambda m, x: m.conv((x - MEAN) / 0.2)), "operator aten.sub,", PIXELS),
+    "255": (Function(lambda m, x: m.conv(x / 255)), "operator aten.div,", PIXELS),
+    "from -1": (Function(lambda m, x: m.conv(x * 2 - 1)), "operator aten.mul,", PIXELS),
+    "plus": (Function(lambda m, x: m.conv(x + 1)), "operator aten.add,", PIXELS),
+    "a head's factor": (Function(lambda m, x: m.conv(x).mean((2, 3)) * 0.5), "aten.mul,", "no int8 form of it here"),
+}
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_what_stands_in_front_and_at_the_end(name: str, tmp_path: Path) -> None:
+    """One line, with the file, the layer and what to do."""
+    network, layer, what = ABOUT[name]
+    path = saved(tmp_path / "net.pt2", network.eval(), (1, 3, 8, 8))
+    with pytest.raises(UnsupportedLayer) as caught:
+        zoo.load(path)
+    assert str(caught.value).startswith(f"{path}: layer ")
+    assert layer in str(caught.value)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    network = Function(lambda m, x: (m.conv(x).mean((2, 3)), m.conv(x)))
+    path = saved(tmp_path / "net.pt2", network.eval(), (1, 3, 8, 8))
+    with pytest.raises(zoo.ModelError) as caught:
+        zoo.load(path)
+    assert str(caught.value) == (
+        f"{path}: has 2 outputs: mean [1, 3], conv_1 [1, 8, 8, 3]; export a network that returns one, (1, classes)"
+    )
+
+
 def test_an_operand_that_is_not_known_is_refused(tmp_path: Path) -> None:
     """So that no operand is dropped unseen."""
     path = saved(tmp_path / "net.pt2", small(), (1, 3, 8, 8))

@@ -300,7 +300,7 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
     "adaptive pool": (nn.Sequential(nn.AdaptiveAvgPool2d(2)), "0", "aten.adaptive_avg_pool2d", "only to 1x1"),
     "flatten a map": (nn.Sequential(nn.Flatten(), nn.Linear(546, 4)), "0", "aten.view", "pool the map to 1x1"),
     "mean of rows": (Function(lambda _, x: x.mean(3)), "", "aten.mean", "only height and width together"),
-    "a number": (Function(lambda _, x: x + 1), "", "aten.add", "its operand is 1"),
+    "a number": (Function(lambda _, x: x.relu() + 1), "", "aten.add", "its operand is 1"),
     "a factor": (Function(lambda _, x: torch.add(x, x, alpha=2)), "", "aten.add", "with a factor of 2"),
     "broadcast": (Function(lambda _, x: x + x.mean((2, 3), keepdim=True)), "", "aten.add", "they must be equal"),
     "multiplication": (Function(lambda _, x: x * x), "", "aten.mul", "no int8 form"),
