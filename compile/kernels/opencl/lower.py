@@ -184,7 +184,7 @@ class _Lowering:
     def _import(self, node: ir.Node) -> KernelCall:
         batch, height, width, channels = ir.image_shape(node.type.shape)
         kernel = Convert("import", self.e, batch, height * width, channels)
-        constants = () if self.e.integer else (self._limits(node.name),)
+        constants = () if self.e.integer else (_parameters(FLOAT16, self._meaning(node.name)),)
         return self._call(kernel, (self._plain(node), *constants, self._stored(node.name)), node, COPY)
 
     def _export(self, node: ir.Node) -> KernelCall:
@@ -194,26 +194,24 @@ class _Lowering:
 
     # Constants.
 
-    def _limits(self, read: str, relu: bool = False, add_relu: bool = False) -> Weights:
-        """float16's parameters: least values, and what the network's input means where ``read`` is that."""
-        least = {words.REAL_LOW: 0.0 if relu else -np.inf, words.REAL_ADD_LOW: 0.0 if add_relu else -np.inf}
-        source = self._source(read)
+    def _meaning(self, name: str) -> dict[int, float]:
+        """float16's parameters that make real values of the network's input, where ``name`` is that."""
+        source = self._source(name)
         if not isinstance(source.op, ir.Input):
-            return _parameters(FLOAT16, least)
+            return {}
         quant = source.type.per_tensor
-        return _parameters(FLOAT16, {**least, words.REAL_SCALE: quant.scale, words.REAL_OFFSET: quant.zero_point})
+        return {words.REAL_SCALE: quant.scale, words.REAL_OFFSET: quant.zero_point}
 
     def _ends(self, unit: Unit, stage: Weighted) -> Weights:
-        """The parameters of what follows a sum of products, the addition included."""
-        addition, integers = unit.addition, stage.integers
+        """The parameters of a sum of products: of its pixels, of what follows it, the addition included."""
+        integers = stage.integers
+        values: dict[int, float]
         if integers is None:
-            return self._limits(unit.inputs[0], stage.relu, addition is not None and addition.relu)
-        of_sum = {
-            words.ZERO: integers.zero_point,
-            words.LOW: integers.low,
-            words.PADDING: _bytes(_padding(unit, stage)),
-        }
-        return _parameters(INT8, of_sum | (_of_addition(addition) if addition else {}))
+            values = {words.REAL_LOW: 0.0 if stage.relu else -np.inf, **self._meaning(unit.inputs[0])}
+        else:
+            padding = _bytes(_padding(unit, stage))
+            values = {words.ZERO: integers.zero_point, words.LOW: integers.low, words.PADDING: padding}
+        return _parameters(self.e, values | (_of_addition(unit.addition) if unit.addition else {}))
 
     # Operators.
 
@@ -256,22 +254,13 @@ class _Lowering:
 
     def _addition(self, unit: Unit, stage: Addition) -> tuple[Kernel, Operands]:
         inputs = [self._stored(name) for name in unit.inputs]
-        if stage.integers is None:
-            constants = self._limits(unit.name, stage.relu, stage.relu)
-        else:
-            z = self.graph.type_of(unit.inputs[0]).per_tensor.zero_point
-            unread = {words.ZERO: stage.integers.zero_point, words.LOW: arithmetic.INT8_MIN, words.PADDING: _bytes(z)}
-            constants = _parameters(INT8, unread | _of_addition(stage))
+        constants = _parameters(self.e, _of_addition(stage))
         return Elementwise("add", self.e, inputs[0].count // VECTOR_BYTES), (*inputs, constants)
 
     def _rectifier(self, unit: Unit, stage: Rectifier) -> tuple[Kernel, Operands]:
         x = self._stored(unit.inputs[0])
-        if stage.zero_point is None:
-            constants = self._limits(unit.name, True, True)
-        else:
-            unread = {words.ZERO: arithmetic.INT8_MIN, words.LOW: arithmetic.INT8_MIN}
-            constants = _parameters(INT8, unread | {words.PADDING: _bytes(stage.zero_point)})
-        return Elementwise("relu", self.e, x.count // VECTOR_BYTES), (x, constants)
+        least = {words.REAL_LOW: 0.0} if stage.zero_point is None else {words.PADDING: _bytes(stage.zero_point)}
+        return Elementwise("relu", self.e, x.count // VECTOR_BYTES), (x, _parameters(self.e, least))
 
     def _table(self, unit: Unit, stage: Table) -> tuple[Kernel, Operands]:
         x, node = self._stored(unit.inputs[0]), stage.node
@@ -294,8 +283,10 @@ def _parameters(element: Element, values: Mapping[int, float]) -> Weights:
     return Weights(wrap_int32(np.array(ordered, np.int64)) if element.integer else np.array(ordered, np.float32))
 
 
-def _of_addition(stage: Addition) -> dict[int, int]:
-    assert stage.integers is not None
+def _of_addition(stage: Addition) -> dict[int, float]:
+    """An addition's parameters, whether a kernel's own or its epilogue's."""
+    if stage.integers is None:
+        return {words.REAL_ADD_LOW: 0.0 if stage.relu else -np.inf}
     a, b, bias, shift = stage.integers.constants
     return {
         words.ADD_A: a, words.ADD_B: b, words.ADD_BIAS: bias, words.ADD_SHIFT: shift,

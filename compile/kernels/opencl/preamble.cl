@@ -108,17 +108,6 @@ static int4 xct_add(int4 a, int4 b, int a_multiplier, int b_multiplier, int bias
                 xct_add4(a.s3, b.s3, a_multiplier, b_multiplier, bias, shift, zero, low));
 }
 
-static int xct_requantize4(int x, int multiplier, int bias, int zero) {
-  int4 acc = convert_int4(as_char4(x)) * multiplier + bias;
-  return as_int(convert_char4(clamp((acc >> 8) + zero, -128, 127)));
-}
-
-// bias: 128 - multiplier * the input's zero point.
-static int4 xct_requantize(int4 x, int multiplier, int bias, int zero) {
-  return (int4)(xct_requantize4(x.s0, multiplier, bias, zero), xct_requantize4(x.s1, multiplier, bias, zero),
-                xct_requantize4(x.s2, multiplier, bias, zero), xct_requantize4(x.s3, multiplier, bias, zero));
-}
-
 static int xct_pack(char a, char b, char c, char d) { return as_int((char4)(a, b, c, d)); }
 
 static char xct_byte(int word, int index) { return (char)(word >> (8 * index)); }
