@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import shutil
 from dataclasses import dataclass
 
+from .. import __version__
 from ..runtime.devices import qemu
 from ..targets import host
 from .cuda_devices import cuda_devices
-from .opencl_devices import opencl_devices
+from .opencl_devices import find_library, opencl_devices
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,13 @@ def _program(what: str, program: str, package: str) -> Finding:
 def _opencl() -> Finding:
     what = "run or rehearse OpenCL bundles"
     try:
-        devices = opencl_devices()
-    except OSError:
-        return Finding(what, False, "no OpenCL library: install a GPU's driver, or apt install pocl-opencl-icd")
+        name, library = find_library()
+    except OSError as error:
+        return Finding(what, False, f"{error}; install a GPU's driver, or apt install pocl-opencl-icd")
+    devices = opencl_devices(library)
     if not devices:
-        return Finding(what, False, "the OpenCL library has no device: apt install pocl-opencl-icd for the processor")
-    return Finding(what, True, ", ".join(f"{name} ({kind})" for name, kind in devices.items()))
+        return Finding(what, False, f"{name} has no device: apt install pocl-opencl-icd for the processor")
+    return Finding(what, True, ", ".join(f"{each} ({kind})" for each, kind in devices.items()) + f", by {name}")
 
 
 def _cuda() -> Finding:
@@ -88,10 +91,24 @@ def _cuda() -> Finding:
     return Finding(what, True, ", ".join(f"{name} (compute capability {it})" for name, it in devices.items()))
 
 
+def _versions() -> tuple[Finding, ...]:
+    """What a report of a fault begins with."""
+    try:
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        system = "a system without a name"
+    library = " ".join(platform.libc_ver()).strip() or "a C library that does not say its name"
+    return (
+        Finding("Xceptile", True, __version__),
+        Finding("Python", True, f"{platform.python_version()}, {platform.python_implementation()}"),
+        Finding("system", True, f"{system}, {platform.system()} {platform.release()} {platform.machine()}, {library}"),
+    )
+
+
 def examine() -> tuple[Finding, ...]:
-    """Every ability in a fixed order."""
+    """Versions, then every ability in a fixed order."""
     reached = (
         _program("run bundles on boards behind ssh", "ssh", "openssh-client"),
         _program("run bundles on Android phones", "adb", "adb"),
     )
-    return (*(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl(), _cuda(), *reached)
+    return (*_versions(), *(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl(), _cuda(), *reached)

@@ -248,7 +248,8 @@ def open_bundle(path: Path, public_key: Path | None = None, *, vouched: str | No
 
 def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
-        raise BundleError("no such bundle directory; `xceptile compile ... --output DIR` makes one", path)
+        what = "is a file, and a bundle is a directory" if path.exists() else "no such bundle directory"
+        raise BundleError(f"{what}; `xceptile compile ... --output DIR` makes one", path)
     try:
         return read_file(path / MANIFEST)
     except FileNotFoundError:

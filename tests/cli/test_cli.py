@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from support.needs import requires_hardware
 from tvm import relax
 
+from xceptile import __version__
 from xceptile.compile import cli, pipeline
 from xceptile.compile.backends import nvrtc
 from xceptile.compile.commands.common import bar, out, table
@@ -213,7 +215,9 @@ def test_targets_inspect_doctor(compiled: Path, capsys: pytest.CaptureFixture[st
     assert xceptile("inspect", compiled, "--json") == 0
     assert json.loads(capsys.readouterr().out)["labels"] == list(LABELS)
     assert xceptile("doctor", "--json") == 0
-    assert all({"what", "ok", "detail"} <= set(row) for row in json.loads(capsys.readouterr().out))
+    found = {row["what"]: row["detail"] for row in json.loads(capsys.readouterr().out)}
+    assert (found["Xceptile"], found["Python"].partition(",")[0]) == (__version__, platform.python_version())
+    assert platform.release() in found["system"]
 
 
 def test_unknown_target_says_did_you_mean(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,19 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_no_bundle_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file.tflite").write_bytes(b"data")
+    (tmp_path / "folder").mkdir()
+    for name, what in (
+        ("file.tflite", "is a file, and a bundle is a directory"),
+        ("folder", f"holds no {bundles.MANIFEST}"),
+        ("nothing", "no such bundle directory"),
+        ("file.tflite/below", "no such bundle directory"),
+    ):
+        with pytest.raises(BundleError, match=f"{name}: {what}"):
+            open_bundle(tmp_path / name)
+
+
 def test_pixels_are_flipped_or_looked_up(tmp_path: Path) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     plain = write_bundle(tmp_path / "a", manifest(), FILES)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,7 @@ from support.needs import requires, requires_hardware, requires_module, requires
 from support.opencl_network import KERNELS, write_bundle
 from support.tree import SOURCES, TEST_SOURCES
 
-from xceptile.compile import doctor
+from xceptile.compile import doctor, opencl_devices
 from xceptile.compile.backends import native_runtime
 from xceptile.runtime.devices.qemu import QemuNativeEngine
 from xceptile.runtime.engines.engine import EngineError
@@ -203,7 +204,25 @@ def test_the_doctor_names_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(processor)" in finding.detail
     monkeypatch.setenv("XCEPTILE_OPENCL", "/no/such/library.so")
     finding = next(finding for finding in doctor.examine() if "OpenCL" in finding.what)
-    assert (finding.ok, "no OpenCL library" in finding.detail) == (False, True)
+    assert (finding.ok, "no OpenCL library: /no/such/library.so" in finding.detail) == (False, True)
+
+
+def test_the_doctor_looks_where_the_runtime_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under every name, the next one where a library is none of OpenCL."""
+    source = (SOURCES / "opencl.c").read_text()
+    usual = source.partition("usual[] = {")[2].partition("#else")[2].partition("#endif")[0]
+    assert re.findall(r'"([^"]+)"', usual) == list(opencl_devices.LIBRARIES)
+    (tmp_path / "some.c").write_text("int clGetPlatformIDs, clGetDeviceIDs, clGetDeviceInfo;")
+    (tmp_path / "none.c").write_text("int other;")
+    for name in ("some", "none"):
+        subprocess.run(["cc", "-shared", "-fPIC", f"{name}.c", "-o", f"{name}.so"], cwd=tmp_path, check=True)
+    monkeypatch.delenv("XCEPTILE_OPENCL", raising=False)
+    names = tuple(str(tmp_path / name) for name in ("missing.so", "none.so", "some.so"))
+    monkeypatch.setattr(opencl_devices, "LIBRARIES", names)
+    assert opencl_devices.find_library()[0] == names[2]
+    monkeypatch.setattr(opencl_devices, "LIBRARIES", names[:2])
+    with pytest.raises(OSError, match=r"no OpenCL library: .*missing\.so, .*none\.so"):
+        opencl_devices.find_library()
 
 
 @pocl
