@@ -6,6 +6,7 @@ merges padding into the operator that follows, and refuses the rest with the lay
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from . import graph as ir
 
 Array = NDArray[np.generic]
 NO_PADS: ir.Pads = (0, 0, 0, 0)
+MAX_ELEMENTS, MAX_NODES = 1 << 28, 1 << 14  # no network of images has more; a small file can ask for any
 # Of operators that the graph has not, in either framework: what to do.
 END_AT_LOGITS = "end the network at its logits: the class of the largest is the same"
 SCALE_OUTSIDE = "it has no int8 form here; if it scales pixels, export without it and give --preprocessing"
@@ -303,6 +305,11 @@ class GraphBuilder:
         return unique
 
     def _add(self, op: ir.Op, inputs: tuple[str, ...], shape: tuple[int, ...], origin: Origin) -> Value:
+        if math.prod(shape) > MAX_ELEMENTS or len(self._nodes) >= MAX_NODES:
+            raise origin.refuse(
+                f"it makes a tensor of shape {list(shape)} as layer {len(self._nodes) + 1}; at most {MAX_ELEMENTS} "
+                f"elements and {MAX_NODES} layers are"
+            )
         name = self._unique(origin.name)
         type_ = ir.TensorType(shape, "float32")
         self._nodes.append(ir.Node(name, op, inputs, type_, origin.path))

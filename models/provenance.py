@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 # What a loader had to choose, to leave aside or to suppose, which whoever compiles the network is told.
-NOTES = ("weights", "unused tensors", "assumed")
+NOTES = ("weights", "unused tensors", "left out", "assumed")
 
 
 def provenance_of(path: Path, kind: str) -> dict[str, str]:

@@ -176,13 +176,24 @@ def _program(path: Path) -> Model:
 
 def _onnx(path: Path, size: int | None) -> Model:
     """Likewise of a float ONNX network."""
-    from .onnx_io import data_files, load_onnx
+    from .from_onnx import load_onnx
 
+    network = load_onnx(path, size)
     # Exporters call every graph main_graph.
-    model = _bare_model(replace(load_onnx(path, size), name=path.stem), path, "ONNX")
-    data = {f"sha256 of {each.name}": file_sha256(each) for each in data_files(path)}
+    model = _bare_model(replace(network.graph, name=path.stem), path, "ONNX")
+    told = {f"sha256 of {each.name}": file_sha256(each) for each in network.files}
     spec = model.input_spec if size is None else model.input_spec.with_origin("given", "size")
-    return replace(model, input_spec=spec, provenance=model.provenance | data)
+    if network.scaling is not None:
+        try:
+            unit, mean, std = network.scaling.normalization()
+        except ValueError as error:
+            raise ModelError(f"{path}: {error}") from error
+        spec = replace(spec, mean=mean, std=std).with_origin("file", "mean", "std")
+        if not network.scaling.whole:
+            told["assumed"] = f"the file's own scaling takes pixels from 0 to {unit}"
+    if network.softmax:
+        told["left out"] = "the softmax at the end: outputs are logits"
+    return replace(model, input_spec=spec, provenance=model.provenance | told)
 
 
 def _bare_model(graph: Graph, path: Path, kind: str) -> Model:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ...models import graph as ir
-from ...models.onnx_io import to_onnx
 from ...models.rewrite import float_constant
+from ...models.to_onnx import to_onnx
 from ...runtime import arithmetic, reference
 
 

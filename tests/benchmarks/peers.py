@@ -113,10 +113,10 @@ def executorch(folder: Path, photos: np.ndarray) -> Callable[[int], Runner]:
     from executorch.extension.pybindings import portable_lib
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from xceptile.models.onnx_io import load_onnx
+    from xceptile.models.from_onnx import load_onnx
 
     images = [image[None] for image in torch.from_numpy(real(photos))]
-    network = TorchNetwork(load_onnx(folder / "float.onnx")).eval()
+    network = TorchNetwork(load_onnx(folder / "float.onnx").graph).eval()
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     with torch.no_grad():
         prepared = prepare_pt2e(torch.export.export(network, (images[0],)).module(), quantizer)

@@ -47,7 +47,8 @@ from xceptile.compile.backends import cpu as backend
 from xceptile.compile.backends import native_runtime, tflite
 from xceptile.compile.pipeline import Quantized, build_bundle_files
 from xceptile.models import graph as ir
-from xceptile.models import onnx_io, zoo
+from xceptile.models import zoo
+from xceptile.models.to_onnx import to_onnx
 from xceptile.runtime import reference
 from xceptile.runtime.bundle import write_bundle
 from xceptile.runtime.engines.litert import LiteRtEngine
@@ -284,7 +285,7 @@ def peers_folder() -> Path:
     graph = random_xception(same_padding=False)  # symmetric pools: all that torch and ExecuTorch know
     for name, data in (backend.build_files(graph, host.detect()) | native_runtime.build(host.detect())).items():
         (folder / "native" / name).write_bytes(data)
-    (folder / "float.onnx").write_bytes(onnx_io.to_onnx(as_float(graph)).SerializeToString())
+    (folder / "float.onnx").write_bytes(to_onnx(as_float(graph)).SerializeToString())
     np.save(folder / "photos.npy", np.concatenate([photo(299, 299, seed) for seed in range(8)]))
     return folder
 

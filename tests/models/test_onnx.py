@@ -16,8 +16,10 @@ from support.float_graphs import FloatBuilder
 
 from xceptile.models import graph as ir
 from xceptile.models import zoo
+from xceptile.models.from_onnx import Scaling, from_onnx, load_onnx
 from xceptile.models.graph_builder import UnsupportedLayer
-from xceptile.models.onnx_io import OnnxError, from_onnx, load_onnx, to_onnx
+from xceptile.models.onnx_file import OnnxError
+from xceptile.models.to_onnx import to_onnx
 from xceptile.models.verify import verify
 from xceptile.models.xception import Xception
 from xceptile.runtime import reference
@@ -46,6 +48,20 @@ WEIGHTS = {
     "some_pads": np.array([1, 0, 0, 2]),
     "inf": np.array(-np.inf, np.float32),
     "two": np.array(2.0, np.float32),
+    "zero": np.array(0.0, np.float32),
+    "large": np.array(np.finfo(np.float32).max),
+    "gamma_map": array(3, 1, 1),
+    "map": array(8, 9),
+    "fours": array(4, 1, 1),
+    "w9": array(4, 8, 3, 3),
+    "column": array(1, 1).repeat(2, 0),
+    "pads_last": np.array([0, 1, 2, 0, 0, 0, 1, 0]),
+    "rows_and_columns": np.array([1, 2]),
+    "four_five": array(4, 5),
+    "first": np.array([0]),
+    "first_row": np.array([1]),
+    "zero_index": np.array(0),
+    "minus": np.array([-1]),
 }
 
 
@@ -70,17 +86,23 @@ def nhwc(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
 
 
-def compare(proto: onnx.ModelProto) -> ir.Graph:
-    """The graph, after comparing its outputs with onnx's own."""
+def compare(proto: onnx.ModelProto, x: np.ndarray | None = None) -> ir.Graph:
+    """The graph, after comparing its output with onnx's own; the image is scaled as the import says."""
     onnx.checker.check_model(proto)
-    graph = from_onnx(proto)
-    verify(graph)
-    x = array(1, 3, 8, 9)
-    for ours, theirs in zip(reference.run(graph, nhwc(x)), ReferenceEvaluator(proto).run(None, {"x": x}), strict=True):
-        if theirs.ndim == 4 and ours.ndim == 2:
-            theirs = theirs[:, :, 0, 0]
-        assert np.allclose(ours, nhwc(theirs), rtol=1e-5, atol=1e-5)
-    return graph
+    network = from_onnx(proto)
+    verify(network.graph)
+    x = array(1, 3, 8, 9).astype(np.float16).astype(np.float32) if x is None else x  # as float16 has it, too
+    image = nhwc(x[:1] if x.shape[1] == 3 else x[:1].transpose(0, 3, 1, 2)).astype(np.float32)
+    if network.scaling is not None:
+        image = (image * np.array(network.scaling.factor) + np.array(network.scaling.shift)).astype(np.float32)
+    (ours,) = reference.run(network.graph, image)
+    theirs = ReferenceEvaluator(proto).run(None, {"x": x})[0][:1]
+    if network.softmax:
+        ours = np.exp(ours) / np.exp(ours).sum()
+    if ours.ndim == 4 and theirs.shape != ours.shape:
+        theirs = nhwc(theirs)
+    assert np.allclose(ours, theirs.reshape(ours.shape), rtol=1e-5, atol=1e-5)
+    return network.graph
 
 
 HEAD = [("GlobalAveragePool", "x", "p", {}), ("Flatten", "p", "f", {})]
@@ -114,6 +136,72 @@ CHAINS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "identities": [("Identity", "x", "i", {}), ("Dropout", "i", "d", {}), ("Relu", "d", "y", {})],
     "computed from constants": [("Transpose", "fc", "v", {}), ("Neg", "v", "n", {}), *HEAD, ("Gemm", "f n", "y", {})],
     "identity of weights": [("Identity", "w", "v", {}), ("Conv", "x v", "y", {})],
+    "clip as ReLU": [("Clip", "x zero", "y", {})],
+    "clip with a last number": [("Clip", "x zero large", "y", {})],
+    "softmax at the end": [
+        *HEAD,
+        ("Gemm", "f fc_t fb", "g", {}),
+        ("Softmax", "g", "s", {}),
+        ("Identity", "s", "y", {}),
+    ],
+    "scaled": [("Sub", "x gamma_map", "d", {}), ("Div", "d two", "q", {}), ("Conv", "q w", "y", {})],
+    "scaled the other way": [("Sub", "two x", "d", {}), ("Mul", "two d", "q", {}), ("Relu", "q", "y", {})],
+    "factors behind a layer": [
+        ("Conv", "x w b", "c", {}),
+        ("Mul", "c fours", "m", {}),
+        ("Add", "m fours", "n", {}),
+        ("Relu", "n", "r", {}),
+        ("Add", "n r", "y", {}),  # two read it: it is one normalization
+    ],
+    "factors in a head": [
+        *HEAD,
+        ("Mul", "f gamma", "m", {}),
+        ("Add", "m beta", "a", {}),
+        ("Gemm", "a fc_t fb", "y", {}),
+    ],
+    "norm in a head": [
+        *HEAD,
+        ("BatchNormalization", "f gamma beta mean var", "n", {}),
+        ("MatMul", "n fc_t", "m", {}),
+        ("Add", "m fb", "a", {}),
+        ("Mul", "a two", "y", {}),
+    ],
+    "channels last": [
+        ("Transpose", "x", "t", {"perm": [0, 2, 3, 1]}),
+        ("Mul", "t gamma", "m", {}),
+        ("Relu", "m", "r", {}),
+        ("Pad", "r pads_last", "p", {}),
+        ("Transpose", "p", "u", {"perm": [0, 3, 1, 2]}),
+        ("Conv", "u w", "c", {}),
+        ("Transpose", "c", "v", {"perm": [0, 2, 3, 1]}),
+        ("ReduceMean", "v rows_and_columns", "f", {"keepdims": 0}),
+        ("MatMul", "f four_five", "y", {}),
+    ],
+    "dimensions come and go": [
+        POOL,
+        ("Transpose", "p", "t", {"perm": [0, 2, 3, 1]}),
+        ("Squeeze", "t first_row", "s", {}),
+        ("Unsqueeze", "s first_row", "u", {}),
+        ("Reshape", "u rows", "f", {}),
+        ("Unsqueeze", "f axes", "w4", {}),
+        ("Flatten", "w4", "g", {}),
+        ("Gemm", "g fc_t", "y", {}),
+    ],
+    "shapes computed": [
+        POOL,
+        ("Shape", "p", "shape", {}),
+        ("Gather", "shape zero_index", "n", {}),
+        ("Unsqueeze", "n zero_index", "n1", {}),
+        ("Concat", "n1 minus", "to", {"axis": 0}),
+        ("Reshape", "p to", "f", {}),
+        ("Gemm", "f fc_t fb", "y", {}),
+    ],
+    "half precision": [
+        ("Cast", "x", "h", {"to": TensorProto.FLOAT16}),
+        ("Cast", "h", "k", {"to": TensorProto.FLOAT}),
+        ("Conv", "k w", "y", {}),
+    ],
+    "like another": [("Relu", "x", "r", {}), ("CastLike", "b r", "c", {}), ("Conv", "r w c", "y", {})],
 }
 CHAINS["pad axes and conv"][0] = ("Pad", "x some_pads EMPTY axes", "p", {})
 
@@ -146,7 +234,7 @@ def test_torchs_own_exporter(same_padding: bool, tmp_path: Path) -> None:
     network.eval()
     x = torch.randn(1, 3, 96, 96)
     torch.onnx.export(network, (x,), path, dynamo=False)
-    graph = load_onnx(path)
+    graph = load_onnx(path).graph
     verify(graph)
     with torch.no_grad():
         expected = network(x).numpy()
@@ -154,31 +242,88 @@ def test_torchs_own_exporter(same_padding: bool, tmp_path: Path) -> None:
     assert {node.path for node in graph.nodes} >= {"classifier", "blocks.0.sepconvs.0.depthwise"}
 
 
-def test_a_bias_that_others_read_too_stays_an_addition() -> None:
-    """The product is also an output, so the addition may not disappear into it; adding a constant is then refused."""
-    proto = built("matmul and bias")
-    proto.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, None))
-    with pytest.raises(UnsupportedLayer, match="the constant fb"):
-        from_onnx(proto)
-
-
 def test_paths() -> None:
     proto = model(("Conv", "x w b", "c", {}), ("Relu", "c", "y", {}))
-    assert [n.path for n in from_onnx(proto).nodes] == ["", "block", "block"]
+    assert [n.path for n in from_onnx(proto).graph.nodes] == ["", "block", "block"]
     for node in proto.graph.node:
         node.input[:] = ["stem.conv.weight" if name == "w" else name for name in node.input]
     proto.graph.initializer[0].name = "stem.conv.weight"
-    graph = from_onnx(proto)
+    graph = from_onnx(proto).graph
     assert [(n.name, n.path) for n in graph.nodes[1:]] == [("stem.conv", "stem.conv"), ("block.Relu", "block")]
 
 
 REFUSED: dict[str, tuple[list[tuple[str, str, str, dict[str, Any]]], str, str]] = {
-    "sigmoid": ([("Sigmoid", "x", "y", {})], "Sigmoid", "there is no int8 form of it here; supported are Conv"),
-    "softmax": ([("Softmax", "x", "y", {})], "Softmax", "end the network at its logits"),
-    "transpose": ([("Transpose", "x", "y", {"perm": [0, 2, 3, 1]})], "Transpose", "(N, C, H, W)"),
+    "elu": (
+        [("Elu", "x", "e", {}), ("Relu", "e", "y", {})],
+        "Elu",
+        "there is no int8 form of it here; supported are Conv",
+    ),
+    "sigmoid": ([("Sigmoid", "x", "y", {})], "Sigmoid", "the output y is made by it; export the network without it"),
+    "argmax": ([*HEAD, ("ArgMax", "f", "y", {})], "ArgMax", "the output y is made by it"),
+    "softmax of a map": ([("Softmax", "x", "y", {})], "Softmax", "end the network at its logits"),
+    "softmax inside": ([*HEAD, ("Softmax", "f", "s", {}), ("Relu", "s", "y", {})], "Relu", "the result of a Softmax"),
+    "softmax scaled": ([*HEAD, ("Softmax", "f", "s", {}), ("Mul", "s two", "y", {})], "Mul", "the result of a Softmax"),
+    "other layout": (
+        [("Transpose", "x", "t", {"perm": [0, 2, 3, 1]}), ("Conv", "t w9", "y", {})],
+        "Conv",
+        "where it takes N, C, H, W; export the network with channels first (tf2onnx: --inputs-as-nchw)",
+    ),
+    "layouts added": (
+        [("Relu", "x", "r", {}), ("Transpose", "r", "t", {"perm": [0, 1, 3, 2]}), ("Add", "r t", "y", {})],
+        "Add",
+        "of axes N, C, H, W and N, C, W, H",
+    ),
     "dilation": ([("Conv", "x w", "y", {"dilations": [2, 2]})], "Conv", "dilation [2, 2]"),
     "computed weights": ([("Relu", "x", "v", {}), ("Conv", "x v", "y", {})], "Conv", "operand 1 is computed while"),
-    "a shape": ([("Shape", "x", "y", {})], "Shape", "export the network with fixed sizes"),
+    "steps of nothing": ([("Conv", "x w", "y", {"strides": [0, 1]})], "Conv", "in steps of [0, 1]"),
+    "steps of nothing, padded": ([("Conv", "x w", "y", {"strides": [0, 0], "auto_pad": "SAME_UPPER"})], "Conv", "zero"),
+    "pooling in steps of nothing": (
+        [("MaxPool", "x", "y", {"kernel_shape": [2, 2], "strides": [0, 1]})],
+        "MaxPool",
+        "in steps of [0, 1]",
+    ),
+    "a window of nothing": ([("MaxPool", "x", "y", {"kernel_shape": [0, 2]})], "MaxPool", "window [0, 2]"),
+    "another window": ([("Conv", "x w", "y", {"kernel_shape": [2, 2]})], "Conv", "a window of [2, 2] with weights for"),
+    "unknown padding": ([("Conv", "x w", "y", {"auto_pad": "MIRROR"})], "Conv", "auto_pad MIRROR, which the standard"),
+    "padding without end": (
+        [("Conv", "x w", "y", {"pads": [1 << 40] * 4})],
+        "Conv",
+        "it makes a tensor of shape [1, 2",
+    ),
+    "average, padded": (
+        [("AveragePool", "x", "y", {"kernel_shape": [8, 9], "auto_pad": "SAME_UPPER"})],
+        "AveragePool",
+        "only the whole map",
+    ),
+    "clip": ([("Clip", "x zero two", "y", {})], "Clip", "to 0.0 and 2.0; only a ReLU"),
+    "a map of factors": (
+        [("Relu", "x", "r", {}), ("Mul", "r map", "y", {})],
+        "Mul",
+        "one number a channel, or one for all",
+    ),
+    "a map of factors on the image": ([("Mul", "x map", "y", {})], "Mul", "if it scales pixels, export without it and"),
+    "a product of tensors": ([("Relu", "x", "r", {}), ("Mul", "r x", "y", {})], "Mul", "of two tensors; there is no"),
+    "a number by a tensor": ([("Div", "two x", "y", {})], "Div", "of a constant by a tensor"),
+    "a factor without end": ([("Div", "x zero", "y", {})], "Div", "that is not finite"),
+    "the image in two ways": (
+        [("Mul", "x two", "m", {}), ("Add", "x m", "y", {})],
+        "Add",
+        "scaled otherwise than another",
+    ),
+    "a bias for each image": ([*HEAD, ("Gemm", "f fc_t column", "y", {})], "Gemm", "one number an output"),
+    "normalized pixels": (
+        [("BatchNormalization", "x gamma beta mean var", "y", {"spatial": 0})],
+        "BatchNormalization",
+        "each pixel by itself",
+    ),
+    "a map without a batch": ([("Squeeze", "x first", "y", {})], "Squeeze", "only height and width of one pixel are"),
+    "random": ([("RandomNormalLike", "x", "r", {}), ("Add", "x r", "y", {})], "RandomNormalLike", "random numbers"),
+    "random weights": (
+        [("RandomUniform", "", "r", {"shape": [4, 3, 3, 3]}), ("Conv", "x r", "y", {})],
+        "RandomUniform",
+        "another at every load",
+    ),
+    "no dimensions": ([("Transpose", "x", "t", {"perm": [0, 9, 1, 2]}), ("Relu", "t", "y", {})], "Transpose", "not go"),
     "reflected": (
         [("Pad", "x pads", "p", {"mode": "reflect"}), ("Conv", "p w", "y", {})],
         "Pad",
@@ -206,10 +351,99 @@ def test_unsupported_operators_are_refused_with_their_place(name: str) -> None:
     assert reason in caught.value.reason
 
 
+def test_several_outputs_are_refused_by_name() -> None:
+    proto = built("matmul and bias")
+    proto.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, None))
+    with pytest.raises(UnsupportedLayer, match=r"the outputs are y, m; export the network with one of them alone"):
+        from_onnx(proto)
+
+
+def test_a_part_that_no_output_needs_is_not_looked_at() -> None:
+    proto = model(("Elu", "x", "e", {}), ("Relu", "x", "y", {}))
+    assert len(compare(proto).nodes) == 2
+
+
+@pytest.mark.parametrize("name", ["gemm", "mean kept", "shapes computed", "dimensions come and go", "scaled"])
+def test_a_fixed_batch_becomes_one(name: str) -> None:
+    proto = model(*CHAINS[name], shape=(4, 3, 8, 9))
+    assert compare(proto, array(4, 3, 8, 9)).inputs[0].type.shape == (1, 8, 9, 3)
+
+
+def test_an_image_with_channels_last() -> None:
+    steps = [("Transpose", "x", "t", {"perm": [0, 3, 1, 2]}), ("Conv", "t w b", "y", {})]
+    graph = compare(model(*steps, shape=(2, 8, 9, 3)), array(2, 8, 9, 3))
+    assert graph.inputs[0].type.shape == (1, 8, 9, 3)
+    assert from_onnx(model(*steps, shape=("n", "h", "w", 3)), 40).graph.inputs[0].type.shape == (1, 40, 40, 3)
+    with pytest.raises(UnsupportedLayer, match=r"channels first \(tf2onnx: --inputs-as-nchw\)"):
+        from_onnx(model(("Conv", "x w b", "y", {}), shape=(1, 8, 9, 3)))
+
+
+def test_bytes_are_pixels() -> None:
+    steps = [("Cast", "x", "f", {"to": TensorProto.FLOAT}), ("Mul", "f two", "m", {}), ("Conv", "m w", "y", {})]
+    proto = model(*steps)
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    compare(proto, RNG.integers(0, 256, (1, 3, 8, 9)).astype(np.uint8))
+    assert from_onnx(proto).scaling == Scaling((2.0,) * 3, (0.0,) * 3, whole=True)
+    for bare in ([("Conv", "x w", "y", {})], [("Mul", "x two", "y", {})]):
+        proto = model(*bare)
+        proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        with pytest.raises(
+            UnsupportedLayer, match="it computes with the image's bytes; export the network with a Cast"
+        ):
+            from_onnx(proto)
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+    with pytest.raises(UnsupportedLayer, match="it is INT32; a network takes images of float32, float16 or uint8"):
+        from_onnx(proto)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "unit", "mean", "std"),
+    [
+        ([np.float32(1 / 127.5)] * 3, [-1] * 3, 255, [0.5] * 3, [0.5] * 3),
+        ([np.float32(1 / 255)] * 3, [0] * 3, 255, [0] * 3, [1] * 3),
+        ([2] * 3, [-1] * 3, 1, [0.5] * 3, [0.5] * 3),
+        (
+            [1 / 0.229, 1 / 0.224, 1 / 0.225],
+            [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
+            *(1, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ),
+        (
+            [1 / 58.395, 1 / 57.12, 1 / 57.375],
+            [-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375],
+            *(255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ),
+        ([1] * 3, [-123.68, -116.78, -103.94], 255, [123.68 / 255, 116.78 / 255, 103.94 / 255], [1 / 255] * 3),
+        ([1] * 3, [-0.5] * 3, 1, [0.5] * 3, [1] * 3),
+    ],
+)
+def test_the_unit_of_pixels_is_the_one_that_networks_take(
+    factor: list[float], shift: list[float], unit: int, mean: list[float], std: list[float]
+) -> None:
+    found = Scaling(tuple(map(float, factor)), tuple(map(float, shift)), whole=False).normalization()
+    assert found[0] == unit
+    assert found[1:] == (pytest.approx(tuple(mean), 2e-7), pytest.approx(tuple(std), 2e-7))
+    assert found[2][0] in (0.5, 1.0, 0.229, 1 / 255)  # the number that was meant
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "whole", "message"),
+    [
+        (0.2, 0.0, False, "from 0 to 255 or from 0 to 1 is not to be seen"),
+        (1e-6, 0.0, False, "not to be seen"),
+        (0.0, 0.0, False, "not to be seen"),
+        (-2.0, 1.0, False, "turns its image's light into dark"),
+        (0.0, 0.0, True, "turns its image's light into dark"),
+    ],
+)
+def test_a_scaling_that_says_no_unit_is_refused(factor: float, shift: float, whole: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scaling((factor,) * 3, (shift,) * 3, whole).normalization()
+
+
 def test_open_sizes() -> None:
-    assert from_onnx(model(("Relu", "x", "y", {}), shape=("batch", 3, 8, 9))).inputs[0].type.shape == (1, 8, 9, 3)
+    assert from_onnx(model(("Relu", "x", "y", {}), shape=("batch", 3, 8, 9))).graph.inputs[0].type.shape == (1, 8, 9, 3)
     proto = model(("Relu", "x", "y", {}), shape=(1, 3, "height", "width"))
-    assert from_onnx(proto, 96).inputs[0].type.shape == (1, 96, 96, 3)
+    assert from_onnx(proto, 96).graph.inputs[0].type.shape == (1, 96, 96, 3)
     with pytest.raises(UnsupportedLayer, match="open sizes; give --input-size, or export it with fixed ones"):
         from_onnx(proto)
 
@@ -239,7 +473,7 @@ def test_writing() -> None:
     (theirs,) = ReferenceEvaluator(proto).run(None, {"input": x})
     assert np.abs(ours).max() > 0
     assert np.allclose(ours, theirs, atol=1e-5)
-    again = from_onnx(proto)
+    again = from_onnx(proto).graph
     verify(again)
     assert np.array_equal(reference.run(again, nhwc(x))[0], ours)
 

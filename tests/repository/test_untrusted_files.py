@@ -18,7 +18,7 @@ from xceptile.compile import tuning
 from xceptile.compile.commands.compile import recipe_named
 from xceptile.models import serialize, zoo
 from xceptile.models.datasets import open_dataset
-from xceptile.models.onnx_io import load_onnx
+from xceptile.models.from_onnx import load_onnx
 from xceptile.models.pth_file import read_pth
 from xceptile.models.read_file import LIST_BYTES, MODEL_BYTES, TEXT_BYTES, check_file, read_file
 from xceptile.models.weights import load_checkpoint
