@@ -85,7 +85,7 @@ RULES: Mapping[str, Rules] = {
     "x86": Rules(relu=is_banded, shared_relu=True, depthwise=_banded_depthwise),
     "arm": Rules(relu=_always, depthwise=_always),
     "opencl": Rules(relu=_always, shared_relu=True, addition=True),
-    "cuda": Rules(relu=_always, shared_relu=True, addition=True),
+    "cuda": Rules(relu=_always, shared_relu=True, addition=True, dilation=True),
 }
 
 

@@ -10,16 +10,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from support.cuda_graphs import chains, operator_graphs
 from support.emulated_bundle import merged
 from support.int8_graphs import as_float, photo, random_input, random_xception
+from support.operator_cases import all_cases
 
 from xceptile.compile.gpu_kit.make_kit import BOARDS, Contents, make_kit, pack
 
 
 def make(kit: Path, *, size: int = 299, width: float = 1.0, batches: tuple[int, ...] = (1, 8),
          boards: tuple[str, ...] = BOARDS) -> None:  # fmt: skip
-    operators = merged([*operator_graphs(), *chains()])
+    operators = merged(all_cases())
     network = random_xception(size, width, 1000 if width == 1.0 else 10, same_padding=False)
     narrow = random_xception(size, min(width, 0.25), 10, same_padding=False)
     photos = np.concatenate([photo(size, size, seed) for seed in range(max(2, *batches))])

@@ -79,10 +79,13 @@ class Depthwise:
 
     def pixels_read(self, outputs: int) -> int:
         """For a run of ``outputs`` pixels."""
-        return self.window.kernel[0] * self._columns(outputs)
+        return self.window.kernel[0] * len(self._columns(outputs))
 
-    def _columns(self, outputs: int) -> int:
-        return (outputs - 1) * self.window.strides[1] + self.window.kernel[1]
+    def _columns(self, outputs: int) -> list[int]:
+        """The columns, from the first window's first on, that ``outputs`` windows see."""
+        w = self.window
+        seen = {o * w.strides[1] + k * w.dilation[1] for o in range(outputs) for k in range(w.kernel[1])}
+        return sorted(seen | set(range(w.strides[1] * (outputs - 1) + w.kernel[1] if w.dilation[1] == 1 else 0)))
 
     def operands(self) -> list[Parameter]:
         """Weights, biases and, of int8, multipliers and constants."""
@@ -148,10 +151,13 @@ class Depthwise:
         image, y, x = at
         w = self.window
         for row in range(w.kernel[0]):
-            in_y = c.bind(y * w.strides[0] + (row - w.padding[0]))
+            in_y = c.bind(y * w.strides[0] + (row * w.dilation[0] - w.padding[0]))
             first_x = x * w.strides[1] - w.padding[1]
-            words = [self._load(source, taps, (image, in_y, first_x + i)) for i in range(self._columns(outputs))]
-            (_dot_row if self.by_dot else _tap_row)(self, words, taps, row, sums)
+            words = {i: self._load(source, taps, (image, in_y, first_x + i)) for i in self._columns(outputs)}
+            if self.by_dot:
+                _dot_row(list(words.values()), taps, row, sums)
+            else:
+                _tap_row(self, words, taps, row, sums, outputs)
         return [self._finish(taps, [sums[output * lanes + i] for i in range(lanes)]) for output in range(outputs)]
 
     def _load(self, source: Buffer, taps: Taps, at: tuple[Expr, Expr, Expr]) -> Expr:
@@ -221,7 +227,7 @@ class DepthwisePrologue:
 
 def fits_dot(window: WindowLayout) -> bool:
     """Whether a window's rows can be dot products of four neighbouring pixels."""
-    return window.kernel == (3, 3) and window.strides == (1, 1)
+    return window.kernel == (3, 3) and window.strides == (1, 1) and window.dilation == (1, 1)
 
 
 def pack_taps(weights: NDArray[np.generic], dtype: str, channels: int) -> NDArray[np.int32]:
@@ -238,15 +244,14 @@ def pack_rows(weights: NDArray[np.generic], channels: int) -> NDArray[np.int32]:
     return rows.reshape(-1).view(np.int32)
 
 
-def _tap_row(shape: Depthwise, words: list[Expr], taps: Taps, row: int, sums: Buffer) -> None:
-    """Adds one row of a window; ``words`` are its pixels."""
-    outputs = (len(words) - shape.window.kernel[1]) // shape.window.strides[1] + 1
+def _tap_row(shape: Depthwise, words: dict[int, Expr], taps: Taps, row: int, sums: Buffer, outputs: int) -> None:
+    """Adds one row of a window; ``words`` are its pixels by column."""
     multiply = {"int8": "mad_s16", "float16": "mad_f16"}[shape.dtype]
-    pixels = [_pairs(shape.dtype, word) for word in words]
+    pixels = {column: _pairs(shape.dtype, word) for column, word in words.items()}
     for column in range(shape.window.kernel[1]):
         weights = _pairs(shape.dtype, taps.weights[row * shape.window.kernel[1] + column])
         for output in range(outputs):
-            pixel = pixels[output * shape.window.strides[1] + column]
+            pixel = pixels[output * shape.window.strides[1] + column * shape.window.dilation[1]]
             for p, (a, b) in enumerate(zip(pixel, weights, strict=True)):
                 for half in range(2):
                     n = (output * len(pixel) + p) * 2 + half
@@ -258,7 +263,7 @@ def _pairs(dtype: str, word: Expr) -> list[Expr]:
     return [c.bind(c.call("pair", word, i)) for i in range(2)] if dtype == "int8" else [word]
 
 
-def _dot_row(shape: Depthwise, words: list[Expr], taps: Taps, row: int, sums: Buffer) -> None:
+def _dot_row(words: list[Expr], taps: Taps, row: int, sums: Buffer) -> None:
     """``_tap_row`` of a 3x3 window at stride 1 by dp4a."""
     for pair in range((len(words) - 2) // 2):
         for i, channel in enumerate(_transpose(words[2 * pair : 2 * pair + 4])):

@@ -17,7 +17,7 @@ from .window import WindowLayout, split
 THREADS = 128
 
 
-def _each(symbol: str, parameters: list[Parameter], count: int, body: Callable[..., None]) -> tirx.PrimFunc:
+def each(symbol: str, parameters: list[Parameter], count: int, body: Callable[..., None]) -> tirx.PrimFunc:
     """``body(n, *buffers)`` for n in ``count``, one a thread."""
 
     def emit(thread: Thread, *buffers: Buffer) -> None:
@@ -74,7 +74,7 @@ class Add:
                 c.put(a, i, add_words(a[i], b[i], buffers[2], 0) if constants else add_halves(a[i], b[i], self.relu))
             c.do("store16", c.at(buffers[-1], n * 4), c.at(a, 0))
 
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Map:
                 c.put(x, i, c.call("pack4_nearest", *values))
             c.do("store16", c.at(buffers[-1], n * 4), c.at(x, 0))
 
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Lookup:
                 c.put(x, i, T.bitwise_or(T.bitwise_or(a, b), T.bitwise_or(d, e)))
             c.do("store16", c.at(buffers[-1], n * 4), c.at(x, 0))
 
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class MaxPool:
 
         words = self.window.pixels * self.window.pixel_words
         parameters = [Parameter("x", "int32", window.words), Parameter("y", "int32", words)]
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)
 
 
 @dataclass(frozen=True)
@@ -411,7 +411,7 @@ class Patches:
         def element(x: Buffer, p: Buffer, scale: Buffer | None, image: Expr, top: Expr, left: Expr, k: Expr) -> Expr:
             tap, channel = split(k, self.channels)
             row, column = split(tap, window.kernel[1])
-            y, z = c.bind(top + row), c.bind(left + column)
+            y, z = c.bind(top + row * window.dilation[0]), c.bind(left + column * window.dilation[1])
             inside = c.both(window.contains(y, z) if window.overlaps else True, k < window.taps * self.channels)
             at = ((image * window.in_height + y) * window.in_width + z) * self.stride + channel
             if self.source == "int8":
@@ -442,7 +442,7 @@ class Patches:
             *([Parameter("scale", "float32", 1)] if self.source == "pixels" else []),
             Parameter("y", "int32", self.threads),
         ]
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)
 
 
 @dataclass(frozen=True)
@@ -481,4 +481,4 @@ class Export:
             c.put(y, n, value)
 
         parameters = [Parameter("x", source, self.pixels * self.stride), Parameter("y", target, self.threads)]
-        return _each(self.symbol, parameters, self.threads, body)
+        return each(self.symbol, parameters, self.threads, body)

@@ -23,9 +23,14 @@ from ....runtime.units import (
     Addition,
     Convolution,
     DepthwiseConvolution,
+    Flattening,
+    Interpolation,
+    Joining,
     MaxPool,
     Mean,
+    Multiplication,
     Rectifier,
+    Selection,
     Table,
     Unit,
     Weighted,
@@ -33,7 +38,7 @@ from ....runtime.units import (
 from ....targets.spec import GpuSpec, TargetSpec
 from ...fusion import RULES, Prologue, Rules, units
 from ..kernel_call import Activation, KernelCall, Weights, wrap_int32
-from . import cost, elementwise
+from . import cost, elementwise, resample
 from .depthwise import Depthwise, DepthwisePrologue, fits_dot, pack_rows, pack_taps
 from .elementwise import Export, Lookup, Map, MatVec, Patches
 from .epilogue import CONSTANTS
@@ -112,8 +117,16 @@ class _Lowering:
                 self._finish(unit, pool, (self._padded(unit.inputs[0]),))
             case Mean():
                 self._mean(unit, unit.anchor)
+            case Multiplication() if self.dtype == "int8":
+                self._multiplication(unit, unit.anchor)
+            case Interpolation() | Selection() if self.dtype == "int8":
+                self._resize(unit, unit.anchor)
+            case Joining() if self.dtype == "int8":
+                self._joining(unit, unit.anchor)
+            case Flattening() if self.dtype == "int8":
+                self._flattening(unit, unit.anchor)
             case _:
-                raise ir.GraphError(f"{unit.name}: no CUDA kernel for a {unit.kind}", unit.name, unit.path)
+                raise ir.GraphError(f"{unit.name}: no {self.dtype} CUDA kernel for a {unit.kind}", unit.name, unit.path)
 
     def _check_kind(self, node: ir.Node) -> bool:
         """Whether a tensor is the network's input. Raises GraphError for what kernels of this dtype cannot take."""
@@ -199,18 +212,27 @@ class _Lowering:
 
     def _finish(self, unit: Unit, kernel: Kernel, operands: Operands) -> None:
         """Appends the launch that makes a unit's tensor; an output of the network is brought to plain NHWC."""
-        node = unit.last.node
-        channels = node.type.shape[-1]
-        pixels, stored = int(np.prod(node.type.shape[:-1])), self._stored_channels(channels)
-        output = node.name in self.graph.outputs
-        plain = output and self.dtype == "int8" and stored == channels
-        target = Activation(node.name if plain or not output else f"{node.name}.stored", self.dtype, pixels * stored)
+        target = self._target(unit)
         self._append(kernel, operands, target, unit.name, unit.kind, unit.path, unit.macs)
-        self.stored[node.name] = target
-        if output and not plain:
-            dtype = "int8" if self.dtype == "int8" else "float32"
-            export = Export(self.dtype, pixels, channels, stored)
-            self._append(export, (target,), Activation(node.name, dtype, pixels * channels), node.name, COPY, node.path)
+        self._keep(unit, target)
+
+    def _target(self, unit: Unit) -> Activation:
+        """Where a unit's tensor is made."""
+        *pixels, channels = unit.last.node.type.shape
+        stored = self._stored_channels(channels)
+        plain = unit.name not in self.graph.outputs or (self.dtype == "int8" and stored == channels)
+        return Activation(unit.name if plain else f"{unit.name}.stored", self.dtype, int(np.prod(pixels)) * stored)
+
+    def _keep(self, unit: Unit, made: Activation) -> None:
+        """A unit's tensor; an output of the network is brought to plain NHWC, where it is not made there."""
+        self.stored[unit.name] = made
+        if unit.name not in self.graph.outputs or made.name == unit.name:
+            return
+        *pixels, channels = unit.last.node.type.shape
+        count = int(np.prod(pixels))
+        export = Export(self.dtype, count, channels, self._stored_channels(channels))
+        plain = Activation(unit.name, "int8" if self.dtype == "int8" else "float32", count * channels)
+        self._append(export, (made,), plain, unit.name, COPY, unit.path)
 
     # Tiles.
 
@@ -219,7 +241,7 @@ class _Lowering:
         before = (geometry.padding[0], geometry.padding[2])
         return WindowLayout(
             geometry.batch, geometry.in_height, geometry.in_width, geometry.out_height, geometry.out_width,
-            geometry.kernel, geometry.strides, before, pixel_bytes,
+            geometry.kernel, geometry.strides, before, pixel_bytes, geometry.dilation,
         )  # fmt: skip
 
     def _depthwise_kernel(self, stages: Prologue) -> Depthwise:
@@ -258,7 +280,8 @@ class _Lowering:
             before = self._depthwise_operands(unit, unit.depthwise, kernel)
             rows = _rows(stage.weights, kernel.window.pixel_bytes // ITEM_BYTES[self.dtype])
         else:
-            if (source in self.plain and source not in self.stored) or any(stage.geometry.padding):
+            gathered = any(stage.geometry.padding) or stage.geometry.dilation != (1, 1)
+            if (source in self.plain and source not in self.stored) or gathered:
                 window = self._gather(stage.node, window)
                 before = (self.stored[f"{stage.node.name}.patches"],)
                 rows = stage.weights.reshape(stage.weights.shape[0], -1)
@@ -362,6 +385,48 @@ class _Lowering:
             clamp = (arithmetic.INT8_MIN - zero, arithmetic.INT8_MAX - zero, zero)
             operands = (x, Weights(stage.integers.multiplier.reshape(1)), _int32(-stage.integers.start, *clamp))
         self._finish(unit, kernel, operands)
+
+    def _multiplication(self, unit: Unit, stage: Multiplication) -> None:
+        i, geometry = stage.integers, stage.geometry
+        assert i is not None
+        words = self._stored_channels(geometry.in_channels) // WORD_LANES[self.dtype]
+        kernel = resample.Multiply(geometry.batch, geometry.in_pixels, words, stage.gate)
+        clamp = (arithmetic.INT8_MIN - i.zero_point, arithmetic.INT8_MAX - i.zero_point, i.zero_point)
+        a, b = (self._padded(name) for name in unit.inputs)
+        operands = (a, b, Weights(i.multiplier.reshape(1)), _int32(i.a_zero, i.b_zero, *clamp))
+        self._finish(unit, kernel, operands)
+
+    def _resize(self, unit: Unit, stage: Interpolation | Selection) -> None:
+        g = stage.geometry
+        words = self._stored_channels(g.in_channels) // WORD_LANES[self.dtype]
+        bilinear = isinstance(stage, Interpolation)
+        kernel = resample.Resize(bilinear, g.batch, g.in_height, g.in_width, g.out_height, g.out_width, words)
+        taps = (Weights(stage.rows.reshape(-1)), Weights(stage.columns.reshape(-1)))
+        self._finish(unit, kernel, (self._padded(unit.inputs[0]), *taps))
+
+    def _joining(self, unit: Unit, stage: Joining) -> None:
+        """A launch for each input."""
+        g, offset = stage.geometry, 0
+        stride = self._stored_channels(sum(stage.channels))
+        target = self._target(unit)
+        for name, channels in zip(unit.inputs, stage.channels, strict=True):
+            x = self._padded(name)
+            in_stride = self._stored_channels(channels)
+            place = resample.Place(g.batch, g.in_pixels, channels, in_stride, g.in_pixels * stride, stride, offset)
+            self._append(place, (x,), target, unit.name, unit.kind, unit.path)
+            offset += channels
+        self._keep(unit, target)
+
+    def _flattening(self, unit: Unit, stage: Flattening) -> None:
+        """The same bytes where every image is one pixel; else the pixels' channels are brought side by side."""
+        g, x = stage.geometry, self._padded(unit.inputs[0])
+        if g.in_pixels == 1:
+            self._keep(unit, x)
+            return
+        stride = self._stored_channels(g.out_channels)
+        in_stride = self._stored_channels(g.in_channels)
+        place = resample.Place(g.batch, g.in_pixels, g.in_channels, in_stride, stride, g.in_channels, 0)
+        self._finish(unit, place, (x,))
 
     # Constants.
 

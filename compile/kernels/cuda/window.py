@@ -35,12 +35,14 @@ class WindowLayout:
     strides: tuple[int, int]
     padding: tuple[int, int]  # top, left
     pixel_bytes: int
+    dilation: tuple[int, int] = (1, 1)
 
     @property
     def name(self) -> str:
         (kh, kw), (sh, sw), (top, left) = self.kernel, self.strides, self.padding
         sizes = f"{self.batch}x{self.in_height}x{self.in_width}x{self.pixel_bytes}"
-        return f"{sizes}_to{self.out_height}x{self.out_width}_k{kh}x{kw}s{sh}x{sw}p{top}x{left}"
+        spread = "" if self.dilation == (1, 1) else "d{}x{}".format(*self.dilation)
+        return f"{sizes}_to{self.out_height}x{self.out_width}_k{kh}x{kw}s{sh}x{sw}p{top}x{left}{spread}"
 
     @property
     def taps(self) -> int:
@@ -74,7 +76,8 @@ class WindowLayout:
         return (row * self.in_width + x * self.strides[1]) * self.pixel_words
 
     def chunk_word(self, chunk: Expr) -> Expr:
-        """From there to the chunk of 16 bytes of (tap, channels)."""
+        """From there to the chunk of 16 bytes of (tap, channels); without dilation."""
+        assert self.dilation == (1, 1)
         if self.taps == 1:
             return chunk * 4
         tap, inner = split(chunk, self.pixel_bytes // 16)
@@ -89,7 +92,8 @@ class WindowLayout:
     def _ends_outside(self, axis: int) -> bool:
         """Whether the last window ends beyond the image."""
         size, outputs = ((self.in_height, self.out_height), (self.in_width, self.out_width))[axis]
-        return (outputs - 1) * self.strides[axis] - self.padding[axis] + self.kernel[axis] > size
+        extent = (self.kernel[axis] - 1) * self.dilation[axis] + 1
+        return (outputs - 1) * self.strides[axis] - self.padding[axis] + extent > size
 
     @property
     def overlaps(self) -> bool:

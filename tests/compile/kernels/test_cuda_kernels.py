@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import make_gpu_kit
+from support import operator_cases
 from support.cuda_emulator import EmulatedNetwork, Traffic, emulated
-from support.cuda_graphs import chains, operator_graphs
 from support.emulated_bundle import merged
 from support.int8_graphs import (
     PIXELS,
@@ -60,10 +60,11 @@ def target(request: pytest.FixtureRequest) -> TargetSpec:
 
 @pytest.fixture(scope="module")
 def operators(target: TargetSpec, tmp_path_factory: pytest.TempPathFactory) -> EmulatedNetwork:
-    graphs = list(operator_graphs())
+    graphs = operator_cases.all_cases()
     if target is not TARGETS["orin"]:  # the kernels without products are the same for every architecture
-        graphs = [graph for graph in graphs if graph.name in ("conv", "depthwise", "linear", "ties_conv")][::2]
-    return EmulatedNetwork(merged([*graphs, *chains()]), target, tmp_path_factory.mktemp(target.board))
+        weighted = [g for g in graphs if g.name in ("conv", "depthwise", "linear", "ties_conv")]
+        graphs = [*weighted[::2], *operator_cases.fusion_cases()]
+    return EmulatedNetwork(merged(graphs), target, tmp_path_factory.mktemp(target.board))
 
 
 class TestEmulated:
@@ -71,13 +72,7 @@ class TestEmulated:
 
     def test_every_operator_equals_the_reference(self, operators: EmulatedNetwork) -> None:
         graph = operators.graph
-        shapes = [node.type.shape for node in graph.inputs]
-        images = [
-            random_input(graph, 0),
-            *([np.full(shape, value, np.int8) for shape in shapes] for value in EXTREMES),
-            [np.where(np.indices(shape).sum(axis=0) % 2, *EXTREMES).astype(np.int8) for shape in shapes],
-        ]
-        for seed, image in enumerate(images):  # another order of the threads each time
+        for seed, image in enumerate(operator_cases.images(graph, 1)):  # another order of the threads each time
             assert differences(graph, image, operators.run(*image, seed=seed, early=seed % 2 == 1)) == {}
 
     def test_a_changed_weight_is_seen(self, operators: EmulatedNetwork) -> None:
@@ -178,7 +173,7 @@ class TestEmulated:
 
     @pytest.mark.parametrize("board", some_slow("orin"))
     def test_kernels_touch_their_operands_alone(self, board: str, tmp_path: Path) -> None:
-        graph = merged([*chains(), *list(operator_graphs())[5::9]])
+        graph = merged([*operator_cases.fusion_cases(), *operator_cases.all_cases()[5::19]])
         network = EmulatedNetwork(graph, TARGETS[board], tmp_path, counted=True)
         image = random_input(graph, 0)
         assert differences(graph, image, network.run(*image)) == {}
@@ -258,7 +253,8 @@ NEWER_PTX = {
 
 @pytest.fixture(scope="module")
 def compiled(target: TargetSpec) -> backend.Compiled:
-    return backend.build(merged([*chains(), random_operator_graph("pool", (1, 19, 19, 40), strides=(2, 2))]), target)
+    pool = random_operator_graph("pool", (1, 19, 19, 40), strides=(2, 2))
+    return backend.build(merged([*operator_cases.fusion_cases(), pool]), target)
 
 
 class TestCompiled:
@@ -289,7 +285,7 @@ class TestCompiled:
 
     def test_the_source_is_no_newer_than_cpp14(self) -> None:
         """NVRTC 10.2 takes no later standard, and no hexadecimal floats; 11.7 was seen to compile all of it."""
-        graph = take_int8_pixels(as_float(merged([*chains()])), PIXELS)
+        graph = take_int8_pixels(as_float(merged(list(operator_cases.fusion_cases()))), PIXELS)
         source = backend.kernel_source(family.lower(graph, TARGETS["nano"]), "sm_53")
         assert not re.search(r"0x[0-9a-f.]+p[+-]\d", source)
 
