@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ...models import graph as ir
 from .prim_func import Parameter, prim_func
 
 Expr: TypeAlias = tirx.Expr
@@ -64,49 +65,29 @@ def _fused(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
     return T.call_llvm_pure_intrin(_type("float32", lanes), "llvm.fma", a, b, c)
 
 
-@dataclass(frozen=True)
-class FloatWindow:
-    """What a window operator sees. ``padding`` is top and left; what lies below and to the right follows."""
+def window_symbol(geometry: ir.Geometry) -> str:
+    """All of a geometry that the code of a kernel over windows depends on."""
+    g, (kh, kw), (sy, sx), (top, _, left, _) = geometry, geometry.kernel, geometry.strides, geometry.padding
+    size = f"{g.in_height}x{g.in_width}x{g.in_channels}_to{g.out_height}x{g.out_width}"
+    return f"{size}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
 
-    height: int
-    width: int
-    channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    padding: tuple[int, int]
-    out_height: int
-    out_width: int
 
-    @property
-    def symbol(self) -> str:
-        (kh, kw), (sy, sx), (top, left) = self.kernel, self.strides, self.padding
-        size = f"{self.height}x{self.width}x{self.channels}_to{self.out_height}x{self.out_width}"
-        return f"{size}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}"
+def _reaches_out(g: ir.Geometry) -> bool:
+    """Whether any window holds padding."""
+    bottom = (g.out_height - 1) * g.strides[0] + g.kernel[0] - g.padding[0]
+    right = (g.out_width - 1) * g.strides[1] + g.kernel[1] - g.padding[2]
+    return g.padding[0] > 0 or g.padding[2] > 0 or bottom > g.in_height or right > g.in_width
 
-    @property
-    def in_count(self) -> int:
-        return self.height * self.width * self.channels
 
-    @property
-    def out_pixels(self) -> int:
-        return self.out_height * self.out_width
+def _row(g: ir.Geometry, at: Expr, i: Expr | int) -> tuple[Expr, Expr]:
+    """The input row under position ``i`` of the windows of output row ``at``, moved into the map, and 1.0 where it did
+    not have to be, else 0.0."""
+    return _inside(at * g.strides[0] + (i - g.padding[0]), g.in_height)
 
-    @property
-    def reaches_out(self) -> bool:
-        """Whether any window holds padding."""
-        ends = [(o - 1) * s + k - p for o, s, k, p in zip(
-            (self.out_height, self.out_width), self.strides, self.kernel, self.padding, strict=True)]  # fmt: skip
-        return any(self.padding) or ends[0] > self.height or ends[1] > self.width
 
-    def row(self, at: Expr, i: Expr | int) -> tuple[Expr, Expr]:
-        """The input row under position ``i`` of the windows of output row ``at``, moved into the map, and 1.0 where it
-        did not have to be, else 0.0.
-        """
-        return _inside(at * self.strides[0] + (i - self.padding[0]), self.height)
-
-    def column(self, at: Expr, j: Expr | int) -> tuple[Expr, Expr]:
-        """Likewise of a column."""
-        return _inside(at * self.strides[1] + (j - self.padding[1]), self.width)
+def _column(g: ir.Geometry, at: Expr, j: Expr | int) -> tuple[Expr, Expr]:
+    """Likewise of a column."""
+    return _inside(at * g.strides[1] + (j - g.padding[2]), g.in_width)
 
 
 def _inside(index: Expr, size: int) -> tuple[Expr, Expr]:
@@ -120,21 +101,20 @@ def _inside(index: Expr, size: int) -> tuple[Expr, Expr]:
 class FloatConv:
     """A dense convolution; a fully connected layer is one on a single pixel."""
 
-    window: FloatWindow
-    outputs: int
+    geometry: ir.Geometry
     relu: bool
 
     @property
     def symbol(self) -> str:
-        return f"f32_conv_{self.window.symbol}_n{self.outputs}{'_relu' if self.relu else ''}"
+        return f"f32_conv_{window_symbol(self.geometry)}_n{self.geometry.out_channels}{'_relu' if self.relu else ''}"
 
     @property
     def _chunks(self) -> int:
-        return int(chunk_starts(self.outputs).size)
+        return int(chunk_starts(self.geometry.out_channels).size)
 
     @property
     def _chunks_per_task(self) -> int:
-        return self._chunks if self.window.out_pixels > PIXELS_PER_TASK else -(-self._chunks // 8)
+        return self._chunks if self.geometry.out_pixels > PIXELS_PER_TASK else -(-self._chunks // 8)
 
     @property
     def _chunk_tasks(self) -> int:
@@ -142,47 +122,50 @@ class FloatConv:
 
     @property
     def tasks(self) -> int:
-        return -(-self.window.out_pixels // PIXELS_PER_TASK) * self._chunk_tasks
+        return -(-self.geometry.out_pixels // PIXELS_PER_TASK) * self._chunk_tasks
 
     def pack(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """(O, KH, KW, I) -> vectors of outputs, each (KH * KW * I, lanes), flat."""
-        rows = weights.reshape(self.outputs, -1)
-        lanes = lanes_of(self.outputs)
-        panels = [rows[start : start + lanes].T for start in chunk_starts(self.outputs)]
+        outputs = self.geometry.out_channels
+        rows, lanes = weights.reshape(outputs, -1), lanes_of(outputs)
+        panels = [rows[start : start + lanes].T for start in chunk_starts(outputs)]
         return np.ascontiguousarray(np.stack(panels)).reshape(-1).astype(np.float32)
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, packed weights, bias, y."""
-        w, lanes, pixels = self.window, lanes_of(self.outputs), self.window.out_pixels
-        depth, block = w.kernel[0] * w.kernel[1] * w.channels, min(BLOCK, pixels)
+        g, outputs = self.geometry, self.geometry.out_channels
+        lanes, pixels = lanes_of(outputs), g.out_pixels
+        depth, block = g.taps * g.in_channels, min(BLOCK, pixels)
 
         def body(x: Buffer, weights: Buffer, bias: Buffer, y: Buffer) -> Callable[[Expr], None]:
             acc = T.alloc_buffer((block,), _type("float32", lanes), scope="global")
 
             def multiply(first: Expr, chunk: Expr) -> None:
                 """``block`` pixels from ``first`` by one vector of outputs; pixels past the end repeat the last."""
-                start = _start(chunk, self.outputs)
+                start = _start(chunk, outputs)
                 numbers = [T.Bind(T.min(first + i, T.int32(pixels - 1))) for i in range(block)]
                 for i in range(block):
                     T.buffer_store(acc, _load(bias, start, lanes), [i])
-                with T.serial(0, w.kernel[0]) as ky:
-                    with T.serial(0, w.kernel[1]) as kx:
+                with T.serial(0, g.kernel[0]) as ky:
+                    with T.serial(0, g.kernel[1]) as kx:
                         places = []
                         for number in numbers:
-                            row, row_in = w.row(tirx.truncdiv(number, T.int32(w.out_width)), ky)
-                            column, column_in = w.column(tirx.truncmod(number, T.int32(w.out_width)), kx)
-                            places.append((T.Bind((row * w.width + column) * w.channels), T.Bind(row_in * column_in)))
-                        panel = T.Bind((chunk * depth + (ky * w.kernel[1] + kx) * w.channels) * lanes)
-                        with T.serial(0, w.channels) as k:
+                            row, row_in = _row(g, tirx.truncdiv(number, T.int32(g.out_width)), ky)
+                            column, column_in = _column(g, tirx.truncmod(number, T.int32(g.out_width)), kx)
+                            places.append(
+                                (T.Bind((row * g.in_width + column) * g.in_channels), T.Bind(row_in * column_in))
+                            )
+                        panel = T.Bind((chunk * depth + (ky * g.kernel[1] + kx) * g.in_channels) * lanes)
+                        with T.serial(0, g.in_channels) as k:
                             row_of_weights = T.Bind(_load(weights, panel + k * lanes, lanes))
                             for i, (offset, inside) in enumerate(places):
-                                value = x[offset + k] * inside if w.reaches_out else x[offset + k]
+                                value = x[offset + k] * inside if _reaches_out(g) else x[offset + k]
                                 T.buffer_store(acc, _fused(row_of_weights, _splat(value, lanes), acc[i], lanes), [i])
                 for i in range(block):
                     value = T.max(acc[i], _splat(0.0, lanes)) if self.relu else acc[i]
                     with T.If(first + i < pixels):
                         with T.Then():
-                            _store(y, (first + i) * self.outputs + start, value, lanes)
+                            _store(y, (first + i) * outputs + start, value, lanes)
 
             def task(t: Expr) -> None:
                 first_chunk = T.Bind(tirx.truncmod(t, T.int32(self._chunk_tasks)) * self._chunks_per_task)
@@ -196,10 +179,10 @@ class FloatConv:
             return task
 
         operands = [
-            Parameter("x", "float32", w.in_count),
+            Parameter("x", "float32", g.in_pixels * g.in_channels),
             Parameter("w", "float32", self._chunks * depth * lanes),
-            Parameter("b", "float32", self.outputs),
-            Parameter("y", "float32", pixels * self.outputs),
+            Parameter("b", "float32", outputs),
+            Parameter("y", "float32", pixels * outputs),
         ]
         return prim_func(self.symbol, operands, body)
 
@@ -208,29 +191,29 @@ class FloatConv:
 class FloatDepthwise:
     """One filter per channel. A task is a row of outputs."""
 
-    window: FloatWindow
+    geometry: ir.Geometry
     relu: bool
 
     @property
     def symbol(self) -> str:
-        return f"f32_depthwise_{self.window.symbol}{'_relu' if self.relu else ''}"
+        return f"f32_depthwise_{window_symbol(self.geometry)}{'_relu' if self.relu else ''}"
 
     @property
     def tasks(self) -> int:
-        return self.window.out_height
+        return self.geometry.out_height
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, weights (KH, KW, C) as they are, bias, y."""
-        w, lanes = self.window, lanes_of(self.window.channels)
-        (kh, kw), channels = w.kernel, w.channels
+        g, (kh, kw), channels = self.geometry, self.geometry.kernel, self.geometry.in_channels
+        lanes = lanes_of(channels)
 
         def body(x: Buffer, weights: Buffer, bias: Buffer, y: Buffer) -> Callable[[Expr], None]:
             def task(t: Expr) -> None:
-                rows = [w.row(t, i) for i in range(kh)]
-                with T.serial(0, w.out_width) as at:
-                    columns = [w.column(at, j) for j in range(kw)]
+                rows = [_row(g, t, i) for i in range(kh)]
+                with T.serial(0, g.out_width) as at:
+                    columns = [_column(g, at, j) for j in range(kw)]
                     taps = [
-                        (T.Bind((row * w.width + column) * channels), T.Bind(row_in * column_in))
+                        (T.Bind((row * g.in_width + column) * channels), T.Bind(row_in * column_in))
                         for row, row_in in rows
                         for column, column_in in columns
                     ]
@@ -239,19 +222,19 @@ class FloatDepthwise:
                         acc = T.Bind(_load(bias, start, lanes))
                         for index, (offset, inside) in enumerate(taps):
                             value = _load(x, offset + start, lanes)
-                            if w.reaches_out:
+                            if _reaches_out(g):
                                 value = value * _splat(inside, lanes)
                             acc = T.Bind(_fused(_load(weights, index * channels + start, lanes), value, acc, lanes))
                         value = T.max(acc, _splat(0.0, lanes)) if self.relu else acc
-                        _store(y, (t * w.out_width + at) * channels + start, value, lanes)
+                        _store(y, (t * g.out_width + at) * channels + start, value, lanes)
 
             return task
 
         operands = [
-            Parameter("x", "float32", w.in_count),
+            Parameter("x", "float32", g.in_pixels * g.in_channels),
             Parameter("w", "float32", kh * kw * channels),
             Parameter("b", "float32", channels),
-            Parameter("y", "float32", w.out_pixels * channels),
+            Parameter("y", "float32", g.out_pixels * channels),
         ]
         return prim_func(self.symbol, operands, body)
 
@@ -260,36 +243,40 @@ class FloatDepthwise:
 class FloatMaxPool:
     """A task is a row of outputs. A position in the padding is moved to a pixel that its window holds anyway."""
 
-    window: FloatWindow
+    geometry: ir.Geometry
 
     @property
     def symbol(self) -> str:
-        return f"f32_maxpool_{self.window.symbol}"
+        return f"f32_maxpool_{window_symbol(self.geometry)}"
 
     @property
     def tasks(self) -> int:
-        return self.window.out_height
+        return self.geometry.out_height
 
     def build(self) -> tirx.PrimFunc:
         """Operands: x, y."""
-        w, lanes = self.window, lanes_of(self.window.channels)
+        g, channels = self.geometry, self.geometry.in_channels
+        lanes = lanes_of(channels)
 
         def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
             def task(t: Expr) -> None:
-                rows = [w.row(t, i)[0] for i in range(w.kernel[0])]
-                with T.serial(0, w.out_width) as at:
-                    columns = [w.column(at, j)[0] for j in range(w.kernel[1])]
-                    taps = [T.Bind((row * w.width + column) * w.channels) for row in rows for column in columns]
-                    with T.serial(0, -(-w.channels // lanes)) as chunk:
-                        start = _start(chunk, w.channels)
+                rows = [_row(g, t, i)[0] for i in range(g.kernel[0])]
+                with T.serial(0, g.out_width) as at:
+                    columns = [_column(g, at, j)[0] for j in range(g.kernel[1])]
+                    taps = [T.Bind((row * g.in_width + column) * channels) for row in rows for column in columns]
+                    with T.serial(0, -(-channels // lanes)) as chunk:
+                        start = _start(chunk, channels)
                         best = T.Bind(_load(x, taps[0] + start, lanes))
                         for tap in taps[1:]:
                             best = T.Bind(T.max(best, _load(x, tap + start, lanes)))
-                        _store(y, (t * w.out_width + at) * w.channels + start, best, lanes)
+                        _store(y, (t * g.out_width + at) * channels + start, best, lanes)
 
             return task
 
-        operands = [Parameter("x", "float32", w.in_count), Parameter("y", "float32", w.out_pixels * w.channels)]
+        operands = [
+            Parameter("x", "float32", g.in_pixels * g.in_channels),
+            Parameter("y", "float32", g.out_pixels * channels),
+        ]
         return prim_func(self.symbol, operands, body)
 
 
