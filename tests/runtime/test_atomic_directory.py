@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.bundle_files import FILES, manifest
-from support.needs import requires_hardware
+from support.needs import HARDWARE, requires_mount
 from support.tree import TESTS
 
 from xceptile.runtime import bundle as bundles
@@ -24,13 +24,6 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = ["unshare", "--mount", sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def can_mount() -> bool:
-    try:
-        return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 def network(path: Path) -> str:
@@ -143,12 +136,12 @@ for name in ("first", "second"):
 """
 
 
-@requires_hardware(can_mount(), "file system that this process may mount")
+@requires_mount()
 @pytest.mark.parametrize("kind", ["tmpfs", "bind", "overlay"])
 def test_a_mounted_directory_is_filled(tmp_path: Path, kind: str) -> None:
     done = python(MOUNTED, kind, tmp_path)
     if done.returncode == 77:
-        pytest.skip(f"no {kind} can be mounted here")
+        pytest.skip(f"{HARDWARE} {kind} to mount")
     assert done.returncode == 0, done.stderr
     files = ["golden", "litert", bundles.MANIFEST]
     expected = [line for name in ("first", "second") for line in ("True", f"{name} ['b'] {files}")]
@@ -156,30 +149,15 @@ def test_a_mounted_directory_is_filled(tmp_path: Path, kind: str) -> None:
 
 
 KILLED = """
-import json, os, signal, sys
+import json, os, sys
 from pathlib import Path
 from support.bundle_files import FILES, manifest
+from support.killing import killed_before
 from xceptile.runtime.bundle import BundleError, check_output, open_bundle, write_bundle
 
 home = Path(sys.argv[1]) / "b"
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock"}
-
 def write(name):
     write_bundle(Path("."), manifest(network=name), FILES)
-
-def killed_before(number):
-    seen = 0
-    def hook(event, _):
-        nonlocal seen
-        seen += event in EVENTS
-        if event in EVENTS and seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        sys.addaudithook(hook)
-        write("new")
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
 
 def found():
     try:
@@ -194,7 +172,7 @@ while status:
     write("old")
     assert sorted(os.listdir()) == ["golden", "litert", "manifest.json"], os.listdir()
     number += 1
-    status = killed_before(number)
+    status = killed_before(number, lambda: write("new"))
     print(json.dumps([found(), status]))
     check_output(Path("."))
 assert os.listdir("..") == ["b"], os.listdir("..")

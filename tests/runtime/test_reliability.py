@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.bundle_files import FILES, manifest
-from support.needs import requires_hardware
+from support.needs import requires_mount
 from support.tree import TESTS
 
 from xceptile.compile import cli
@@ -45,30 +45,15 @@ def finished(process: subprocess.Popen[str]) -> str:
 # Writes "new" over "old" and is killed before one system call after the other: each time a child of its own, until one
 # of them comes to its end. Prints what was found after each.
 KILLED = """
-import json, os, signal, sys
+import json, os, sys
 from pathlib import Path
 from support.bundle_files import FILES, manifest
+from support.killing import killed_before
 from xceptile.runtime.bundle import BundleError, open_bundle, write_bundle
 
 folder, there = Path(sys.argv[1]), sys.argv[2] == "old"
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "ctypes.dlsym", "fcntl.flock"}
-
 def write(name):
     return write_bundle(folder / "b", manifest(network=name), FILES)
-
-def killed_before(number):
-    seen = 0
-    def hook(event, _):
-        nonlocal seen
-        seen += event in EVENTS
-        if event in EVENTS and seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        sys.addaudithook(hook)
-        write("new")
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
 
 def found():
     try:
@@ -82,7 +67,7 @@ while status:
         write("old")
         assert os.listdir(folder) == ["b"], os.listdir(folder)
     number += 1
-    status = killed_before(number)
+    status = killed_before(number, lambda: write("new"))
     print(json.dumps([found(), status, len(os.listdir(folder))]))
     if not there:
         write("cleaned")
@@ -198,14 +183,6 @@ def test_sessions_in_several_processes_agree(small_bundle: Bundle) -> None:
 # ---- a full disk ----
 
 
-def can_mount() -> bool:
-    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]
-    try:
-        return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
@@ -216,7 +193,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-@requires_hardware(can_mount(), "file system that this process may mount")
+@requires_mount()
 def test_a_full_disk_is_one_line_and_leaves_the_old_bundle(
     small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ import pytest
 from support import fake_network
 from support.fake_network import CLASSES, COUNT, expected, images, write_bundle
 from support.native_build import ADDRESS, LIBRARY, WARNINGS, compile_program
-from support.needs import requires
+from support.needs import requires, requires_root
 from support.plan_files import ATTACKS, PACKED, PACKED_GPU, resealed_changes
 from support.tree import ROOT, SOURCES, TEST_SOURCES
 
@@ -75,9 +75,6 @@ def run(built: Path, *words: object, stdin: bytes = b"") -> subprocess.Completed
     return done
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a device")
-
-
 def make_device(path: Path, minor: int) -> Path:
     """A memory device: 3 is null, 7 is full. Never the machine's own, which a fault here would replace."""
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
@@ -113,7 +110,7 @@ def test_images_pass_through_pipes(built: Path, bundle: Path) -> None:
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.int8).reshape(-1, CLASSES), expected(x))
 
 
-@needs_root
+@requires_root()
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_device_as_output_stays_a_device(built: Path, bundle: Path, tmp_path: Path, linked: bool) -> None:
     device, link = make_device(tmp_path / "null", 3), tmp_path / "link"
@@ -176,7 +173,7 @@ def test_what_may_grow_no_more_leaves_nothing(built: Path, bundle: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "in.bin", "out.bin"]
 
 
-@needs_root
+@requires_root()
 @pytest.mark.parametrize(
     "words",
     [
