@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..models.visible import visible
+
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .gate_run import Run
@@ -66,7 +68,7 @@ def _one_line() -> Iterator[None]:
         yield
     except (ValueError, LookupError, RuntimeError, OSError) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
-        raise pytest.fail.Exception(text, pytrace=False) from None
+        raise pytest.fail.Exception(visible(text), pytrace=False) from None
 
 
 def _path(config: pytest.Config, setting: str) -> Path:

@@ -21,6 +21,7 @@ from xceptile.compile import cli
 from xceptile.compile.commands.common import bar
 from xceptile.models import drawn
 from xceptile.models.visible import CONTROLS
+from xceptile.runtime import pytest_plugin
 from xceptile.runtime.bundle import write_bundle
 
 ROOT = Path(xceptile.__file__).parent
@@ -87,6 +88,12 @@ def test_nothing_of_a_bundle_is_obeyed(
     if "--json" in rest:  # scripts get the text as it is
         values = json.loads(seen.out)
         assert HOSTILE in (values["network"] if verb == "inspect" else values["results"][0]["image"])
+
+
+def test_pytest_is_given_no_control_characters() -> None:
+    with pytest.raises(pytest.fail.Exception) as caught, pytest_plugin._one_line():
+        raise ValueError(HOSTILE)
+    assert caught.value.msg == "\\x1b]0;owned\\x07\\x9b2J\\x7f"
 
 
 def test_phases_are_shown_likewise(capsys: pytest.CaptureFixture[str]) -> None:
