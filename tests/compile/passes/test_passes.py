@@ -99,8 +99,38 @@ def test_a_normalization_after_an_output_or_a_relu_does_not_fold(builder):
     assert_same_function(fused, fold_batch_norm(fused), builder)
 
 
+def test_a_normalization_of_a_vector_folds_into_the_layers_behind_it(builder):
+    norm = builder.norm("norm", builder.mean("gap", "input"))
+    first, second = builder.linear("first", norm, 5), builder.linear("second", norm, 2)
+    graph = builder.graph(first, second)
+    folded = fold_batch_norm(graph)
+    assert lines(folded) == [
+        "input = Input()",
+        "gap = GlobalAveragePool(input)",
+        "first = FullyConnected(gap)",
+        "second = FullyConnected(gap)",
+        "return first, second",
+    ]
+    assert_same_function(graph, folded, builder)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_normalization_of_a_mean_is_taken_of_the_map(builder, ends):
+    norm = builder.norm("head.norm", builder.mean("gap", "input"))
+    graph = builder.graph(norm if ends else builder.relu("relu", norm))
+    folded = fold_batch_norm(graph)
+    assert lines(folded) == [
+        "input = Input()",
+        "head.norm = DepthwiseConv2d(input)",
+        "gap = GlobalAveragePool(head.norm)",
+        *(["return gap"] if ends else ["relu = Relu(gap)", "return relu"]),
+    ]
+    assert folded.node("head.norm").path == "head.norm"
+    assert_same_function(graph, folded, builder)
+
+
 def test_a_normalization_of_a_vector_alone_is_refused_by_its_path(builder):
-    builder.norm("head.norm", builder.mean("gap", "input"))
+    builder.norm("head.norm", builder.relu("relu", builder.linear("fc", builder.mean("gap", "input"), 4)))
     with pytest.raises(ir.GraphError, match=r"head\.norm") as error:
         fold_batch_norm(builder.graph())
     assert error.value.path == "head.norm"
