@@ -34,6 +34,7 @@ class UnsupportedLayer(ValueError):
         self.path = path
         self.operator = operator
         self.reason = reason
+        self.file = file
 
 
 @dataclass(frozen=True)

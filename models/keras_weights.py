@@ -1,23 +1,29 @@
-"""``keras.applications.Xception`` from ``.h5``, ``.weights.h5`` and ``.keras`` files, read with h5py alone."""
+"""``keras.applications.Xception`` from weights without the model's config (``.weights.h5``, ``.h5`` of save_weights).
+
+Such a file says which numbers there are, not what is computed with them: the layers are told by their names or numbers,
+and the rest is taken to be Keras' own Xception. What is assumed so is told (``ASSUMED``). ``from_keras.py`` reads files
+that hold a config.
+"""
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import zipfile
+from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .keras_config import input_spec_of
-from .preprocess import InputSpec, keras_input_spec
+from .keras_file import KerasFile
+from .preprocess import keras_input_spec
 from .weights import SUFFIXES, Checkpoint, CheckpointError, Layer, assemble, with_default_card, xception_layers
 
+ASSUMED = (
+    "weights alone do not say what is computed with them: taken for keras.applications.Xception, with its strides, "
+    "padding and poolings, epsilon 1e-3, global average pooling, no activation but a softmax behind the classifier"
+)
 _TENSORS: dict[
     str, dict[str, tuple[int, ...]]
 ] = {  # in the order in which Keras saves them, with the permutation into torch's layout
@@ -32,43 +38,34 @@ _SHORTCUTS = {  # the layers that Keras names by itself; the group is the runnin
     "norm": re.compile(r"(?:batch_normalization|batchnormalization)(?:_(\d+))?"),
 }
 _CLASS_NAMES = {"conv": "conv2d", "separable": "separable_conv2d", "norm": "batch_normalization", "dense": "dense"}
-_MAX_ELEMENTS = 2**28  # of one tensor: far above any of Xception's; a damaged header may promise anything
 
 _Arrays = dict[str, dict[str, NDArray[np.float32]]]  # layer -> tensor, or its number -> values
 
 
-def load_keras(path: str | Path) -> Checkpoint:
-    """An Xception of Keras with its classifier.
+def load_weights(file: KerasFile) -> Checkpoint:
+    """An Xception of Keras with its classifier, one dense layer. The base network may lie inside another model, as
+    transfer learning has it.
 
-    The base network may lie inside another model, as transfer learning has it, provided that global average pooling
-    and one dense layer follow. TensorFlow's SAME padding, epsilon 1e-3. A saved model (not weights alone) says the
-    input's size and how pixels are scaled (``keras_config``). Raises CheckpointError for anything else.
+    Raises CheckpointError for anything else.
     """
-    path = Path(path)
-    arrays, numbered, config = _read(path)
-    names = _names_by_number(arrays) if numbered else _names(arrays, path)
+    arrays, numbered = _by_layer(file)
+    names = _names_by_number(arrays) if numbered else _names(arrays, file.path)
     found: dict[str, tuple[str, Tensor]] = {}
     for layer in xception_layers():
         if layer.ours in names:
             name = names.pop(layer.ours)
-            found |= _torch_tensors(layer, name, arrays.pop(name), path)
+            found |= _torch_tensors(layer, name, arrays.pop(name), file.path)
     if arrays:
         unknown = sorted(arrays)[0]
-        raise CheckpointError(f"is no Xception of Keras: it also holds layer {unknown}", path, unknown)
-    module = assemble(found, path, "Keras", same_padding=True, epsilon=1e-3)
-    return with_default_card(module, _input_spec(config, path), path, "keras.applications.Xception")
-
-
-def _input_spec(config: str | bytes | None, path: Path) -> InputSpec:
-    if config is None:
-        return keras_input_spec()
-    unreadable = (json.JSONDecodeError, UnicodeDecodeError, OverflowError, RecursionError)
-    try:
-        return input_spec_of(json.loads(config))
-    except (KeyError, TypeError, IndexError, AttributeError, *unreadable) as error:
-        raise CheckpointError(f"has a model's config that cannot be read ({error!r}); save it again", path) from error
-    except ValueError as error:
-        raise CheckpointError(str(error), path) from error
+        raise CheckpointError(
+            f"is not an Xception of Keras: it also holds layer {unknown}; save the whole model (model.save), whose "
+            "config says what it computes",
+            file.path,
+            unknown,
+        )
+    module = assemble(found, file.path, "Keras", same_padding=True, epsilon=1e-3)
+    checkpoint = with_default_card(module, keras_input_spec(), file.path, "keras.applications.Xception")
+    return replace(checkpoint, provenance=checkpoint.provenance | {"assumed": ASSUMED})
 
 
 def _torch_tensors(
@@ -102,15 +99,15 @@ def _names(arrays: _Arrays, path: Path) -> dict[str, str]:
         numbers = sorted((int(match[1] or 0), name) for name in rest if (match := pattern.fullmatch(name)))
         if len(numbers) > 4:
             raise CheckpointError(
-                f"is no Xception of Keras: it has {len(numbers)} layers like {numbers[0][1]}, Xception has 4", path
+                f"is not an Xception of Keras: it has {len(numbers)} layers like {numbers[0][1]}, Xception has 4", path
             )
         names |= {ours[kind, f"shortcut {i}"]: name for i, (_, name) in enumerate(numbers)}
     dense = [name for name in rest if any(array.ndim == 2 for array in arrays[name].values())]
     if "classifier" not in names:
         if len(dense) != 1:
             raise CheckpointError(
-                f"has {len(dense)} dense layers where one classifier is needed; "
-                "save the model with its classifier (include_top=True, or pooling and one Dense of your own)",
+                f"has {len(dense)} dense layers where one classifier is needed; save the whole model (model.save), "
+                "whose config says what it computes",
                 path,
             )
         names["classifier"] = dense[0]
@@ -119,61 +116,35 @@ def _names(arrays: _Arrays, path: Path) -> dict[str, str]:
 
 def _names_by_number(arrays: _Arrays) -> dict[str, str]:
     """The same for files that number the layers of each class in the network's order and name none."""
-    names = {}
+    names: dict[str, str] = {}
     for kind, class_name in _CLASS_NAMES.items():
         layers = [layer.ours for layer in xception_layers() if layer.kind == kind]
-        for number, ours in enumerate(layers):
-            name = f"{class_name}_{number}" if number else class_name
-            if name in arrays:
-                names[ours] = name
+        pattern = re.compile(rf"{class_name}(?:_(\d+))?")
+        # Keras 2.12 leaves out every second number.
+        numbers = sorted((int(match[1] or 0), name) for name in arrays if (match := pattern.fullmatch(name)))
+        names |= {ours: name for ours, (_, name) in zip(layers, numbers, strict=False)}
     return names
 
 
-def _read(path: Path) -> tuple[_Arrays, bool, str | bytes | None]:
-    """All arrays of floats but the optimizer's, whether the layers bear numbers instead of their names, and the model's
-    config as JSON, where there is one."""
-    try:
-        if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                source, config = io.BytesIO(archive.read("model.weights.h5")), archive.read("config.json")
-            with h5py.File(source, "r") as file:
-                return *_read_group(file, path), config
-        with h5py.File(path, "r") as file:
-            return *_read_group(file, path), file.attrs.get("model_config")
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", path) from error
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        kind = "Keras archive" if path.suffix == ".keras" else "HDF5 file"
-        raise CheckpointError(f"is no {kind}, or truncated or damaged ({error}); copy it again", path) from error
-
-
-def _read_group(file: h5py.File, path: Path) -> tuple[_Arrays, bool]:
+def _by_layer(file: KerasFile) -> tuple[_Arrays, bool]:
+    """The arrays of each layer, and whether the layers bear numbers instead of their names."""
     arrays: _Arrays = {}
-    named = numbered = False
-
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        nonlocal named, numbered
-        parts = name.split("/")
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f" or parts[0].startswith("optimizer"):
-            return  # groups; the state of random generators; the optimizer's moments
-        if item.size > _MAX_ELEMENTS:
-            raise CheckpointError(f"{name} claims {item.size} elements: damaged, or another network's", path, name)
-        if len(parts) > 2 and parts[-2] == "vars":  # Keras 3
-            own_name = item.parent.attrs.get("name")
-            layer, tensor = str(own_name or parts[-3]), parts[-1]
-            named, numbered = named or own_name is not None, numbered or own_name is None
+    numbered = bool(file.arrays)
+    for path, array in file.arrays.items():
+        parts = path.split("/")
+        if len(parts) > 2 and parts[-2] == "vars":  # Keras' own format
+            own_name = file.names.get("/".join(parts[:-1]))
+            layer, tensor = own_name or parts[-3], parts[-1]
+            numbered = numbered and own_name is None
         else:
             layer, tensor = _legacy_names(parts)
+            numbered = False
         if tensor in arrays.setdefault(layer, {}):
-            raise CheckpointError(f"holds two layers named {layer}", path, layer)
-        arrays[layer][tensor] = np.asarray(item, np.float32)
-
-    file.visititems(visit)
+            raise CheckpointError(f"holds two layers named {layer}", file.path, layer)
+        arrays[layer][tensor] = array
     if not arrays:
-        raise CheckpointError("holds no weights; save the model or its weights with Keras", path)
-    return arrays, numbered and not named
+        raise CheckpointError("holds no weights; save the model or its weights with Keras", file.path)
+    return arrays, numbered
 
 
 def _legacy_names(parts: list[str]) -> tuple[str, str]:

@@ -112,6 +112,8 @@ class InputSpec:
         }
         phrases = {"file": "from the file", "given": "as given", "assumed": "assumed"}
         origins = {fact: f" ({phrases[origin]})" for fact, origin in self.origins.items()}
+        if self.origins.get("size") == "assumed":
+            origins["size"] = " (assumed; --input-size N gives another)"
         return {fact: value + origins.get(fact, "") for fact, value in values.items()}
 
     def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo" / "xception_demo.safetensors"
 PREPROCESSING = {"mean", "std", "resize", "interpolation"}  # of an InputSpec: what a file may give
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".h5", ".keras", ".pt2", ".onnx")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".h5", ".hdf5", ".keras", ".pt2", ".onnx")
 
 
 class ModelError(ValueError):
@@ -52,11 +52,11 @@ def _check_names(names: tuple[str, ...], where: object) -> None:
 def load(source: str | Path, *, size: int | None = None) -> Model:
     """``xception`` (the paper's network, random weights), ``demo`` (the trained one in this package) or a file.
 
-    Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), of Keras
-    (.h5, .weights.h5, .keras), exported programs (.pt2) and float ONNX (.onnx). ``size`` replaces the input's height
-    and width, in pixels, of an Xception; the last two kinds carry their own, unless ONNX leaves it open. Raises
-    ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where, and what to do; OSError
-    for what is no regular file, or larger than any network.
+    Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), models of
+    Keras (.keras, .h5, .hdf5) and weights of its Xception (.weights.h5), exported programs (.pt2) and float ONNX
+    (.onnx). ``size`` replaces the input's height and width, in pixels; the last two kinds carry their own, unless ONNX
+    leaves it open. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where,
+    and what to do; OSError for what is no regular file, or larger than any network.
     """
     if str(source) == "xception":
         return _random_xception(size)
@@ -67,15 +67,21 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     check_file(path)
+    try:
+        return _load_file(path, size)
+    except UnsupportedLayer as error:
+        raise UnsupportedLayer(error.path, error.operator, error.reason, path) from error
+
+
+def _load_file(path: Path, size: int | None) -> Model:
     program = _is_program(path)
     if program or path.suffix == ".onnx":
-        try:
-            model = _program(path) if program else _onnx(path, size)
-        except UnsupportedLayer as error:
-            raise UnsupportedLayer(error.path, error.operator, error.reason, path) from error
+        model = _program(path) if program else _onnx(path, size)
         if size is not None and (model.input_spec.height, model.input_spec.width) != (size, size):
             raise ModelError(f"{path}: carries its own input size; export it again for {size}x{size}")
         return model
+    if path.suffix in (".h5", ".hdf5", ".keras"):
+        return _keras(path, size)
     return _xception(_read_checkpoint(path), size, path.name.split(".")[0])
 
 
@@ -121,10 +127,6 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     from .timm_weights import load_timm
     from .weights import is_own, load_checkpoint
 
-    if path.suffix in (".h5", ".keras"):
-        from .keras_weights import load_keras
-
-        return load_keras(path)
     if path.suffix == ".safetensors" and is_own(path):
         return load_checkpoint(path)
     return load_timm(path)
@@ -158,6 +160,20 @@ def resized(spec: InputSpec, size: int) -> InputSpec:
     """The spec for a square input of ``size`` pixels; a resize before cropping keeps its proportion to the input."""
     resize = spec.resize and max(size, spec.resize * size // min(spec.height, spec.width))
     return replace(spec, height=size, width=size, resize=resize).with_origin("given", "size")
+
+
+def _keras(path: Path, size: int | None) -> Model:
+    """A model by its config; weights alone as Keras' own Xception."""
+    from .from_keras import from_keras
+    from .keras_file import read_keras
+    from .keras_weights import load_weights
+
+    file, name = read_keras(path), path.name.split(".")[0]
+    if file.config is None:
+        return _xception(load_weights(file), size, name)
+    imported = from_keras(file, size, name=name)
+    model = _bare_model(imported.graph, path, "Keras model")
+    return replace(model, input_spec=imported.input_spec, provenance=model.provenance | imported.notes)
 
 
 def _is_program(path: Path) -> bool:
@@ -207,7 +223,8 @@ def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
     if len(graph.outputs) != 1 or len(out) != 2:
         made = ", ".join(f"{name} {list(graph.type_of(name).shape)}" for name in graph.outputs)
         raise ModelError(
-            f"{path}: has {len(graph.outputs)} outputs: {made}; export a network that returns one, (1, classes)"
+            f"{path}: has {len(graph.outputs)} outputs: {made}; give a network that returns one, (1, classes), so end it "
+            "in a pooling or a linear layer"
         )
     labels = tuple(str(i) for i in range(out[1]))
     scaling = (0.5,) * shape[3]

@@ -34,7 +34,7 @@ def compile_command(
     model: Annotated[
         str,
         typer.Option(
-            help="A checkpoint (.safetensors, .pth, .h5, .weights.h5, .keras, .onnx, .pt2), or demo or xception."
+            help="A network (.keras, .h5, .hdf5, .weights.h5, .safetensors, .pth, .onnx, .pt2), or demo or xception."
         ),
     ],
     calibration: Annotated[
@@ -48,7 +48,7 @@ def compile_command(
         list[str] | None, typer.Option(help="relax-vm (a standard TVM library) or onnx-qdq; repeatable.")
     ] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
+        int | None, typer.Option(min=1, help="Input height and width, where the file has none.")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="The classes' names, one a line, in order.")

@@ -17,7 +17,7 @@ def tune(
         "xception"
     ),
     input_size: Annotated[
-        int | None, typer.Option(min=71, help="Input height and width, where the file has none.")
+        int | None, typer.Option(min=1, help="Input height and width, where the file has none.")
     ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,

@@ -1,10 +1,9 @@
-"""Checkpoints: ours, and those of the real Keras and timm, saved by their own savers; and files that are none."""
+"""Checkpoints: ours, and those of the real timm, saved by their own savers; and files that are none."""
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +13,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.foreign_xceptions import images, keras_outputs, keras_xception, settle_keras
-from support.needs import requires_module
+from support.foreign_xceptions import images
 
 from xceptile.models import weights, zoo
 from xceptile.models.exported_program import ProgramError
-from xceptile.models.keras_config import input_spec_of
-from xceptile.models.keras_weights import load_keras
-from xceptile.models.preprocess import InputSpec, keras_input_spec, normalize
+from xceptile.models.preprocess import InputSpec
 from xceptile.models.weights import CheckpointError, load_checkpoint, save_checkpoint
 from xceptile.models.xception import Xception
 
-needs_keras = requires_module("keras", package="keras")
 SIZE = 128  # its maps before the four poolings are odd, odd, even and even
 PHOTOS = images(2, SIZE)
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -40,212 +35,6 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Relative to the largest logit; the logits must depend on the image for the comparison to mean anything."""
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1 * np.abs(theirs).max()
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-# --- Keras. ---
-
-
-@pytest.fixture(scope="module")
-def keras_model() -> Any:
-    return keras_xception()
-
-
-@needs_keras
-@pytest.mark.parametrize("suffix", ["h5", "weights.h5", "keras"])
-@pytest.mark.filterwarnings("ignore")
-def test_keras_xception(keras_model: Any, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"xception.{suffix}"
-    (keras_model.save_weights if suffix == "weights.h5" else keras_model.save)(path)
-    checkpoint = load_keras(path)
-    assert difference(outputs(checkpoint.module), keras_outputs(keras_model, PHOTOS)) < TOLERANCE
-    assert sum(p.numel() for p in checkpoint.module.parameters()) == 22_855_952
-    assert checkpoint.input_spec == keras_input_spec(299 if suffix == "weights.h5" else 128)  # weights have no size
-    assert len(checkpoint.labels) == 1000
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="truncated or damaged"):
-        load_keras(path)
-
-
-@needs_keras
-@pytest.mark.filterwarnings("ignore")
-def test_a_wrong_padding_or_epsilon_would_be_seen(keras_model: Any, tmp_path: Path) -> None:
-    path = tmp_path / "xception.weights.h5"
-    keras_model.save_weights(path)
-    right = load_keras(path).module
-    truth = keras_outputs(keras_model, PHOTOS)
-    for fault in ({"same_padding": False}, {"epsilon": 1e-5}):
-        wrong = Xception(1000, **fault).eval()
-        wrong.load_state_dict(right.state_dict())
-        assert difference(outputs(wrong), truth) > TOLERANCE
-
-
-def fine_tuned(*, nested: bool) -> Any:
-    """Transfer learning as Keras' guides have it: the base without its top, pooling, dropout and a dense layer."""
-    import keras
-
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
-    inputs = keras.Input((SIZE, SIZE, 3)) if nested else base.input
-    x = keras.layers.GlobalAveragePooling2D()(base(inputs) if nested else base.output)
-    model = keras.Model(inputs, keras.layers.Dense(5, name="pets")(keras.layers.Dropout(0.2)(x)))
-    settle_keras(model, SIZE)
-    return model
-
-
-@needs_keras
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.filterwarnings("ignore")
-def test_keras_transfer_learning(nested: bool, tmp_path: Path) -> None:
-    model = fine_tuned(nested=nested)
-    truth = keras_outputs(model, PHOTOS)
-    model.compile("adam", "mse")
-    model.optimizer.build(model.trainable_variables)  # whole models are saved with the optimizer's moments
-    for suffix in ("h5", "keras"):
-        path = tmp_path / f"pets.{suffix}"
-        model.save(path)
-        checkpoint = load_keras(path)
-        assert difference(outputs(checkpoint.module), truth) < TOLERANCE
-        assert checkpoint.labels == ("0", "1", "2", "3", "4")
-        assert checkpoint.input_spec == keras_input_spec(SIZE)
-        path.unlink()
-
-
-def scaled_model(scale: Callable[[Any], Any]) -> Any:
-    """A model that begins with data augmentation and ``scale``. Too small to be Xception: only its config is read."""
-    import keras
-
-    x = inputs = keras.Input((96, 72, 3))
-    x = keras.Sequential([keras.layers.RandomFlip()])(x)
-    base_input = keras.Input((96, 72, 3))
-    base = keras.Model(base_input, keras.layers.Conv2D(4, 3)(base_input))
-    return keras.Model(inputs, base(scale(x)))
-
-
-@needs_keras
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("layer", "low", "high"),
-    [
-        ("none", -1.0, 1.0),
-        ("Rescaling(1 / 255)", 0.0, 1.0),
-        ("Rescaling(1 / 127.5, offset=-1)", -1.0, 1.0),
-        ("preprocess_input", -1.0, 1.0),
-    ],
-)
-def test_a_keras_model_says_how_pixels_are_scaled(layer: str, low: float, high: float) -> None:
-    import keras
-
-    scales: dict[str, Callable[[Any], Any]] = {
-        "none": lambda x: x,
-        "Rescaling(1 / 255)": keras.layers.Rescaling(1 / 255),
-        "Rescaling(1 / 127.5, offset=-1)": keras.layers.Rescaling(1 / 127.5, offset=-1),
-        "preprocess_input": keras.applications.xception.preprocess_input,
-    }
-    spec = input_spec_of(json.loads(scaled_model(scales[layer]).to_json()))
-    assert (spec.height, spec.width) == (96, 72)
-    ends = normalize(np.array([[0] * 3, [255] * 3], np.uint8), spec)
-    np.testing.assert_allclose(ends, [[low] * 3, [high] * 3], atol=1e-7)
-
-
-def test_tensorflow_says_it_in_words_of_its_own() -> None:
-    """As TensorFlow 2's Keras writes ``preprocess_input``, and ``Input`` without a size."""
-    layers = [
-        {"class_name": "InputLayer", "config": {"batch_input_shape": [None, None, None, 3]}, "inbound_nodes": []},
-        {
-            "class_name": "TFOpLambda",
-            "config": {"name": "tf.math.truediv", "function": "math.truediv"},
-            "inbound_nodes": [["input_1", 0, 0, {"y": 127.5, "name": None}]],
-        },
-        {
-            "class_name": "TFOpLambda",
-            "config": {"name": "tf.math.subtract", "function": "math.subtract"},
-            "inbound_nodes": [["tf.math.truediv", 0, 0, {"y": 1.0, "name": None}]],
-        },
-        {"class_name": "Conv2D", "config": {"name": "block1_conv1"}, "inbound_nodes": []},
-    ]
-    assert input_spec_of({"class_name": "Functional", "config": {"layers": layers}}) == keras_input_spec()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({0: {"batch_shape": [None, 224, None, 3]}}, "its input is .* an image is needed"),
-        ({0: {"batch_shape": [None, 3, 71, 71]}}, "its input is .* an image is needed"),
-        ({0: {"batch_shape": [None, 10]}}, "its input is .* an image is needed"),
-        ({1: {"class_name": "InputLayer", "name": "age"}}, r"takes 2 inputs \(image, age\)"),
-        ({2: {"class_name": "GlobalMaxPooling2D", "name": "pool"}}, "it holds GlobalMaxPooling2D pool, which is no"),
-        ({2: {"class_name": "Activation", "activation": "gelu"}}, "it holds Activation"),
-    ],
-)
-def test_a_keras_model_that_is_no_xception_of_one_image_is_refused(changes: dict[int, Any], message: str) -> None:
-    """The weights alone would fit: a pooling has none."""
-    rows: list[dict[str, Any]] = [
-        {"class_name": "InputLayer", "name": "image", "batch_shape": [None, 96, 72, 3]},
-        {"class_name": "Conv2D"},
-        {"class_name": "GlobalAveragePooling2D"},
-    ]
-
-    def config(changes: dict[int, Any]) -> dict[str, Any]:
-        layers = [row | changes.get(i, {}) for i, row in enumerate(rows)]
-        return {"config": {"layers": [{"class_name": row["class_name"], "config": row} for row in layers]}}
-
-    assert (input_spec_of(config({})).height, input_spec_of(config({})).width) == (96, 72)
-    with pytest.raises(ValueError, match=message):
-        input_spec_of(config(changes))
-
-
-@needs_keras
-@pytest.mark.filterwarnings("ignore")
-def test_what_a_keras_model_does_before_its_network_is_understood_or_refused(tmp_path: Path) -> None:
-    import keras
-
-    model = fine_tuned(nested=True)
-    for layer, message in (
-        (
-            keras.layers.Resizing(SIZE, SIZE),
-            "Resizing resizing before its first convolution is not understood; save its",
-        ),
-        (keras.layers.Rescaling([1.0, 2.0, 3.0]), "Rescaling rescaling"),
-        (keras.layers.Rescaling(0.0), "it scales every pixel to the same value"),
-        (keras.layers.RandomCrop(SIZE, SIZE), "RandomCrop random_crop"),
-    ):
-        path = tmp_path / "before.keras"
-        inputs = keras.Input((SIZE, SIZE, 3))
-        keras.Model(inputs, model(layer(inputs))).save(path)
-        with pytest.raises(CheckpointError, match=message):
-            load_keras(path)
-    for config in ('{"config": 1}', "{"):
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr("config.json", config)
-        with pytest.raises(CheckpointError, match="config that cannot be read"):
-            load_keras(path)
-
-
-@needs_keras
-@pytest.mark.filterwarnings("ignore")
-def test_keras_files_that_name_no_layers(keras_model: Any, tmp_path: Path) -> None:
-    """Early files of Keras 3 number the layers of each class and have no names."""
-    import h5py
-
-    path = tmp_path / "xception.weights.h5"
-    keras_model.save_weights(path)
-    with h5py.File(path, "a") as file:
-        file.visititems(lambda name, item: item.attrs.pop("name", None) and None)
-    assert difference(outputs(load_keras(path).module), keras_outputs(keras_model, PHOTOS)) < TOLERANCE
-
-
-@needs_keras
-@pytest.mark.filterwarnings("ignore")
-def test_keras_networks_that_are_not_xception(tmp_path: Path) -> None:
-    import keras
-
-    headless = tmp_path / "headless.weights.h5"
-    keras.applications.Xception(weights=None, include_top=False, input_shape=(71, 71, 3)).save_weights(headless)
-    with pytest.raises(CheckpointError, match="0 dense layers where one classifier is needed; save the model with"):
-        load_keras(headless)
-    other = tmp_path / "other.keras"
-    keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3)).save(other)
-    with pytest.raises(CheckpointError, match=r"other\.keras: "):
-        load_keras(other)
 
 
 # --- Ours. ---
