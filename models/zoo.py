@@ -223,8 +223,7 @@ def _bare_model(graph: Graph, path: Path, kind: str) -> Model:
     if len(graph.outputs) != 1 or len(out) != 2:
         made = ", ".join(f"{name} {list(graph.type_of(name).shape)}" for name in graph.outputs)
         raise ModelError(
-            f"{path}: has {len(graph.outputs)} outputs: {made}; give a network that returns one, (1, classes), so end it "
-            "in a pooling or a linear layer"
+            f"{path}: has {len(graph.outputs)} outputs: {made}; export a network that returns one, (1, classes)"
         )
     labels = tuple(str(i) for i in range(out[1]))
     scaling = (0.5,) * shape[3]
