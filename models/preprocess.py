@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .read_file import check_file
+
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
@@ -199,6 +201,7 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        check_file(path)
         with _warnings_of(path), Image.open(path, formats=tuple(FORMATS)) as image:
             _refuse_deep_grey(image)
             size = (spec.width, spec.height) if spec.resize is None else _shorter_side_to(spec.resize, image.size)
@@ -210,8 +213,9 @@ def load_image(path: str | Path, spec: InputSpec) -> NDArray[np.uint8]:
             str(path),
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ImageError(
-            f"{path}: cannot be read as an image ({error}); replace or remove the file", str(path)
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file", str(path)
         ) from error
     scaled = whole.resize(size, Image.Resampling[spec.interpolation.upper()])
     # torchvision's center_crop: the offset is half the difference, rounded half to even.

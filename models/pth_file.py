@@ -86,12 +86,14 @@ def _refuse_code(path: Path) -> None:
 
 
 def _names(pickle: Any) -> Iterator[str]:
-    """ "module name" of each function and class that a pickle is made of. Names put together while it is read show as
-    they are: torch refuses the instruction that would use them.
+    """Module and name of each function and class that a pickle is made of; of instructions that put names together
+    while they are read, which torch's own protocol has not, their own name.
     """
     for opcode, argument, _ in pickletools.genops(pickle):
-        if opcode.name in ("GLOBAL", "INST"):
+        if opcode.name == "GLOBAL":
             yield str(argument)
+        elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+            yield opcode.name
 
 
 def _holds_objects(path: str | Path, name: str = "") -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.malicious_pickle import Malicious
+from support.planted_code import Witness, call, mutants
 from support.pt2_files import GRAPH, SAMPLES, WEIGHTS, doctor, records_of, rewrite, saved, small
 from torch import nn
 
@@ -25,33 +25,6 @@ from xceptile.models.graph_builder import UnsupportedLayer
 
 TORCH_LOAD = torch.export.load
 REFUSALS = (ProgramError, UnsupportedLayer, zoo.ModelError)
-# What Python tells an audit hook where it compiles, runs, imports or unpickles, starts a program or changes a file.
-DEEDS = ("compile", "exec", "import", "pickle.", "marshal.", "ctypes.", "os.", "subprocess.", "shutil.", "socket.")
-HARMLESS = ("os.listdir", "os.scandir")
-
-
-class Witness:
-    """Counts what Python is told to do between ``begin`` and ``end``."""
-
-    def __init__(self) -> None:
-        self.watching = False
-        self.seen: list[str] = []
-        sys.addaudithook(self._hear)  # for the life of the process: there is no way back
-
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.watching:
-            return
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if writes or (event.startswith(DEEDS) and event not in HARMLESS):
-            self.seen.append(f"{event} {arguments!r:.200}")
-
-    def begin(self) -> None:
-        self.seen.clear()
-        self.watching = True
-
-    def end(self) -> list[str]:
-        self.watching = False
-        return list(self.seen)
 
 
 @pytest.fixture(scope="module")
@@ -70,51 +43,6 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "load", load)
 
 
-def call(marker: Path) -> str:
-    return f"__import__('os').makedirs({str(marker)!r}, exist_ok=True)"
-
-
-def payloads(marker: Path) -> tuple[str, ...]:
-    """What runs where a string is evaluated, stands in generated Python, closes its quotes, or names a thing."""
-    code = call(marker)
-    return (
-        code,
-        f"x={code}",
-        f"x': {code}, 'y",
-        f'x"); {code}; ("',
-        f"x':0}}), self._in_spec)\n{code}\ndef unused(self, input):\n    pass #",
-        f"Symbol('s0', positive={code})",
-        "torch.os.abort",
-        "os:abort",
-        "this.d",
-    )
-
-
-def strings(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each string lies: the keys that lead to it, None last for a key itself."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield (*path, key, None)
-            yield from strings(item, (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from strings(item, (*path, index))
-    elif isinstance(value, str):
-        yield path
-
-
-def plant(value: Any, path: tuple[Any, ...], payload: str) -> str:
-    """Replaces the string at ``path``, and returns what was there."""
-    *way, last = path
-    for key in way[:-1] if last is None else way:
-        value = value[key]
-    if last is None:
-        value[payload] = value.pop(way[-1])
-        return str(way[-1])
-    before, value[last] = value[last], payload
-    return str(before)
-
-
 def rich() -> nn.Module:
     """Something of everything that a file holds: parameters, buffers, a constant, an open batch, operators in place."""
 
@@ -130,23 +58,6 @@ def rich() -> nn.Module:
             return self.head(x.view(x.size(0), -1))
 
     return Network().eval()
-
-
-def mutants(contents: Any, marker: Path) -> Iterator[Any]:
-    """With code in each string and each key in turn, then in all strings at once."""
-    codes = payloads(marker)
-    places = list(strings(contents))
-    for index, place in enumerate(places):
-        for code in (codes[index % len(codes)], codes[(index + 4) % len(codes)]):
-            before = plant(contents, place, code)
-            yield contents
-            plant(contents, (*place[:-2], code, None) if place[-1] is None else place, before)
-    for code in codes:
-        everywhere = copy.deepcopy(contents)
-        for place in places:
-            if place[-1] is not None:
-                plant(everywhere, place, code)
-        yield everywhere
 
 
 @pytest.mark.parametrize(("record", "least"), [(GRAPH, 800), (WEIGHTS, 100)])

@@ -355,6 +355,9 @@ def test_pickled_code_is_never_executed(tmp_path: Path) -> None:
         assert not marker.exists()
     torch.load(path, weights_only=False)  # the trap works
     assert marker.exists()
+    torch.save(small_timm_state(), path, pickle_protocol=4)
+    with pytest.raises(CheckpointError, match=r"besides tensors \(STACK_GLOBAL\)"):
+        zoo.load(path)
 
 
 class _Reduced:

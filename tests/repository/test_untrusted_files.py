@@ -19,6 +19,7 @@ from xceptile.compile.commands.compile import recipe_named
 from xceptile.models import serialize, zoo
 from xceptile.models.datasets import open_dataset
 from xceptile.models.from_onnx import load_onnx
+from xceptile.models.preprocess import InputSpec, load_image
 from xceptile.models.pth_file import read_pth
 from xceptile.models.read_file import LIST_BYTES, MODEL_BYTES, TEXT_BYTES, check_file, read_file
 from xceptile.models.weights import load_checkpoint
@@ -57,6 +58,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], int]] = {
     "labels": ("labels.txt", lambda path: zoo.with_labels(_model(), path), TEXT_BYTES),
     "list": ("list.txt", open_dataset, LIST_BYTES),
     "results": ("results.jsonl", _begin, LIST_BYTES),
+    "image": ("photo.png", lambda path: load_image(path, InputSpec(2, 2)), MODEL_BYTES),
     "graph": ("int8.safetensors", serialize.load, MODEL_BYTES),
     "checkpoint": ("net.safetensors", load_checkpoint, MODEL_BYTES),
     "pickle": ("net.pth", read_pth, MODEL_BYTES),
