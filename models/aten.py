@@ -344,11 +344,10 @@ class _Importer:
 
 def module_path(place: str) -> str:
     """Of a module, as ``named_modules`` has it, by what an exported program calls it."""
-    # Strict export writes L['self'].features._modules['0']; getattr(x, '0') in older versions.
-    path = re.sub(r"^L\['self'\]\.?", "", place)
-    path = re.sub(r"\._modules\['([^']*)'\]", r".\1", path)
+    # Strict export writes L['self'].features._modules['0']; getattr(L['self'].features, '0') in older versions.
+    path = re.sub(r"\._modules\['([^']*)'\]", r".\1", place)
     path = re.sub(r"getattr\(([^(),]*), '([^']*)'\)", r"\1.\2", path)
-    return path.removeprefix("L['self'].").lstrip(".")
+    return re.sub(r"^L\['\w+'\]", "", path).lstrip(".")
 
 
 def is_torch_layer(kind: str) -> bool:

@@ -17,7 +17,19 @@ import pytest
 import torch
 from support.foreign_xceptions import images, timm_xception
 from support.needs import requires_module
-from support.pt2_files import GRAPH, WEIGHTS, archive_of, doctor, exported, records_of, rewrite, saved, small
+from support.pt2_files import (
+    GRAPH,
+    WEIGHTS,
+    archive_of,
+    as_torch_2_7,
+    as_torch_2_8,
+    doctor,
+    exported,
+    records_of,
+    rewrite,
+    saved,
+    small,
+)
 from torch import nn
 
 from xceptile.models import graph as ir
@@ -111,6 +123,27 @@ def test_weights_may_be_views_of_one_storage(tmp_path: Path) -> None:
         expected = network(x).numpy()
     graph = load_graph(path, "net")
     assert np.allclose(reference.run(graph, x.permute(0, 2, 3, 1).numpy())[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [as_torch_2_7, as_torch_2_8], ids=lambda layout: layout.__name__)
+def test_layouts_of_older_torch(layout: Callable[[torch.export.ExportedProgram], bytes], tmp_path: Path) -> None:
+    """With parameters, buffers and views in pickled state dicts."""
+    path = tmp_path / "net.pt"
+    for network, shape in ((Views().eval(), (1, 4, 3, 3)), (Xception(5, width=0.1).eval(), (1, 3, 71, 71))):
+        path.write_bytes(layout(exported(network, shape)))
+        model = zoo.load(path) if shape[1] == 3 else None
+        graph = model.graph if model else load_graph(path, "net")
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = network(x).numpy()
+        assert np.allclose(reference.run(graph, x.permute(0, 2, 3, 1).numpy())[0], expected, atol=1e-5)
+
+
+def test_a_schema_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt2", small(), (1, 3, 8, 8))
+    doctor(path, lambda program: program["schema_version"].update(major=9))
+    with pytest.raises(ProgramError, match=r"has the schema 9; 7 and 8 are read; .* save it with torch 2.9 or later"):
+        load_graph(path, "net")
 
 
 # --- Operators in place. ---
@@ -439,7 +472,23 @@ def a_large_text(records: dict[str, bytes]) -> bytes:
     return archive_of(records | {GRAPH: b" " * (33 << 20)})
 
 
+def pickled(state: dict[str, torch.Tensor], program: torch.export.ExportedProgram) -> bytes:
+    """In the layout of torch 2.8, with another state dict."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    whole = zipfile.ZipFile(io.BytesIO(as_torch_2_8(program)))
+    records = {name.removeprefix("archive/"): whole.read(name) for name in whole.namelist()}
+    return archive_of(records | {"data/weights/model.pt": file.getvalue()})
+
+
+def a_pickled_view(records: dict[str, bytes]) -> bytes:
+    """One number as a weight of 3.6 GB."""
+    program = exported(small(), (1, 3, 8, 8))
+    return pickled({"0.weight": torch.zeros(1).expand(30_000, 30_000, 1, 1), "0.bias": torch.zeros(1)}, program)
+
+
 BOMBS = {
+    a_pickled_view: "says that 0.weight has shape",
     claims_more_than_it_holds: "says that 0.weight has shape",
     compressed: "its parts are larger than the file",
     overlapping: "its parts are larger than the file",

@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,25 @@ import pytest
 import torch
 from support.malicious_pickle import Malicious
 from support.planted_code import Witness, call, mutants
-from support.pt2_files import GRAPH, SAMPLES, WEIGHTS, doctor, records_of, rewrite, saved, small
+from support.pt2_files import (
+    GRAPH,
+    SAMPLES,
+    WEIGHTS,
+    as_torch_2_7,
+    as_torch_2_8,
+    doctor,
+    exported,
+    records_of,
+    rewrite,
+    saved,
+    small,
+)
 from torch import nn
 
 from xceptile.models import zoo
 from xceptile.models.exported_program import ProgramError, load_graph
 from xceptile.models.graph_builder import UnsupportedLayer
+from xceptile.models.pickled_tensors import PickleError, Place, places
 
 TORCH_LOAD = torch.export.load
 REFUSALS = (ProgramError, UnsupportedLayer, zoo.ModelError)
@@ -221,6 +235,47 @@ def test_pickled_code_is_never_executed(witness: Witness, tmp_path: Path) -> Non
         rewrite(path, records | {name: b"x"})
         with pytest.raises(ProgramError, match=f"{name}, which is code and is not executed"):
             zoo.load(path)
+
+
+@pytest.mark.parametrize("layout", [as_torch_2_7, as_torch_2_8], ids=lambda layout: layout.__name__)
+def test_pickled_state_dicts_are_not_unpickled(layout: Any, witness: Witness, tmp_path: Path) -> None:
+    """Of older torch: they are read, and code in one of them is refused."""
+    path, marker = tmp_path / "net.pt2", tmp_path / "executed"
+    path.write_bytes(layout(exported(small(), (1, 3, 8, 8))))
+    witness.begin()
+    assert load_graph(path, "net").constants.keys() == {"0.weight", "0.bias"}
+    assert not witness.end()
+    bomb = io.BytesIO()
+    torch.save({"0.weight": Malicious(marker)}, bomb)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (state,) = (name for name in members if name.endswith(("state_dict.pt", "weights/model.pt")))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, contents in (members | {state: bomb.getvalue()}).items():
+            archive.writestr(name, contents)
+    witness.begin()
+    with pytest.raises(ProgramError, match=r"which is not read: it calls (posix|nt) mkdir; load it in the torch"):
+        load_graph(path, "net")
+    assert not witness.end()
+    assert not marker.exists()
+
+
+def test_any_byte_of_a_pickle_may_be_wrong(witness: Witness) -> None:
+    file = io.BytesIO()
+    torch.save({"a": nn.Parameter(torch.zeros(2, 3)), "b": torch.zeros(2, dtype=torch.int64)}, file)
+    with zipfile.ZipFile(file) as archive:
+        pickle_bytes = archive.read("archive/data.pkl")
+    assert places(pickle_bytes)["a"] == Place("0", "<f4", 0, (2, 3), (3, 1))
+    witness.begin()
+    refused = 0
+    for index in range(len(pickle_bytes)):
+        for value in range(0, 256, 5):
+            try:
+                places(pickle_bytes[:index] + bytes([value]) + pickle_bytes[index + 1 :])
+            except PickleError:
+                refused += 1
+    assert not witness.end()
+    assert refused > len(pickle_bytes)
 
 
 def test_torch_is_not_even_imported(tmp_path: Path) -> None:

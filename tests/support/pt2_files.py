@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._export.serde.serialize import serialize
 from torch.export.pt2_archive import PT2ArchiveReader
 
 GRAPH, SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
@@ -45,10 +46,14 @@ def records_of(path: Path) -> dict[str, bytes]:
 
 def archive_of(records: dict[str, bytes]) -> bytes:
     """The file with these records, laid out as torch does it."""
+    return _zip({f"archive/{name}": contents for name, contents in records.items()})
+
+
+def _zip(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, contents in records.items():
-            archive.writestr(f"archive/{name}", contents)
+        for name, contents in members.items():
+            archive.writestr(name, contents)
     return file.getvalue()
 
 
@@ -62,3 +67,32 @@ def doctor(path: Path, edit: Callable[[dict[str, Any]], None], record: str = GRA
     contents = json.loads(records[record])
     edit(contents)
     rewrite(path, records | {record: json.dumps(contents).encode()})
+
+
+def as_torch_2_7(program: torch.export.ExportedProgram) -> bytes:
+    """The layout of torch 2.5 to 2.7: state dicts of ``torch.save`` beside the JSON."""
+    parts = serialize(program)
+    return _zip(
+        {
+            "serialized_exported_program.json": parts.exported_program,
+            "serialized_state_dict.pt": parts.state_dict,
+            "serialized_constants.pt": parts.constants,
+            "serialized_example_inputs.pt": parts.example_inputs,
+            "version": b"8.8",
+        }
+    )
+
+
+def as_torch_2_8(program: torch.export.ExportedProgram) -> bytes:
+    """The layout of torch 2.8: today's, with state dicts of ``torch.save``."""
+    parts = serialize(program)
+    return archive_of(
+        {
+            GRAPH: parts.exported_program,
+            "data/weights/model.pt": parts.state_dict,
+            "data/constants/model.pt": parts.constants,
+            SAMPLES: parts.example_inputs,
+            "archive_format": b"pt2",
+            "byteorder": b"little",
+        }
+    )
