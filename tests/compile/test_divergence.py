@@ -15,7 +15,6 @@ from support.small_bundle import COMPILED_SIZE, labelled, litert_bundle, quantiz
 from xceptile.compile import cli, divergence
 from xceptile.compile.divergence import first_difference, prefix
 from xceptile.compile.pipeline import build_bundle_files
-from xceptile.models import graph as ir
 from xceptile.models.verify import verify
 from xceptile.runtime import bundle as bundles
 from xceptile.runtime import reference
@@ -114,14 +113,14 @@ def test_figures_are_shown_where_the_layer_cannot_be_found(
     why: Exception,
     said: str,
 ) -> None:
-    def refuse(graph: ir.Graph) -> bytes:
+    def refuse(*_: object) -> object:
         raise why
 
     faulty = faulty_bundle(bundle, tmp_path / "faulty", "stem.conv1", "litert")
     files = {name: faulty.file(name).read_bytes() for name in faulty.manifest.files}
     files[bundles.FLOAT_GRAPH] = bundle.file(bundles.FLOAT_GRAPH).read_bytes()
     write_bundle(faulty.path, faulty.manifest, files)
-    monkeypatch.setattr(divergence.tflite, "serialize", refuse)
+    monkeypatch.setattr(divergence, "_compile", refuse)
     arguments = ["verify", str(faulty.path), "--data", "drawn:val:2", "--first-difference", "--json"]
     assert cli._invoke(cli.app, arguments) == 1
     (row,) = json.loads(capsys.readouterr().out)

@@ -44,5 +44,6 @@ def faulty_bundle(bundle: Bundle, path: Path, layer: str, engine: str, target: T
     with pytest.MonkeyPatch.context() as patch:
         plant_fault(patch, layer)
         artefact, files = divergence._compile(graph, target, engine)
-    files[bundles.INT8_GRAPH] = bundle.file(bundles.INT8_GRAPH).read_bytes()
+    for name in (bundles.INT8_GRAPH, bundles.GOLDEN_INPUT, bundles.GOLDEN_OUTPUT):
+        files[name] = bundle.file(name).read_bytes()
     return write_bundle(path, replace(bundle.manifest, target=target, artefacts=(artefact,)), files)
