@@ -13,11 +13,11 @@ from tvm.tirx.script.builder import ir as T
 
 @dataclass(frozen=True)
 class Parameter:
-    """A kernel's operand: a flat buffer of ``count`` elements."""
+    """A kernel's operand: a flat buffer of ``count`` elements; None: of as many as a call's operand has."""
 
     name: str
     dtype: str
-    count: int
+    count: int | None
 
 
 def prim_func(
@@ -34,7 +34,8 @@ def prim_func(
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name(symbol)
-            buffers = [T.arg(p.name, T.buffer((p.count,), p.dtype)) for p in parameters]
+            counts = [T.int32() if p.count is None else p.count for p in parameters]
+            buffers = [T.arg(p.name, T.buffer((n,), p.dtype)) for p, n in zip(parameters, counts, strict=True)]
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
             T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
             with around or nullcontext():

@@ -7,13 +7,15 @@ output never leaves the cache. Then every panel of output channels is multiplied
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ....models.graph import Geometry
+from ..prim_func import Parameter, prim_func
 from . import depthwise_dot as dot
 from . import epilogue, neon, vector_loads
 from .depthwise import Depthwise, DepthwiseOperands, DepthwiseShape, stage_bytes
@@ -79,14 +81,72 @@ class ConvolutionShape:
     def tasks(self) -> int:
         return -(-self.geometry.out_height // self.rows_per_task) * self.splits
 
-    def build(self) -> Any:
-        """The PrimFunc. Parameters: x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, [starts and
-        entries of corrections,] constants, y.
+    def build(self) -> tirx.PrimFunc:
+        """Operands: see ``_parameters``."""
+        functions = vector_loads.functions(product.definition() for product in _products(self))
+        return prim_func(self.symbol, self._parameters, self._body, functions)
+
+    @property
+    def _parameters(self) -> list[Parameter]:
+        """x, [depthwise weights, bias, multipliers,] weights, bias, multipliers, [starts and entries of corrections,]
+        constants, y.
 
         ``constants`` (int32): the zero points of the padding and of the output, a zero, then the depthwise
         convolution's three.
         """
-        return _build(self)
+        block, g, depthwise = BLOCKS[self.isa], self.geometry, self.depthwise
+        outputs = -(-g.out_channels // block.channels) * block.channels
+        first = depthwise.geometry if depthwise else g
+        return [
+            Parameter("x", "int8", first.in_pixels * self.in_stride),
+            *(_depthwise_parameters(depthwise, self.isa) if depthwise else []),
+            Parameter("weights", "int8", outputs * block.padded(self.used_bytes)),
+            Parameter("bias", "int32", outputs),
+            Parameter("multipliers", "float32", outputs),
+            *([Parameter("starts", "int32", outputs + 1), Parameter("entries", "int32", None)] if self.chained else []),
+            Parameter("constants", "int32", 6 if depthwise else 3),
+            Parameter("y", "int8", g.out_pixels * self.out_stride),
+        ]
+
+    def _body(self, x: Buffer, *operands: Buffer) -> Callable[[Expr], None]:
+        *of_product, constants, y = operands
+        block = BLOCKS[self.isa]
+        most = max(band_pixels(self))
+        # Vectors, and rows of pairs, reach beyond the last pixel.
+        room = padded_pixels(most) if self.chained else most + ROW_STEP
+        plane = plane_bytes(block, room)
+        planes = T.alloc_buffer((self.patch_bytes // block.depth * plane,), "int8")
+        prologue = None
+        if self.depthwise:
+            weights, bias, multipliers, *of_product = of_product
+            prologue = DepthwiseOperands(weights, bias, multipliers, constants, 3)
+        product = _Product(self, planes, plane, of_product, constants, y)
+        pixels: _DepthwisePixels | _Patches
+        if prologue:
+            pixels = _DepthwisePixels(self, prologue, x, room, planes, plane)
+        else:
+            pixels = _Patches(self, x, constants, planes, plane)
+
+        def task(number: Expr) -> None:
+            number = neon.bind(number)
+            band = neon.bind(number // self.splits)
+            first_row = neon.bind(band * self.rows_per_task)
+            rows = neon.bind(T.min(T.int32(self.rows_per_task), self.geometry.out_height - first_row))
+            pixels.emit(first_row, rows)
+            product.emit(first_row, rows, neon.bind(number % self.splits))
+
+        return task
+
+
+def _depthwise_parameters(depthwise: DepthwiseShape, isa: str) -> list[Parameter]:
+    """Weights, biases and multipliers of the prologue."""
+    by_dot = dot.applies(isa, depthwise.geometry)
+    weight_bytes = dot.WEIGHT_BYTES if by_dot else depthwise.geometry.taps
+    return [
+        Parameter("dw_weights", "int8", weight_bytes * depthwise.channels),
+        Parameter("dw_bias", "int32", depthwise.channels),
+        Parameter("dw_multipliers", "float32", depthwise.channels),
+    ]
 
 
 def band_pixels(shape: ConvolutionShape) -> tuple[int, ...]:
@@ -94,63 +154,6 @@ def band_pixels(shape: ConvolutionShape) -> tuple[int, ...]:
     full, last = divmod(shape.geometry.out_height, shape.rows_per_task)
     sizes = ([shape.rows_per_task] if full else []) + ([last] if last else [])
     return tuple(rows * shape.geometry.out_width for rows in sizes)
-
-
-def _build(shape: ConvolutionShape) -> Any:
-    block, g, depthwise = BLOCKS[shape.isa], shape.geometry, shape.depthwise
-    outputs = -(-g.out_channels // block.channels) * block.channels
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(shape.symbol)
-            first = depthwise.geometry if depthwise else g
-            x = T.arg("x", T.buffer((first.in_pixels * shape.in_stride,), "int8"))
-            prologue = _depthwise_parameters(depthwise, shape.isa) if depthwise else None
-            weights = T.arg("weights", T.buffer((outputs * block.padded(shape.used_bytes),), "int8"))
-            bias = T.arg("bias", T.buffer((outputs,), "int32"))
-            multipliers = T.arg("multipliers", T.buffer((outputs,), "float32"))
-            split_off = _corrections_parameters(outputs) if shape.chained else None
-            constants = T.arg("constants", T.buffer((6 if depthwise else 3,), "int32"))
-            y = T.arg("y", T.buffer((g.out_pixels * shape.out_stride,), "int8"))
-            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-
-            with vector_loads.functions(product.definition() for product in _products(shape)):
-                most = max(band_pixels(shape))
-                # Vectors, and rows of pairs, reach beyond the last pixel.
-                room = padded_pixels(most) if shape.chained else most + ROW_STEP
-                plane = plane_bytes(block, room)
-                planes = T.alloc_buffer((shape.patch_bytes // block.depth * plane,), "int8")
-                product = _Product(shape, planes, plane, weights, bias, multipliers, split_off, constants, y)
-                pixels: _DepthwisePixels | _Patches
-                if prologue:
-                    operands = DepthwiseOperands(*prologue, constants, 3)
-                    pixels = _DepthwisePixels(shape, operands, x, room, planes, plane)
-                else:
-                    pixels = _Patches(shape, x, constants, planes, plane)
-                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
-                    task = neon.bind(begin + at)
-                    band = neon.bind(task // shape.splits)
-                    first_row = neon.bind(band * shape.rows_per_task)
-                    rows = neon.bind(T.min(T.int32(shape.rows_per_task), g.out_height - first_row))
-                    pixels.emit(first_row, rows)
-                    product.emit(first_row, rows, neon.bind(task % shape.splits))
-    return builder.get()
-
-
-def _depthwise_parameters(depthwise: DepthwiseShape, isa: str) -> tuple[Buffer, Buffer, Buffer]:
-    """Weights, biases and multipliers of the prologue."""
-    by_dot = dot.applies(isa, depthwise.geometry)
-    weight_bytes = dot.WEIGHT_BYTES if by_dot else depthwise.geometry.taps
-    return (
-        T.arg("dw_weights", T.buffer((weight_bytes * depthwise.channels,), "int8")),
-        T.arg("dw_bias", T.buffer((depthwise.channels,), "int32")),
-        T.arg("dw_multipliers", T.buffer((depthwise.channels,), "float32")),
-    )
-
-
-def _corrections_parameters(outputs: int) -> tuple[Buffer, Buffer]:
-    """``int16_sums.Split``'s starts and entries, of which there are as many as the weights have."""
-    starts = T.arg("starts", T.buffer((outputs + 1,), "int32"))
-    return starts, T.arg("entries", T.buffer((T.int32(),), "int32"))
 
 
 def _products(shape: ConvolutionShape) -> list[Product]:
@@ -331,28 +334,29 @@ class _Patches:
 
 class _Product:
     """Emits the matrix product of a band's packed pixels, ``plane`` bytes from one group of channels to the next, with
-    the weights. ``constants``: see ``build``; ``split_off``: the starts and entries of corrections."""
+    the weights. ``operands``: weights, biases, multipliers and, of a chained one, starts and entries of corrections;
+    ``constants``: see ``ConvolutionShape``."""
 
     def __init__(
         self,
         shape: ConvolutionShape,
         planes: Buffer,
         plane: int,
-        weights: Buffer,
-        biases: Buffer,
-        multipliers: Buffer,
-        split_off: tuple[Buffer, Buffer] | None,
+        operands: Sequence[Buffer],
         constants: Buffer,
         y: Buffer,
     ) -> None:
         self.shape, self.block, self.planes, self.plane, self.y = shape, BLOCKS[shape.isa], planes, plane, y
-        self.weights, self.biases, self.multipliers = weights, biases, multipliers
+        self.weights, self.biases, self.multipliers, *split_off = operands
         self.k = self.block.padded(shape.used_bytes)
         self.vectors = self.block.channels // 4
         self.accumulators: Accumulators | Products = (
             Accumulators(self.block, shape.chained) if self.block.depth == 16 else Products(self.block.rows)
         )
-        self.corrections = Corrections(*split_off, max(band_pixels(shape)), self.k) if split_off else None
+        self.corrections: Corrections | None = None
+        if split_off:
+            starts, entries = split_off
+            self.corrections = Corrections(starts, entries, max(band_pixels(shape)), self.k)
         self.output = epilogue.load_output(constants, 1, shape.relu, shape.range)
         self.zero = neon.bind(constants[2])
 
@@ -433,30 +437,34 @@ class DepthwiseAlone:
     def tasks(self) -> int:
         return -(-self.shape.geometry.out_height // self.rows_per_task)
 
-    def build(self) -> Any:
-        """The PrimFunc. Parameters: x, weights, bias, multipliers, constants, y."""
+    def build(self) -> tirx.PrimFunc:
+        """Operands: x, weights, bias, multipliers, constants, y."""
         g, channels = self.shape.geometry, self.shape.channels
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((g.in_pixels * channels,), "int8"))
-                weights = T.arg("weights", T.buffer((g.taps * channels,), "int8"))
-                bias = T.arg("bias", T.buffer((channels,), "int32"))
-                multipliers = T.arg("multipliers", T.buffer((channels,), "float32"))
-                constants = T.arg("constants", T.buffer((3,), "int32"))
-                y = T.arg("y", T.buffer((g.out_pixels * channels,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                stage = T.alloc_buffer((stage_bytes(g, self.rows_per_task),), "int8")
-                depthwise = Depthwise(self.shape, DepthwiseOperands(weights, bias, multipliers, constants), x, stage)
-                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
-                    task = neon.bind(begin + at)
-                    first_row = neon.bind(task * self.rows_per_task)
-                    rows = neon.bind(T.min(T.int32(self.rows_per_task), g.out_height - first_row))
-                    depthwise.begin_band(self.rows_per_task)
-                    with T.serial(0, channels // LANES) as block:
-                        depthwise.stage_channels(first_row, rows, block)
-                        base = neon.bind(first_row * (g.out_width * channels) + block * LANES)
-                        depthwise.compute(
-                            rows, block, lambda pixel, value: neon.store(y, base + pixel * channels, value, LANES)
-                        )
-        return builder.get()
+        parameters = [
+            Parameter("x", "int8", g.in_pixels * channels),
+            Parameter("weights", "int8", g.taps * channels),
+            Parameter("bias", "int32", channels),
+            Parameter("multipliers", "float32", channels),
+            Parameter("constants", "int32", 3),
+            Parameter("y", "int8", g.out_pixels * channels),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
+
+    def _body(self, x: Buffer, *operands: Buffer) -> Callable[[Expr], None]:
+        *of_depthwise, y = operands
+        g, channels = self.shape.geometry, self.shape.channels
+        stage = T.alloc_buffer((stage_bytes(g, self.rows_per_task),), "int8")
+        depthwise = Depthwise(self.shape, DepthwiseOperands(*of_depthwise), x, stage)
+
+        def task(number: Expr) -> None:
+            first_row = neon.bind(neon.bind(number) * self.rows_per_task)
+            rows = neon.bind(T.min(T.int32(self.rows_per_task), g.out_height - first_row))
+            depthwise.begin_band(self.rows_per_task)
+            with T.serial(0, channels // LANES) as block:
+                depthwise.stage_channels(first_row, rows, block)
+                base = neon.bind(first_row * (g.out_width * channels) + block * LANES)
+                depthwise.compute(
+                    rows, block, lambda pixel, value: neon.store(y, base + pixel * channels, value, LANES)
+                )
+
+        return task

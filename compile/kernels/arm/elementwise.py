@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ....models.graph import Geometry
+from ..prim_func import Parameter, prim_func
 from . import epilogue, neon
 from .layout import LANES, stored_channels, window_name
-from .neon import Expr, Register
+from .neon import Buffer, Expr, Register
 
 VECTORS_PER_TASK = 512
 
@@ -21,11 +23,15 @@ def _tasks(count: int) -> int:
     return -(-count // (LANES * VECTORS_PER_TASK))
 
 
-def _vector_loop(count: int, begin: Expr, end: Expr, emit: Any) -> None:
-    """``emit(offset)`` for each vector of the tasks begin..end."""
-    last = T.min(end * VECTORS_PER_TASK, T.int32(count // LANES))
-    with T.serial(begin * VECTORS_PER_TASK, last) as i:
-        emit(neon.bind(i * LANES))
+def _over_vectors(count: int, emit: Callable[[Expr], None]) -> Callable[[Expr], None]:
+    """A task: ``emit(offset)`` for each of its vectors."""
+
+    def task(number: Expr) -> None:
+        first = neon.bind(number * VECTORS_PER_TASK)
+        with T.serial(0, T.min(T.int32(VECTORS_PER_TASK), count // LANES - first)) as i:
+            emit(neon.bind((first + i) * LANES))
+
+    return task
 
 
 def _quarters(v: Expr) -> list[Expr]:
@@ -52,28 +58,29 @@ class ShiftedSum:
     def tasks(self) -> int:
         return _tasks(self.count)
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                xs = [T.arg(f"x{i}", T.buffer((self.count,), "int8")) for i in range(2)]
-                constants = T.arg("constants", T.buffer((5,), "int32"))
-                y = T.arg("y", T.buffer((self.count,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(2)]
-                bias = neon.load_splat(constants, 2, "int32x4")
-                shift = neon.load_splat(constants, 3, "int32x4")
-                output = epilogue.load_output(constants, 4, self.relu)
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x0", "int8", self.count),
+            Parameter("x1", "int8", self.count),
+            Parameter("constants", "int32", 5),
+            Parameter("y", "int8", self.count),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
 
-                def emit(offset: Expr) -> None:
-                    acc = [bias] * 4
-                    for x, m in zip(xs, multipliers, strict=True):
-                        acc = [neon.bind(a + q * m) for a, q in zip(acc, _quarters(neon.load(x, offset)), strict=True)]
-                    shifted = [neon.bind(neon.sshl32(a, shift)) for a in acc]
-                    neon.store(y, offset, epilogue.narrow16(shifted, output), LANES)
+    def _body(self, a: Buffer, b: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(2)]
+        bias = neon.load_splat(constants, 2, "int32x4")
+        shift = neon.load_splat(constants, 3, "int32x4")
+        output = epilogue.load_output(constants, 4, self.relu)
 
-                _vector_loop(self.count, begin, end, emit)
-        return builder.get()
+        def emit(offset: Expr) -> None:
+            acc = [bias] * 4
+            for x, m in zip((a, b), multipliers, strict=True):
+                acc = [neon.bind(u + q * m) for u, q in zip(acc, _quarters(neon.load(x, offset)), strict=True)]
+            shifted = [neon.bind(neon.sshl32(u, shift)) for u in acc]
+            neon.store(y, offset, epilogue.narrow16(shifted, output), LANES)
+
+        return _over_vectors(self.count, emit)
 
 
 @dataclass(frozen=True)
@@ -98,38 +105,38 @@ class LimbSum:
     def tasks(self) -> int:
         return _tasks(self.count)
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                a, b = (T.arg(name, T.buffer((self.count,), "int8")) for name in ("a", "b"))
-                constants = T.arg("constants", T.buffer((10,), "int32"))
-                y = T.arg("y", T.buffer((self.count,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("a", "int8", self.count),
+            Parameter("b", "int8", self.count),
+            Parameter("constants", "int32", 10),
+            Parameter("y", "int8", self.count),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
 
-                def splat(index: int, dtype: str, lanes: int) -> Expr:
-                    return neon.bind(neon.splat(T.cast(constants[index], dtype), lanes))
+    def _body(self, a: Buffer, b: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        def splat(index: int, dtype: str, lanes: int) -> Expr:
+            return neon.bind(neon.splat(T.cast(constants[index], dtype), lanes))
 
-                limbs = [(splat(3 * i, "int8", 16), splat(3 * i + 1, "int8", 16)) for i in range(3)]
-                biases = [splat(3 * i + 2, "int16", 8) for i in range(3)]
-                least = splat(9, "int8", 16) if self.relu else None
+        limbs = [(splat(3 * i, "int8", 16), splat(3 * i + 1, "int8", 16)) for i in range(3)]
+        biases = [splat(3 * i + 2, "int16", 8) for i in range(3)]
+        least = splat(9, "int8", 16) if self.relu else None
 
-                def half(part: Any, xs: list[Expr]) -> Expr:
-                    carried = None
-                    for (m_a, m_b), bias in zip(limbs, biases, strict=True):
-                        total = neon.smull(part(xs[0], 16), part(m_a, 16)) + neon.smull(part(xs[1], 16), part(m_b, 16))
-                        if carried is not None:
-                            total = total + T.shift_right(carried, neon.splat(T.int16(_LIMB), 8))
-                        carried = neon.bind(neon.sqadd16(total, bias) if bias is biases[-1] else total + bias)
-                    return neon.sqshrn8(carried, self.shift - 2 * _LIMB)
+        def half(part: Any, xs: list[Expr]) -> Expr:
+            carried = None
+            for (m_a, m_b), bias in zip(limbs, biases, strict=True):
+                total = neon.smull(part(xs[0], 16), part(m_a, 16)) + neon.smull(part(xs[1], 16), part(m_b, 16))
+                if carried is not None:
+                    total = total + T.shift_right(carried, neon.splat(T.int16(_LIMB), 8))
+                carried = neon.bind(neon.sqadd16(total, bias) if bias is biases[-1] else total + bias)
+            return neon.sqshrn8(carried, self.shift - 2 * _LIMB)
 
-                def emit(offset: Expr) -> None:
-                    xs = [neon.load(x, offset) for x in (a, b)]
-                    value = neon.bind(neon.join(half(neon.low, xs), half(neon.high, xs), 8))
-                    neon.store(y, offset, value if least is None else neon.smax(value, least), LANES)
+        def emit(offset: Expr) -> None:
+            xs = [neon.load(x, offset) for x in (a, b)]
+            value = neon.bind(neon.join(half(neon.low, xs), half(neon.high, xs), 8))
+            neon.store(y, offset, value if least is None else neon.smax(value, least), LANES)
 
-                _vector_loop(self.count, begin, end, emit)
-        return builder.get()
+        return _over_vectors(self.count, emit)
 
 
 _LIMB = 7  # bits
@@ -161,24 +168,24 @@ class Relu:
     def tasks(self) -> int:
         return _tasks(self.count)
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((self.count,), "int8"))
-                constants = T.arg("constants", T.buffer((1,), "int32"))
-                y = T.arg("y", T.buffer((self.count,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                zero = neon.bind(constants[0])
-                least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
-                offset_by = neon.bind(neon.splat(T.cast(-128 - zero, "int8"), LANES))
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int8", self.count),
+            Parameter("constants", "int32", 1),
+            Parameter("y", "int8", self.count),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
 
-                def emit(offset: Expr) -> None:
-                    value = neon.add_wrapping(neon.smax(neon.load(x, offset), least), offset_by)
-                    neon.store(y, offset, value, LANES)
+    def _body(self, x: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        zero = neon.bind(constants[0])
+        least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
+        offset_by = neon.bind(neon.splat(T.cast(-128 - zero, "int8"), LANES))
 
-                _vector_loop(self.count, begin, end, emit)
-        return builder.get()
+        def emit(offset: Expr) -> None:
+            value = neon.add_wrapping(neon.smax(neon.load(x, offset), least), offset_by)
+            neon.store(y, offset, value, LANES)
+
+        return _over_vectors(self.count, emit)
 
 
 @dataclass(frozen=True)
@@ -196,26 +203,26 @@ class Lookup:
     def tasks(self) -> int:
         return _tasks(self.count)
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((self.count,), "int8"))
-                table = T.arg("table", T.buffer((256,), "int8"))
-                y = T.arg("y", T.buffer((self.count,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                parts = [[neon.load(table, (4 * i + j) * LANES) for j in range(4)] for i in range(4)]
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int8", self.count),
+            Parameter("table", "int8", 256),
+            Parameter("y", "int8", self.count),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
 
-                def emit(offset: Expr) -> None:
-                    index = neon.load(x, offset)
-                    value = neon.tbl4(parts[0], index)
-                    for part in parts[1:]:  # an index beyond a part leaves what is there
-                        index = neon.bind(neon.add_wrapping(index, neon.splat(T.int8(-4 * LANES), LANES)))
-                        value = neon.bind(neon.tbx4(value, part, index))
-                    neon.store(y, offset, value, LANES)
+    def _body(self, x: Buffer, table: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        parts = [[neon.load(table, (4 * i + j) * LANES) for j in range(4)] for i in range(4)]
 
-                _vector_loop(self.count, begin, end, emit)
-        return builder.get()
+        def emit(offset: Expr) -> None:
+            index = neon.load(x, offset)
+            value = neon.tbl4(parts[0], index)
+            for part in parts[1:]:  # an index beyond a part leaves what is there
+                index = neon.bind(neon.add_wrapping(index, neon.splat(T.int8(-4 * LANES), LANES)))
+                value = neon.bind(neon.tbx4(value, part, index))
+            neon.store(y, offset, value, LANES)
+
+        return _over_vectors(self.count, emit)
 
 
 @dataclass(frozen=True)
@@ -238,35 +245,36 @@ class MaxPool:
     def tasks(self) -> int:
         return self.geometry.out_height
 
-    def build(self) -> Any:
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int8", self.geometry.in_pixels * self.channels),
+            Parameter("y", "int8", self.geometry.out_pixels * self.channels),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
+
+    def _body(self, x: Buffer, y: Buffer) -> Callable[[Expr], None]:
         g, channels = self.geometry, self.channels
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((g.in_pixels * channels,), "int8"))
-                y = T.arg("y", T.buffer((g.out_pixels * channels,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
-                    row = neon.bind(begin + at)
-                    lines = [
-                        neon.bind(
-                            _clamp(row * g.strides[0] + (i - g.padding[0]), g.in_height) * (g.in_width * channels)
-                        )
-                        for i in range(g.kernel[0])
-                    ]
-                    with T.serial(0, g.out_width) as column:
-                        columns = [
-                            neon.bind(_clamp(column * g.strides[1] + (i - g.padding[2]), g.in_width) * channels)
-                            for i in range(g.kernel[1])
-                        ]
-                        corners = [neon.bind(line + c) for line in lines for c in columns]
-                        target = neon.bind((row * g.out_width + column) * channels)
-                        with T.serial(0, channels // LANES) as block:
-                            best = neon.load(x, corners[0] + block * LANES)
-                            for corner in corners[1:]:
-                                best = neon.bind(neon.smax(best, neon.load(x, corner + block * LANES)))
-                            neon.store(y, target + block * LANES, best, LANES)
-        return builder.get()
+
+        def task(row: Expr) -> None:
+            row = neon.bind(row)
+            lines = [
+                neon.bind(_clamp(row * g.strides[0] + (i - g.padding[0]), g.in_height) * (g.in_width * channels))
+                for i in range(g.kernel[0])
+            ]
+            with T.serial(0, g.out_width) as column:
+                columns = [
+                    neon.bind(_clamp(column * g.strides[1] + (i - g.padding[2]), g.in_width) * channels)
+                    for i in range(g.kernel[1])
+                ]
+                corners = [neon.bind(line + c) for line in lines for c in columns]
+                target = neon.bind((row * g.out_width + column) * channels)
+                with T.serial(0, channels // LANES) as block:
+                    best = neon.load(x, corners[0] + block * LANES)
+                    for corner in corners[1:]:
+                        best = neon.bind(neon.smax(best, neon.load(x, corner + block * LANES)))
+                    neon.store(y, target + block * LANES, best, LANES)
+
+        return task
 
 
 def _clamp(index: Expr, size: int) -> Expr:
@@ -289,29 +297,32 @@ class Average:
     def tasks(self) -> int:
         return self.channels // LANES
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((self.pixels * self.channels,), "int8"))
-                multiplier = T.arg("multiplier", T.buffer((1,), "float32"))
-                constants = T.arg("constants", T.buffer((2,), "int32"))
-                y = T.arg("y", T.buffer((self.channels,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                scale = neon.load_splat(multiplier, 0, "float32x4")
-                output = epilogue.load_output(constants, 1, relu=False)
-                sums = [Register("int32x4") for _ in range(4)]
-                with T.serial(0, end - begin) as at:  # from zero: TVM 0.27 loses the start of a nested loop
-                    block = neon.bind(begin + at)
-                    for register in sums:
-                        register.set(neon.splat(-constants[0], 4))
-                    with T.serial(0, self.pixels) as pixel:
-                        quarters = _quarters(neon.load(x, pixel * self.channels + block * LANES))
-                        for register, quarter in zip(sums, quarters, strict=True):
-                            register.set(register.get() + quarter)
-                    scaled = [neon.bind(epilogue.scale(register.get(), scale, output)) for register in sums]
-                    neon.store(y, block * LANES, epilogue.narrow16(scaled, output), LANES)
-        return builder.get()
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int8", self.pixels * self.channels),
+            Parameter("multiplier", "float32", 1),
+            Parameter("constants", "int32", 2),
+            Parameter("y", "int8", self.channels),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
+
+    def _body(self, x: Buffer, multiplier: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        scale = neon.load_splat(multiplier, 0, "float32x4")
+        output = epilogue.load_output(constants, 1, relu=False)
+        sums = [Register("int32x4") for _ in range(4)]
+
+        def task(block: Expr) -> None:
+            block = neon.bind(block)
+            for register in sums:
+                register.set(neon.splat(-constants[0], 4))
+            with T.serial(0, self.pixels) as pixel:
+                quarters = _quarters(neon.load(x, pixel * self.channels + block * LANES))
+                for register, quarter in zip(sums, quarters, strict=True):
+                    register.set(register.get() + quarter)
+            scaled = [neon.bind(epilogue.scale(register.get(), scale, output)) for register in sums]
+            neon.store(y, block * LANES, epilogue.narrow16(scaled, output), LANES)
+
+        return task
 
 
 @dataclass(frozen=True)
@@ -332,15 +343,17 @@ class Restride:
     def tasks(self) -> int:
         return 1
 
-    def build(self) -> Any:
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_name(self.symbol)
-                x = T.arg("x", T.buffer((self.pixels * self.from_stride,), "int8"))
-                y = T.arg("y", T.buffer((self.pixels * self.to_stride,), "int8"))
-                begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-                with T.serial(begin, end) as _:
-                    with T.serial(0, self.pixels) as pixel:
-                        with T.serial(0, self.channels) as channel:
-                            T.buffer_store(y, x[pixel * self.from_stride + channel], [pixel * self.to_stride + channel])
-        return builder.get()
+    def build(self) -> tirx.PrimFunc:
+        parameters = [
+            Parameter("x", "int8", self.pixels * self.from_stride),
+            Parameter("y", "int8", self.pixels * self.to_stride),
+        ]
+        return prim_func(self.symbol, parameters, self._body)
+
+    def _body(self, x: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        def task(_: Expr) -> None:
+            with T.serial(0, self.pixels) as pixel:
+                with T.serial(0, self.channels) as channel:
+                    T.buffer_store(y, x[pixel * self.from_stride + channel], [pixel * self.to_stride + channel])
+
+        return task
