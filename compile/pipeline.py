@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from .. import __version__
 from ..calibration.calibrate import Keep, calibrate
@@ -65,6 +67,16 @@ def _keep_first(images: Iterable[Pixels], count: int, kept: list[Pixels]) -> Ite
         yield image
 
 
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it numpy's products are summed by one thread: how OpenBLAS shares a sum among threads decides its last
+    bits, and with them weights, so that the number of processors would decide bytes of a bundle.
+    """
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+@one_blas_thread()
 def quantize_model(
     model: Model,
     images: Iterable[Pixels],
