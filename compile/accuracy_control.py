@@ -33,9 +33,9 @@ from ..runtime.evaluate_engines import contenders, evaluate
 from ..targets.spec import TargetSpec
 from .backends import tflite
 from .layer_cost import MODEL, lost_ms
-from .pipeline import Quantized
+from .pipeline import Quantized, one_blas_thread
 
-TOP1, AGREEMENT = "top-1", "agreement"
+TOP1 = "top-1"
 CANDIDATE = "candidate"
 RANKING_IMAGES = 32  # that sensitivity is measured on
 NEGLIGIBLE = 1e-3  # of all noise at the logits: layers below are not candidates
@@ -45,13 +45,24 @@ Progress = Callable[[str, float], None]
 
 
 class ControlError(ValueError):
-    """A bound that cannot be worked towards: no images, or a target whose backends run no mixed networks."""
+    """A bound that cannot be worked towards: no labelled images, a network of one output, or a target whose backends
+    run no mixed networks.
+    """
+
+
+def check_judgeable(images: Sequence[Labelled], graph: ir.Graph) -> None:
+    """Raises ControlError where top-1 says nothing, so that no bound of it can be kept."""
+    outputs = graph.type_of(graph.outputs[0]).shape[-1]
+    if outputs == 1:
+        raise ControlError("--max-drop is a share of top-1, and this network has one output: nothing to judge by it")
+    if not images or any(image.label is None for image in images):
+        raise ControlError("--max-drop is judged by top-1: give --data whose images bear labels, such as class folders")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One network that was judged. ``drop`` is a share of images: of top-1 against float's, or of classes that changed
-    where the images bear no labels. ``how``: "candidate", or the engine that ran the exported artefact.
+    """One network that was judged. ``drop`` is the share of images that top-1 loses against float's. ``how``:
+    "candidate", or the engine that ran the exported artefact.
     """
 
     float_layers: tuple[str, ...]
@@ -63,7 +74,7 @@ class Trial:
 class Control:
     """What was asked, what was tried, and what came of it. ``lost_ms`` is estimated (``layer_cost.MODEL``)."""
 
-    metric: str  # "top-1" or "agreement"
+    metric: str  # "top-1"
     images: int
     max_drop: float
     drop: float
@@ -120,6 +131,7 @@ def _literally(path: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
 
 
+@one_blas_thread()
 def control(
     network: Quantized,
     target: TargetSpec,
@@ -134,8 +146,7 @@ def control(
     ControlError where there is nothing to judge by. Where the bound cannot be met, the best network found comes back,
     and the reason.
     """
-    if not images:
-        raise ControlError("accuracy control needs images to judge by: give --data")
+    check_judgeable(images, network.float_graph)
     if target.engine != "cpu":
         raise ControlError(f"{target.name}: only processors run mixed networks, not {target.engine}")
     judge = _Judge(network, images, recheck, progress)
@@ -152,7 +163,7 @@ def control(
     chosen = judge.network(layers)
     cost = sum(lost_ms(network.float_graph, n, target) for n in network.float_graph.nodes if _key(n) in set(layers))
     return chosen, Control(
-        metric=judge.metric,
+        metric=TOP1,
         images=len(images),
         max_drop=max_drop,
         drop=built,
@@ -220,8 +231,7 @@ class _Judge:
         progress: Progress,
     ) -> None:
         self.start, self.images, self.recheck, self.progress = network, images, recheck, progress
-        self.labels = np.array([-1 if image.label is None else image.label for image in images])
-        self.metric = TOP1 if (self.labels >= 0).any() else AGREEMENT
+        self.labels = np.array([image.label for image in images])
         self.trials: list[Trial] = []
         self._known: dict[tuple[str, ...], float] = {}
         self.expected = self._classes(network.float_graph)
@@ -239,27 +249,18 @@ class _Judge:
         return self._known[key]
 
     def artefacts(self, layers: Sequence[str]) -> float:
-        """The worst drop of the exported artefacts.
-
-        An engine that was given only some of the images, as on an emulator, must keep the contract on these; its drop
-        is then that of the candidate.
-        """
+        """The worst drop of the exported artefacts, on all images, by the code that `verify` counts with."""
         self.progress(f"check the artefacts with {len(layers)} layers in float", 0.0)
         worst = -math.inf
         for accuracy in self.recheck(self.network(layers)):
-            if accuracy.images == len(self.images):
-                drop = accuracy.float_top1 - accuracy.top1 if self.metric == TOP1 else 1 - accuracy.agreement
-            else:
-                drop = self.candidate(layers) if accuracy.keeps_contract else 1.0
+            assert accuracy.images == len(self.images)
+            drop = accuracy.float_top1 - accuracy.top1
             self.trials.append(Trial(tuple(layers), accuracy.engine, drop))
             worst = max(worst, drop)
         return worst
 
     def _drop(self, classes: NDArray[np.int64]) -> float:
-        if self.metric == AGREEMENT:
-            return float((classes != self.expected).mean())
-        known = self.labels >= 0
-        right, right_float = (seen[known] == self.labels[known] for seen in (classes, self.expected))
+        right, right_float = (seen == self.labels for seen in (classes, self.expected))
         return float(right_float.mean() - right.mean())
 
     def _classes(self, graph: ir.Graph) -> NDArray[np.int64]:
@@ -334,7 +335,7 @@ def check_artefacts(
     def recheck(network: Quantized) -> Sequence[Accuracy]:
         with tempfile.TemporaryDirectory(prefix="xceptile-") as folder:
             bundle = write_bundle(Path(folder) / "bundle", *build(network))
-            judged = contenders(bundle, device=device)
+            judged = contenders(bundle, device=device, rehearsed_images=None)
             try:
                 return evaluate(judged, images)[0]
             finally:

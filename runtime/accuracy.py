@@ -45,10 +45,13 @@ class Accuracy:
     """One engine's predictions on a set of images.
 
     The counts are of images; ``top1``-like shares are properties so that nothing is rounded away in a report.
-    ``labelled`` is 0 where the images bear no labels. ``differing_values`` counts outputs unlike the reference's, of
-    ``compared_values``. ``correct`` has a character for each labelled image, in order: 1 where int8 was right, else 0;
-    with it two runs over the same images are compared image by image. ``allowed_steps`` is 0 where every output must
-    equal the reference's; a mixed network's, some of whose layers compute in float, may differ by so many steps.
+    ``labelled`` is 0 where the images bear no labels, or the network has one output: then nothing is said of classes
+    (no flips, no agreement, no ``correct``), and ``sqnr_db``, the distance of the outputs, is all there is. Which of
+    several numbers is the largest need not mean anything, and of one it always is. ``differing_values`` counts outputs
+    unlike the reference's, of ``compared_values``. ``correct`` has a character for each labelled image, in order: 1
+    where int8 was right, else 0; with it two runs over the same images are compared image by image. ``allowed_steps``
+    is 0 where every output must equal the reference's; a mixed network's, some of whose layers compute in float, may
+    differ by so many steps.
     """
 
     engine: str
@@ -90,7 +93,12 @@ class Accuracy:
 
     @property
     def agreement(self) -> float:
-        return self.agreeing / self.images if self.images else math.nan
+        return self.agreeing / self.labelled if self.labelled else math.nan
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for an image."""
+        return self.compared_values // self.images if self.images else 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ def signal_power(logits: NDArray[np.float32]) -> float:
 def summarize(results: Sequence[ImageResult], engine: str, classes: Sequence[str], allowed_steps: int = 0) -> Accuracy:
     """The figures of one engine (``ImageResult.engines``' key) over those images that it ran, in the images' order."""
     ran = [(r, r.engines[engine]) for r in sorted(results, key=lambda r: r.index) if engine in r.engines]
-    labelled = [(r, s) for r, s in ran if r.label is not None]
+    labelled = [(r, s) for r, s in ran if r.label is not None and r.values > 1]
     int8_right = [s.top[0] == r.label for r, s in labelled]
     float_right = [r.float_top[0] == r.label for r, _ in labelled]
     flips = tuple(
@@ -204,7 +212,7 @@ def summarize(results: Sequence[ImageResult], engine: str, classes: Sequence[str
             classes[s.top[0]],
             s.margin,
         )
-        for r, s in ran
+        for r, s in labelled
         if s.top[0] != r.float_top[0]
     )
     signal, noise = math.fsum(r.signal for r, _ in ran), math.fsum(s.noise for _, s in ran)
@@ -220,7 +228,7 @@ def summarize(results: Sequence[ImageResult], engine: str, classes: Sequence[str
         float_correct_top5=sum(r.label in r.float_top for r, _ in labelled),
         int8_only_correct=sum(a and not b for a, b in zip(int8_right, float_right, strict=True)),
         float_only_correct=sum(b and not a for a, b in zip(int8_right, float_right, strict=True)),
-        agreeing=len(ran) - len(flips),
+        agreeing=len(labelled) - len(flips),
         compared_values=sum(r.values for r, _ in ran),
         differing_values=sum(s.differing for _, s in ran),
         largest_difference_steps=max((s.largest for _, s in ran), default=0),

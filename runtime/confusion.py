@@ -40,7 +40,9 @@ class Confusion:
 def confusion(
     engine: str, classes: Sequence[str], results: Sequence[ImageResult], key: str, top: int = 20
 ) -> Confusion | None:
-    """Of the images that the engine under ``key`` ran; None where none of them has a label."""
+    """Of the images that the engine under ``key`` ran; None where none of them has a label, or there is one class."""
+    if len(classes) == 1:
+        return None
     int8_counts: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
     float_counts = np.zeros_like(int8_counts)
     for result in results:

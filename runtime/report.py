@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..models.atomic_write import write_atomically
 from . import bundle as bundles
-from .accuracy import Accuracy, Flip
+from .accuracy import TOP, Accuracy, Flip
 from .benchmark import Moment, Sustained
 from .bundle import Bundle
 from .charts import arena, curve, histograms, size_text
@@ -93,7 +93,7 @@ def write_html(title: str, runs: Sequence[Run], path: Path) -> None:
     page = jinja2.Environment(
         loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.globals["INFINITY"] = math.inf
+    page.globals |= {"INFINITY": math.inf, "TOP": TOP}
     page.filters |= {"bytes": size_text, "percent": _percent, "number": "{:.1f}".format}
     text = page.get_template("report.html.j2").render(title=title, runs=[_view(run) for run in runs])
     write_atomically(path, text)
@@ -127,7 +127,7 @@ def _view(run: Run) -> dict[str, Any]:
         "slowest": sorted(bars(profile), key=lambda bar: -bar.layer.median_ms)[:SLOWEST] if profile else (),
         "sensitivity": [(row, _of_total(times.get(row.name), profile)) for row in run.sensitivity],
         "arena": arena(plan) if plan else None,
-        "flips": [(a, clearest(a.flips)) for a in _distinct(run.report.accuracies)],
+        "flips": [(a, clearest(a.flips)) for a in _distinct(run.report.accuracies) if a.labelled],
         "calibration": _calibration(run.bundle.manifest.calibration),
     }
 
@@ -205,7 +205,9 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         if best.labelled:
             drop = (best.top1 - best.float_top1) * 100
             cards.append(("top-1 int8", _percent(best.top1), f"float {_percent(best.float_top1)}, {drop:+.2f} points"))
-        cards.append(("same class as float", _percent(best.agreement), f"{best.images} images"))
+            cards.append(("same class as float", _percent(best.agreement), f"{best.images} images"))
+        else:
+            cards.append(("SQNR", f"{best.sqnr_db:.1f} dB", f"{best.images} images; no classes compared"))
         exact = sum(a.bit_exact for a in report.accuracies)
         values = sum(a.compared_values for a in report.accuracies)
         cards.append(("bit-exact", f"{exact} of {len(report.accuracies)} engines", f"{values} values compared"))

@@ -14,6 +14,7 @@ from .obtained import MEASURED
 from .statistics import mcnemar_exact
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+SQNR_LOSS_DB = 1.0  # a quarter more noise
 SIGNIFICANCE = 0.05  # p-values below count; the intervals are those of 95 %
 _SAME_MACHINE = ("processor", "architecture", "cores", "board")
 
@@ -131,7 +132,7 @@ def _judge_top1(now: Accuracy, then: Accuracy | None, where: str, budget: Budget
     """Image by image: a drop beyond the budget that chance explains (McNemar's test) is inconclusive."""
     what = f"top-1, {where}"
     if not now.labelled:
-        return Finding(INCONCLUSIVE, what, "the images bear no labels")
+        return _judge_distance(now, then, where)
     if then is None:
         return Finding(FAIL, what, "the baseline has no figure for this engine; make a new one")
     if len(now.correct) != len(then.correct) or len(now.correct) != now.labelled:
@@ -151,6 +152,18 @@ def _judge_top1(now: Accuracy, then: Accuracy | None, where: str, budget: Budget
     if p < SIGNIFICANCE:
         return Finding(FAIL, what, reason)
     return Finding(INCONCLUSIVE, what, f"{reason}: so few may be chance; judge on more images")
+
+
+def _judge_distance(now: Accuracy, then: Accuracy | None, where: str) -> Finding:
+    """Of a network with one output, or images without labels: how far the outputs are from float's, against then."""
+    what = f"distance from float, {where}"
+    if then is None:
+        return Finding(FAIL, what, "the baseline has no figure for this engine; make a new one")
+    why = "the network has one output" if now.outputs == 1 else "the images bear no labels"
+    reason = (
+        f"SQNR {now.sqnr_db:.1f} dB, baseline {then.sqnr_db:.1f} dB, {SQNR_LOSS_DB:g} dB less allowed; no top-1: {why}"
+    )
+    return Finding(PASS if now.sqnr_db >= then.sqnr_db - SQNR_LOSS_DB else FAIL, what, reason)
 
 
 def _judge_share_of_float(report: Report, baseline: Report, engine: str, budget: Budget) -> list[Finding]:

@@ -68,7 +68,7 @@ def compile_command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Images that --max-drop is judged on: by top-1, or without labels by classes that change."),
+        typer.Option(help="Labelled images that --max-drop is judged on, by top-1."),
     ] = None,
     data_images: Annotated[int, typer.Option(min=1, help="Use at most this many images of --data.")] = 2000,
     dump: Annotated[
@@ -84,7 +84,7 @@ def compile_command(
     from ...runtime.bundle import check_output, write_bundle
     from ...runtime.signature import load_signer
     from ...targets import catalog
-    from ..accuracy_control import check_artefacts, control, parse_drop
+    from ..accuracy_control import check_artefacts, check_judgeable, control, parse_drop
     from ..dump import keep_artefacts, keep_graphs
     from ..pipeline import ALSO, ENGINES, build_bundle_files, quantize_model
     from ..tuning import load as load_tuning
@@ -114,6 +114,8 @@ def compile_command(
             _check_tools(spec)
         count = min(images, len(dataset))
         judged_on = None if data is None else _judged_on(data, loaded, data_images)
+        if judged_on is not None:
+            check_judgeable(judged_on, loaded.graph)
         # All before the first is used: a damaged one at the end must not show after minutes of calibration.
         pixels: list[Any] = []
         for item in dataset.items[:count]:

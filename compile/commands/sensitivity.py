@@ -56,7 +56,8 @@ def sensitivity(
     for row in rows:
         limits = (f"{row.low:.3g}", f"{row.high:.3g}")
         kind = _SHORT.get(row.kind, row.kind)
-        shown.add_row(row.path or row.name, kind, f"{row.sqnr_db:.1f}", str(row.flips), *limits, f"{row.clipped:.3%}")
+        flips = str(row.flips) if len(manifest.labels) > 1 else "-"  # of one output the largest never changes
+        shown.add_row(row.path or row.name, kind, f"{row.sqnr_db:.1f}", flips, *limits, f"{row.clipped:.3%}")
     out.print(shown)
     out.print(
         f"SQNR at the logits and classes changed, of {count} images, by this layer's int8 weights, input and output "

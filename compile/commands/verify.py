@@ -37,6 +37,7 @@ def _differences(accuracy: Any) -> str:
 
 
 def _accuracy_table(accuracies: Any) -> Table:
+    from ...runtime.accuracy import TOP
     from ...runtime.statistics import mcnemar_exact
 
     first = accuracies[0]
@@ -45,14 +46,17 @@ def _accuracy_table(accuracies: Any) -> Table:
     rows = table("engine", *columns, "bit-exact", title=f"{first.device}, {first.images} images, {first.obtained}")
     for a in accuracies:
         name = a.engine if a.device == first.device else f"{a.engine} ({a.device})"
-        tops: tuple[str, ...] = ("-", "-", "-", "-")
+        tops, five, same, p = ("-", "-"), ("-", "-"), "-", "-"
         if a.labelled:
-            five = (a.int8_correct_top5 / a.labelled, a.float_correct_top5 / a.labelled)
-            tops = (f"{a.top1:.2%}", f"{a.float_top1:.2%}", *(f"{share:.2%}" for share in five))
-        p = f"{mcnemar_exact(a.float_only_correct, a.int8_only_correct):.2f}" if a.labelled else "-"
-        rows.add_row(name, *tops, f"{a.agreement:.2%}", f"{a.sqnr_db:.1f}", p, "yes" if a.bit_exact else "NO")
-    if not first.labelled:
-        rows.caption = "The images bear no labels, so there is no top-1 and no top-5."
+            tops, same = (f"{a.top1:.2%}", f"{a.float_top1:.2%}"), f"{a.agreement:.2%}"
+            p = f"{mcnemar_exact(a.float_only_correct, a.int8_only_correct):.2f}"
+        if a.labelled and a.outputs > TOP:  # of fewer classes every one is among the first five
+            five = (f"{a.int8_correct_top5 / a.labelled:.2%}", f"{a.float_correct_top5 / a.labelled:.2%}")
+        rows.add_row(name, *tops, *five, same, f"{a.sqnr_db:.1f}", p, "yes" if a.bit_exact else "NO")
+    if first.outputs == 1:
+        rows.caption = "The network has one output, so there are no classes to compare: SQNR says how far it is off."
+    elif not first.labelled:
+        rows.caption = "The images bear no labels, so no classes are compared: SQNR says how far the outputs are off."
     return rows
 
 
@@ -134,7 +138,7 @@ def verify(
                 | {
                     "bit_exact": a.bit_exact,
                     "keeps_contract": a.keeps_contract,
-                    "mcnemar_p": mcnemar_exact(a.float_only_correct, a.int8_only_correct),
+                    "mcnemar_p": mcnemar_exact(a.float_only_correct, a.int8_only_correct) if a.labelled else None,
                     "first_difference": found.get(a.engine),
                     "packed_anew": asdict(repacked),
                 }
@@ -157,10 +161,10 @@ def verify(
             out.print(f"mixed: {layers} compute in float; int8 layers are exact given the same inputs.")
         for name, text in found.items():
             out.print(f"{name}: {text}")
-        if flips and not any(a.flips for a in accuracies):
-            out.print("No image's class changed.")
-        elif flips:
+        if flips and any(a.flips for a in accuracies):
             out.print(_flips_table(accuracies))
+        elif flips and any(a.labelled for a in accuracies):
+            out.print("No image's class changed.")
     if repacked.differing or not all(a.keeps_contract for a in accuracies):
         raise SystemExit(1)
 

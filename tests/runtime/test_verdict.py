@@ -1,6 +1,7 @@
 """Verdicts: every figure judged against the baseline, nothing passed over in silence."""
 
 import dataclasses
+import math
 
 import pytest
 from support.reports import accuracy, latency, report
@@ -127,5 +128,11 @@ def test_a_drop_that_chance_explains_is_inconclusive() -> None:
     assert judged_top1(accuracy(correct="1100", int8_correct=2), accuracy()) == INCONCLUSIVE  # one of four images
 
 
-def test_images_without_labels_decide_nothing() -> None:
-    assert judged_top1(accuracy(labelled=0, correct=""), accuracy()) == INCONCLUSIVE
+@pytest.mark.parametrize(
+    ("lost_db", "expected"), [(-2.0, PASS), (0.0, PASS), (0.9, PASS), (1.1, FAIL), (math.inf, FAIL)]
+)
+def test_without_classes_the_distance_from_float_is_judged(lost_db: float, expected: str) -> None:
+    now, then = accuracy(labelled=0, correct="", sqnr_db=30.0), accuracy(sqnr_db=30.0 + lost_db)
+    both = report(accuracies=(now,)), report(accuracies=(then,))
+    assert outcome(*both, "distance from float") == expected
+    assert not any(f.what.startswith("top-1") for f in judge(*both, Budget()).findings)
