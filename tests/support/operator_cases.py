@@ -85,6 +85,8 @@ def _window_cases() -> Iterator[Case]:
     yield Case("depthwise", (12, 13), 9, {"strides": (2, 1), "padding": (0, 2, 3, 1), "dilation": (2, 3)})
     yield Case("conv", (9, 10), 9, {"channels": 12, "padding": (2, 2, 2, 2), "dilation": (2, 2)})
     yield Case("conv", (11, 9), 3, {"channels": 7, "kernel": (2, 3), "dilation": (3, 2), "strides": (1, 2)})
+    yield Case("reshape", (1, 1), 15)
+    yield Case("reshape", (2, 3), 64)
     yield Case("resize", (1, 1), 20, {"size": (5, 4), "method": "bilinear", "coordinates": "align corners"})
     for coordinates in COORDINATES:
         for method in ("bilinear", "nearest"):

@@ -275,7 +275,7 @@ class DepthwiseAlone:
 
 @dataclass(frozen=True)
 class DepthwiseAny:
-    """Any window, stride and padding. A task is a row of outputs. Multiplies in int32, tap after tap."""
+    """Any window, stride, dilation and padding. A task is a row of outputs. Multiplies in int32, tap after tap."""
 
     isa: Isa
     geometry: ir.Geometry
@@ -296,7 +296,7 @@ class DepthwiseAny:
     def build(self) -> tirx.PrimFunc:
         """Operands: x, weights (tap, channel; int32), biases, multipliers, parameters (input's u of zero), y."""
         isa, g = self.isa, self.geometry
-        (kh, kw), (sy, sx), (top, _, left, _) = g.kernel, g.strides, g.padding
+        (kh, kw), (sy, sx), (dy, dx), (top, _, left, _) = g.kernel, g.strides, g.dilation, g.padding
         stride = stored_channels(g.in_channels)
         total = self.chunks * isa.bytes
         operands = [
@@ -321,8 +321,8 @@ class DepthwiseAny:
                 for j in range(4):
                     T.buffer_store(acc, words(b, base, j), [j])
                 with T.serial(0, kh) as ky, T.serial(0, kw) as kx:
-                    at_y = T.Bind(row * sy - top + ky)
-                    at_x = T.Bind(column * sx - left + kx)
+                    at_y = T.Bind(row * sy - top + ky * dy)
+                    at_x = T.Bind(column * sx - left + kx * dx)
                     inside = tirx.all(at_y >= 0, at_y < g.in_height, at_x >= 0, at_x < g.in_width)
                     with T.If(inside), T.Then():
                         u = T.Bind(v.load(x, (at_y * g.in_width + at_x) * stride + base, isa.bytes))

@@ -69,15 +69,17 @@ def vectors_per_task(vectors: int) -> int:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """``add``, ``relu`` or ``lookup`` over whole vectors, ``vectors`` in all."""
+    """``add``, ``multiply``, ``relu`` or ``lookup`` over whole vectors, ``vectors`` in all. With ``gate`` the second
+    tensor is one pixel of so many bytes, which meets every pixel of the first."""
 
     isa: Isa
     kind: str
     count: int  # bytes, a multiple of 64
+    gate: int = 0
 
     @property
     def symbol(self) -> str:
-        return f"{self.kind}_{self.isa.name}_{self.count}"
+        return f"{self.kind}_{self.isa.name}_{self.count}" + (f"_gate{self.gate}" if self.gate else "")
 
     @property
     def vectors(self) -> int:
@@ -90,26 +92,33 @@ class Elementwise:
     def build(self) -> tirx.PrimFunc:
         """Operands: a, [b], constants, y. Constants: see the function of the kind."""
         isa, per_task = self.isa, vectors_per_task(self.vectors)
-        sources = ["a", "b"] if self.kind == "add" else ["a"]
+        counts = {"a": self.count}
+        if self.kind in ("add", "multiply"):
+            counts["b"] = self.gate or self.count
         constants = Parameter("parameters", "int32", 6)
         if self.kind == "lookup":
             constants = Parameter("table", "uint8", _SUBTABLES * isa.bytes)
 
         def body(*buffers: Buffer) -> Callable[[Expr], None]:
             *inputs, given, y = buffers
-            compute = {"add": _add, "relu": _relu, "lookup": _lookup}[self.kind](isa, given)
+            kinds = {"add": _add, "multiply": _multiply, "relu": _relu, "lookup": _lookup}
+            compute = kinds[self.kind](isa, given)
+
+            def place(x: Buffer, vector: Expr) -> Expr:
+                gated = self.gate and x is not inputs[0]
+                return tirx.truncmod(vector, T.int32(self.gate // isa.bytes)) if gated else vector
 
             def task(t: Expr) -> None:
                 # Bound first: TVM rebases the loop over tasks to zero and forgets the bounds of loops inside it.
                 first = T.Bind(t * per_task)
                 count = T.Bind(T.min(per_task, self.vectors - first))
                 with T.serial(0, count) as i:
-                    values = [T.Bind(v.load(x, (first + i) * isa.bytes, isa.bytes)) for x in inputs]
+                    values = [T.Bind(v.load(x, place(x, first + i) * isa.bytes, isa.bytes)) for x in inputs]
                     v.store(y, (first + i) * isa.bytes, compute(*values), isa.bytes)
 
             return task
 
-        operands = [*(Parameter(name, "uint8", self.count) for name in sources), constants]
+        operands = [*(Parameter(name, "uint8", count) for name, count in counts.items()), constants]
         operands.append(Parameter("y", "uint8", self.count))
         return v.kernel(self.symbol, operands, body)
 
@@ -126,6 +135,21 @@ def _add(isa: Isa, parameters: Buffer) -> Callable[..., Expr]:
     def compute(a: Expr, b: Expr) -> Expr:
         pairs = zip(v.widen(isa, a), v.widen(isa, b), strict=True)
         return v.pack(isa, [T.Bind((x * a_multiplier + y * b_multiplier + bias) >> shift) for x, y in pairs], clamp)
+
+    return compute
+
+
+def _multiply(isa: Isa, parameters: Buffer) -> Callable[..., Expr]:
+    """Parameters: z + 128, lower bound, u of a's and b's zero point, the multiplier's bits. A scaled product is below
+    2^24: the multiplier is below 2^8."""
+    clamp = v.load_clamp(isa, parameters, 0)
+    a_zero, b_zero, bits = (_word(isa, parameters, i) for i in range(2, 5))
+    multiplier = T.Bind(v.reinterpret(bits, f"float32x{isa.words}"))
+
+    def compute(a: Expr, b: Expr) -> Expr:
+        pairs = zip(v.widen(isa, a), v.widen(isa, b), strict=True)
+        products = [T.Bind((x - a_zero) * (y - b_zero)) for x, y in pairs]
+        return v.pack(isa, [v.round_scaled(isa, product, multiplier, True) for product in products], clamp)
 
     return compute
 

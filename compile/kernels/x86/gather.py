@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ....models import graph as ir
 from . import vector as v
-from .layout import PADDING, ceil_div, stored_channels
+from .layout import PADDING, ceil_div, dilation_symbol, stored_channels
 from .vector import Buffer, Expr, Isa
 
 
@@ -26,7 +26,8 @@ class Gather:
     def symbol(self) -> str:
         g, source = self.geometry, "plain" if self.plain else "in"
         (kh, kw), (sy, sx), pads = g.kernel, g.strides, "_".join(map(str, g.padding))
-        return f"{source}{g.in_height}x{g.in_width}x{g.in_channels}_k{kh}x{kw}_s{sy}x{sx}_p{pads}"
+        inside, dilated = f"{g.in_height}x{g.in_width}x{g.in_channels}", dilation_symbol(g)
+        return f"{source}{inside}_k{kh}x{kw}_s{sy}x{sx}_p{pads}{dilated}"
 
     @property
     def pixel_stride(self) -> int:
@@ -40,7 +41,7 @@ class Gather:
     @property
     def whole_rows(self) -> bool:
         """Whether a window's row is contiguous in memory."""
-        return self.plain and not any(self.geometry.padding)
+        return self.plain and not any(self.geometry.padding) and self.geometry.dilation[1] == 1
 
     def k_position(self, isa: Isa) -> NDArray[np.int64]:
         """Shape (KH, KW, C): where each weight's activation stands in a row."""
@@ -53,7 +54,7 @@ class Gather:
     ) -> None:
         """Fills rows[(p - first + origin) * stride ...] for the pixels first <= p < last."""
         g = self.geometry
-        (kh, kw), (sy, sx), (top, _, left, _) = g.kernel, g.strides, g.padding
+        (kh, kw), (sy, sx), (dy, dx), (top, _, left, _) = g.kernel, g.strides, g.dilation, g.padding
         x, pixel = buffers["x"], self.pixel_stride
         position = self.k_position(isa)
         pad = None
@@ -65,16 +66,17 @@ class Gather:
             target = T.Bind((p - first + origin) * stride)
             for ky in range(kh):
                 if self.whole_rows:
-                    source = ((y0 + ky) * g.in_width + x0) * pixel
+                    source = ((y0 + ky * dy) * g.in_width + x0) * pixel
                     _copy(isa, self.plain, x, source, rows, target + int(position[ky, 0, 0]), kw * g.in_channels)
                     continue
                 for kx in range(kw):
-                    source = ((y0 + ky) * g.in_width + x0 + kx) * pixel
+                    at_y, at_x = y0 + ky * dy, x0 + kx * dx
+                    source = (at_y * g.in_width + x0 + kx * dx) * pixel
                     goal = target + int(position[ky, kx, 0])
                     if pad is None:
                         _copy(isa, self.plain, x, source, rows, goal, g.in_channels)
                         continue
-                    inside = tirx.all(y0 + ky >= 0, y0 + ky < g.in_height, x0 + kx >= 0, x0 + kx < g.in_width)
+                    inside = tirx.all(at_y >= 0, at_y < g.in_height, at_x >= 0, at_x < g.in_width)
                     with T.If(inside):
                         with T.Then():
                             _copy(isa, self.plain, x, source, rows, goal, g.in_channels)

@@ -27,4 +27,10 @@ def window_symbol(geometry: ir.Geometry) -> str:
     """All that the code of a kernel over windows depends on."""
     g, (kh, kw), (sy, sx), (top, _, left, _) = geometry, geometry.kernel, geometry.strides, geometry.padding
     inside = f"{g.in_height}x{g.in_width}x{g.in_channels}"
-    return f"{inside}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}_to{g.out_height}x{g.out_width}"
+    return f"{inside}_k{kh}x{kw}_s{sy}x{sx}_p{top}_{left}{dilation_symbol(g)}_to{g.out_height}x{g.out_width}"
+
+
+def dilation_symbol(geometry: ir.Geometry) -> str:
+    """Nothing where a window's taps are neighbours."""
+    dy, dx = geometry.dilation
+    return "" if (dy, dx) == (1, 1) else f"_d{dy}x{dx}"

@@ -18,17 +18,22 @@ from ....runtime.units import (
     Addition,
     Convolution,
     DepthwiseConvolution,
+    Flattening,
+    Interpolation,
+    Joining,
     MaxPool,
     Mean,
+    Multiplication,
     Rectifier,
     Scaling,
+    Selection,
     Table,
     Unit,
 )
 from ....targets.spec import TargetSpec
 from ...fusion import RULES, is_banded, units
 from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
-from . import conv, depthwise, elementwise, layout
+from . import conv, depthwise, elementwise, layout, resample
 from .gather import Gather
 from .layout import ceil_div, row_stride, stored_channels
 from .product import LARGEST_BLOCK, Product, column_order, pack_matrix
@@ -46,6 +51,8 @@ Kernel = (
     | elementwise.Elementwise
     | elementwise.MaxPool
     | elementwise.AveragePool
+    | resample.Resize
+    | resample.Place
 )
 
 
@@ -121,12 +128,22 @@ class _Lowering:
                 return [self._table(unit, unit.anchor)]
             case Mean():
                 return [self._mean(unit, unit.anchor)]
+            case Multiplication():
+                return [self._multiplication(unit, unit.anchor)]
+            case Interpolation() | Selection():
+                return [self._resize(unit, unit.anchor)]
+            case Joining():
+                return self._joining(unit, unit.anchor)
+            case Flattening():
+                return self._flattening(unit, unit.anchor)
         raise ir.GraphError(f"{unit.name}: no x86 kernel for a {unit.kind}", unit.name, unit.path)
 
     # Where tensors lie.
 
     def _activation(self, name: str) -> Activation:
         """A tensor as kernels store it. The plain name is a network's input's or output's plain form."""
+        while _is_alias(node := self.graph.node(name), self.graph):
+            name = node.inputs[0]
         _, height, width, channels = ir.image_shape(self.graph.type_of(name).shape)
         if name in self.plain:
             return Activation(name, "int8", height * width * channels)
@@ -254,9 +271,9 @@ class _Lowering:
 
     # The others.
 
-    def _elementwise(self, unit: Unit, kind: str, constants: Weights) -> KernelCall:
+    def _elementwise(self, unit: Unit, kind: str, constants: Weights, *, gate: bool = False) -> KernelCall:
         inputs = [self._activation(name) for name in unit.inputs]
-        kernel = elementwise.Elementwise(self.isa, kind, inputs[0].count)
+        kernel = elementwise.Elementwise(self.isa, kind, inputs[0].count, inputs[1].count if gate else 0)
         return self._call(unit, kernel, (*inputs, constants))
 
     def _addition(self, unit: Unit, stage: Addition) -> KernelCall:
@@ -284,6 +301,48 @@ class _Lowering:
             Weights(multiplier.reshape(1)),
         )
         return self._call(unit, kernel, (self._activation(unit.inputs[0]), *constants))
+
+    def _multiplication(self, unit: Unit, stage: Multiplication) -> KernelCall:
+        i = stage.integers
+        assert i is not None
+        bits = int(i.multiplier.reshape(1).view(np.int32)[0])
+        words = i.zero_point + 128, 0, i.a_zero + 128, i.b_zero + 128, bits
+        return self._elementwise(unit, "multiply", _parameters(dict(enumerate(words))), gate=stage.gate)
+
+    def _resize(self, unit: Unit, stage: Interpolation | Selection) -> KernelCall:
+        kernel = resample.Resize(self.isa, stage.geometry, isinstance(stage, Interpolation))
+        taps = Weights(stage.rows.reshape(-1)), Weights(stage.columns.reshape(-1))
+        return self._call(unit, kernel, (self._activation(unit.inputs[0]), *taps))
+
+    def _joining(self, unit: Unit, stage: Joining) -> list[KernelCall]:
+        """A call for each input. It copies whole vectors where a pixel has room for them: the next call's channels lie
+        there."""
+        pixels, calls, offset = stage.geometry.out_pixels, [], 0
+        stride = stored_channels(sum(stage.channels))
+        for name, channels in zip(unit.inputs, stage.channels, strict=True):
+            from_stride = stored_channels(channels)
+            width = min(from_stride, stride - offset)
+            place = resample.Place(pixels, width, from_stride, stride, offset, pixels * stride)
+            calls.append(self._call(unit, place, (self._activation(name),)))
+            offset += channels
+        return calls
+
+    def _flattening(self, unit: Unit, stage: Flattening) -> list[KernelCall]:
+        if _is_alias(stage.node, self.graph):
+            return []
+        pixels, channels = stage.geometry.in_pixels, stage.geometry.in_channels
+        place = resample.Place(
+            pixels, channels, stored_channels(channels), channels, 0, stored_channels(pixels * channels)
+        )
+        return [self._call(unit, place, (self._activation(unit.inputs[0]),))]
+
+
+def _is_alias(node: ir.Node, graph: ir.Graph) -> bool:
+    """Whether a flattened tensor is stored as the tensor that it flattens."""
+    if not isinstance(node.op, ir.Reshape):
+        return False
+    _, height, width, channels = ir.image_shape(graph.type_of(node.inputs[0]).shape)
+    return height * width == 1 or channels == stored_channels(channels)
 
 
 def _integers(stage: Convolution | DepthwiseConvolution) -> Scaling:

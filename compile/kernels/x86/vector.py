@@ -156,6 +156,12 @@ def dot(isa: Isa, acc: Expr, a: Expr, w: Expr) -> Expr:
     return acc + intrinsic(words, "llvm.x86.avx2.pmadd.wd", a, w)
 
 
+def multiply_pairs(isa: Isa, a: Expr, w: Expr) -> Expr:
+    """The sums of two products of int16 each, in words."""
+    name = "avx512.pmaddw.d.512" if isa.lanes == 4 else "avx2.pmadd.wd"
+    return intrinsic(f"int32x{isa.words}", f"llvm.x86.{name}", a, w)
+
+
 def round_scaled(isa: Isa, acc: Expr, multiplier: Expr, bounded: bool) -> Expr:
     """rint(f32(acc) * multiplier) as int32, in words. ``bounded``: the product is known to fit int32.
 

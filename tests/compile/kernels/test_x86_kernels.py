@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from support import int8_graphs
+from support import int8_graphs, operator_cases
+from support.emulated_bundle import merged
+from support.int8_graphs import differences
 from support.kernel_runner import KernelRunner
 from support.needs import requires_hardware
 
@@ -30,28 +32,6 @@ TARGETS = [
     ),
 ]
 on_every_isa = pytest.mark.parametrize("target", TARGETS)
-
-CHANNELS = (1, 2, 7, 15, 16, 33, 65)
-OPERATORS: list[tuple[str, dict[str, Any]]] = [
-    ("conv", {"shape": (7, 9), "kernel": (1, 1), "channels": 17}),
-    ("conv", {"shape": (9, 8), "kernel": (3, 3), "strides": (2, 2), "relu": True}),
-    ("conv", {"shape": (9, 8), "kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 0, 1), "channels": 70}),
-    ("conv", {"shape": (1, 1), "kernel": (1, 1), "channels": 100}),
-    ("conv", {"shape": (5, 5), "kernel": (1, 1), "strides": (2, 2), "channels": 5}),
-    ("depthwise", {"shape": (7, 9), "padding": (1, 1, 1, 1)}),
-    ("depthwise", {"shape": (1, 5), "padding": (1, 1, 1, 1)}),
-    ("depthwise", {"shape": (2, 1), "padding": (1, 1, 1, 1), "relu": True}),
-    ("depthwise", {"shape": (40, 2), "padding": (1, 1, 1, 1)}),
-    ("depthwise", {"shape": (7, 9), "kernel": (5, 3), "strides": (2, 1), "padding": (2, 1, 1, 0), "relu": True}),
-    ("relu", {"shape": (5, 3)}),
-    ("pool", {"shape": (7, 8), "strides": (2, 2), "padding": (0, 1, 1, 1)}),
-    ("pool", {"shape": (6, 6), "kernel": (2, 2), "strides": (2, 2)}),
-    ("add", {"shape": (5, 3)}),
-    ("add", {"shape": (5, 3), "relu": True}),
-    ("requantize", {"shape": (5, 3)}),
-    ("mean", {"shape": (5, 3)}),
-    ("linear", {"shape": (), "channels": 21}),
-]
 
 
 def runs_as_reference(graph: ir.Graph, target: TargetSpec, *inputs: np.ndarray) -> KernelRunner:
@@ -79,12 +59,13 @@ def with_multiplier(graph: ir.Graph, multiplier: float) -> ir.Graph:
 
 
 @on_every_isa
-@pytest.mark.parametrize("channels", CHANNELS)
-def test_every_operator_at_lane_edges(target: TargetSpec, channels: int) -> None:
-    for seed, (kind, options) in enumerate(OPERATORS):
-        shape = (1, *options["shape"], channels)
-        graph = int8_graphs.random_operator_graph(kind, **{**options, "shape": shape}, seed=seed)
-        runs_as_reference(graph, target)
+def test_every_operator(target: TargetSpec) -> None:
+    graph = merged(operator_cases.all_cases())
+    runner = KernelRunner(graph, target)
+    for image in operator_cases.images(graph, 1):
+        assert differences(graph, image, runner.run(*image)) == {}
+    image = int8_graphs.random_input(graph, 1)
+    assert differences(graph, image, runner.run(*image, order=lambda count: reversed(range(count)))) == {}
 
 
 @on_every_isa
@@ -97,29 +78,29 @@ def test_the_middle_flow_shapes(target: TargetSpec) -> None:
 
 
 @on_every_isa
-@pytest.mark.parametrize("kind", ["conv", "depthwise"])
-def test_ties_round_to_even(target: TargetSpec, kind: str) -> None:
-    graph = int8_graphs.random_operator_graph(kind, (1, 9, 9, 16), kernel=(3, 3), padding=(1, 1, 1, 1), channels=16)
-    (x,) = int8_graphs.random_input(graph, 1)
-    runs_as_reference(with_multiplier(graph, 2.0**-9), target, x)
-    # Every odd accumulator is a tie; of small inputs few are clamped.
-    runs_as_reference(with_multiplier(graph, 2.0**-1), target, (x // 64).astype(np.int8))
+def test_products_beyond_int32(target: TargetSpec) -> None:
+    """All weights and pixels at the ends of their ranges, the greatest multiplier: each saturates to the right side."""
+    graph = int8_graphs.random_operator_graph("conv", (1, 6, 5, 80), kernel=(3, 3), padding=(1, 1, 1, 1), channels=40)
+    graph = with_multiplier(graph, 255.0)
+    name = graph.nodes[-1].inputs[1]
+    weights = np.full(graph.constants[name].data.shape, 127, np.int8)
+    weights[::2] = -127
+    graph = replace(graph, constants={**graph.constants, name: replace(graph.constants[name], data=weights)})
+    runner = KernelRunner(graph, target)
+    assert any(call.symbol.endswith("_wide") for call in runner.calls)
+    for image in operator_cases.images(graph):
+        assert differences(graph, image, runner.run(*image)) == {}
 
 
 @on_every_isa
-@pytest.mark.parametrize("kind", ["conv", "depthwise"])
-@pytest.mark.parametrize("multiplier", [2.0**-20, 2.0**-12, 1.0, 255.0])
-def test_extremes(target: TargetSpec, kind: str, multiplier: float) -> None:
-    """All weights and pixels at the ends of their ranges; products beyond int32 saturate to the right side."""
-    graph = int8_graphs.random_operator_graph(kind, (1, 6, 5, 40), kernel=(3, 3), padding=(1, 1, 1, 1), channels=40)
-    graph = with_multiplier(graph, multiplier)
-    name = graph.nodes[-1].inputs[1]
-    signs = np.where(graph.constants[name].data > 0, 127, -127).astype(np.int8)
-    graph = replace(graph, constants={**graph.constants, name: replace(graph.constants[name], data=signs)})
-    for value in (-128, 127):
-        runs_as_reference(graph, target, np.full((1, 6, 5, 40), value, np.int8))
-    ends = np.random.default_rng(0).choice(np.array([-128, 127], np.int8), (1, 6, 5, 40))
-    runs_as_reference(graph, target, ends)
+def test_flattening_copies_nothing_where_no_pixel_is_padded(target: TargetSpec) -> None:
+    build = int8_graphs.Int8Builder("flattened")
+    x = build.conv(build.input(np.random.default_rng(0).integers(-128, 128, (1, 2, 3, 7), np.int8)), 64)
+    rows = build.fully_connected(build.reshape(x, (384,)), 9)
+    pixel = build.reshape(rows, (1, 1, 9))
+    graph = build.graph(x, pixel, build.conv(pixel, 5))
+    runner = runs_as_reference(graph, target)
+    assert not any("place" in call.symbol for call in runner.calls)
 
 
 @on_every_isa
