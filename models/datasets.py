@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,9 +88,11 @@ class Dataset:
 def open_dataset(source: str | Path, labels: Sequence[str] | None = None) -> Dataset:
     """``drawn:SPLIT[:COUNT]``, a folder or a list file.
 
-    ``labels`` are the model's class names, in its order, which the classes found are matched with; without them
-    (calibration) no file is given a label. Raises DatasetError, with what is wrong, where, and what to do.
+    ``labels`` are the model's class names, in its order, which the classes found are matched with (in Unicode's NFC:
+    names out of a Mac's archive have their accents apart); without them (calibration) no file is given a label. Raises
+    DatasetError, with what is wrong, where, and what to do.
     """
+    labels = None if labels is None else [_composed(label) for label in labels]
     if str(source).startswith("drawn:"):
         return _open_drawn(str(source), labels)
     path = Path(source)
@@ -114,15 +117,25 @@ def _open_drawn(source: str, labels: Sequence[str] | None) -> Dataset:
     return Dataset(source, tuple(items))
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _are_numbers(labels: Sequence[str]) -> bool:
+    """Whether they are the names of a model whose classes nobody named."""
+    return list(labels) == list(map(str, range(len(labels))))
+
+
 def _index(name: str, labels: Sequence[str], where: str | Path) -> int:
     """The class with this name or this number. Raises DatasetError."""
+    name = _composed(name)
     if name in labels:
         return labels.index(name)
     if name.isdecimal() and int(name) < len(labels):
         return int(name)
     near = difflib.get_close_matches(name, labels, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(labels[:3])}, ..."
-    if not name.isdecimal() and tuple(labels) == tuple(map(str, range(len(labels)))):  # a checkpoint without names
+    if not name.isdecimal() and _are_numbers(labels):
         hint = "they have numbers for names; `compile --labels FILE` names them"
     raise DatasetError(f"{name!r} is none of the model's {len(labels)} classes; {hint}", where)
 
@@ -144,16 +157,42 @@ def _indexer(names: Iterable[str], labels: Sequence[str], where: Path) -> Callab
     return lambda name: _index(name, labels, where)
 
 
+def _refuse_either_order(names: Iterable[str], labels: Sequence[str], folder: Path) -> None:
+    """Folders named by numbers, of a model whose classes nobody named: Keras and torchvision number a folder's classes
+    in the order of their names as text, which is 0, 1, 10, 11, 2 ... Raises DatasetError where that is another order.
+    """
+    digits = len(str(len(labels) - 1))
+    found = sorted(name for name in names if name.isdecimal())
+    padded = all(len(name) == digits for name in found) and any(name.startswith("0") for name in found)
+    if found and digits > 1 and not padded and _are_numbers(labels):
+        raise DatasetError(
+            f"has folders named by numbers, {found[0]!r} and others, which is either the model's class {int(found[0])} "
+            "or the class whose folder came at that place when it was trained (0, 1, 10, 11, 2 ... in Keras and "
+            "torchvision); name the classes in the model's order with `compile --labels FILE`, or give a list file "
+            "with each image's class number",
+            folder,
+        )
+
+
 def _images_under(folder: Path) -> list[Path]:
-    """Images at any depth, through links, hidden files left out, sorted by path. Raises OSError."""
+    """Images at any depth, through links, hidden files left out, sorted by path.
+
+    Raises OSError, and DatasetError for a link to what is not there: such as a data set has that was not fetched whole.
+    """
     found: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         here = Path(place).resolve()
         above = (here, *here.parents)  # a link to one of these would be walked for ever
         folders[:] = [name for name in folders if Path(place, name).resolve() not in above]
         found += (Path(place, name) for name in names)
-    images = (p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    shown = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    if dangling := [path for path in shown if path.is_symlink() and not path.exists()]:
+        raise DatasetError(
+            f"is a link to a file that is not there, as {len(dangling)} of {len(shown)} files below {folder} are; "
+            "fetch them, or remove the links",
+            dangling[0],
+        )
+    return [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
 
 
 def _raise(error: OSError) -> None:
@@ -171,6 +210,8 @@ def _folder(folder: Path, labels: Sequence[str] | None) -> list[Item]:
         return [Item(p.name, index(p) if index else None, p) for p in loose]
     if labels is not None and loose:
         raise DatasetError("lies beside folders of classes; move it into its class's folder, or away", loose[0])
+    if labels is not None:
+        _refuse_either_order(by_class, labels, folder)
     of = _indexer(by_class, labels, folder) if labels is not None else None
     ranked = sorted((rank, name, path) for name, paths in by_class.items() for rank, path in enumerate(paths))
     return [Item(str(path.relative_to(folder)), of(name) if of else None, path) for _, name, path in ranked]

@@ -220,3 +220,56 @@ def test_drawn_images_are_square() -> None:
     dataset = open_dataset("drawn:val:1")
     with pytest.raises(DatasetError, match="square"):
         dataset.load(dataset.items[0], InputSpec(24, 32))
+
+
+def numbers(count: int) -> tuple[str, ...]:
+    """The labels of a model whose classes nobody named."""
+    return tuple(map(str, range(count)))
+
+
+@pytest.mark.parametrize("folders", [["0", "1", "10", "2"], ["2"], ["10"], ["1", "3"]])
+def test_numbered_folders_of_unnamed_classes_have_two_orders(folders: list[str], tmp_path: Path) -> None:
+    """Keras calls the folder 10 class 2; whether the model's class 2 is that one, nobody has said."""
+    for name in folders:
+        write_image(tmp_path / name / "a.png")
+    with pytest.raises(
+        DatasetError, match=r"has folders named by numbers, '\d+' and others, .*--labels FILE.* list file"
+    ):
+        open_dataset(tmp_path, numbers(11))
+    as_keras_counts = tuple(sorted(numbers(11)))
+    assert sorted(found(tmp_path, as_keras_counts)) == sorted(
+        (f"{name}/a.png", as_keras_counts.index(name)) for name in folders
+    )
+
+
+def test_numbered_folders_whose_two_orders_agree(tmp_path: Path) -> None:
+    """Up to ten classes, or padded names; a list file says the class's number itself."""
+    write_image(tmp_path / "few" / "9" / "a.png")
+    assert found(tmp_path / "few", numbers(10)) == [("9/a.png", 9)]
+    for name in ("02", "10"):
+        write_image(tmp_path / "padded" / name / "a.png")
+    assert found(tmp_path / "padded", numbers(11)) == [("02/a.png", 2), ("10/a.png", 10)]
+    (tmp_path / "list.txt").write_text("few/9/a.png 10\n")
+    assert found(tmp_path / "list.txt", numbers(11)) == [("few/9/a.png", 10)]
+
+
+def test_class_names_are_compared_composed(tmp_path: Path) -> None:
+    """A folder out of a Mac's archive has the e and its accent apart."""
+    write_image(tmp_path / "cafe\u0301" / "a.png")
+    (tmp_path / "list.txt").write_text("cafe\u0301/a.png\tcafe\u0301\n")
+    for label in ("caf\u00e9", "cafe\u0301"):
+        assert [label for _, label in found(tmp_path, ("bar", label))] == [1]
+        assert [label for _, label in found(tmp_path / "list.txt", ("bar", label))] == [1]
+
+
+@pytest.mark.parametrize("link", ["cat/b.png", "dog"])
+def test_a_link_to_what_is_not_there_is_refused(link: str, tmp_path: Path) -> None:
+    """Images, or a class's folder, of a data set that was not fetched whole."""
+    write_image(tmp_path / "cat" / "a.png")
+    (tmp_path / link).symlink_to(tmp_path / "store" / "nowhere")
+    for labels in (LABELS, None):
+        with pytest.raises(DatasetError, match="is a link to a file that is not there, as 1 of 2 files below"):
+            open_dataset(tmp_path, labels)
+    (tmp_path / link).unlink()
+    (tmp_path / "cat" / ".cache").symlink_to(tmp_path / "nowhere")  # hidden files are nobody's images
+    assert found(tmp_path, LABELS) == [("cat/a.png", 0)]
