@@ -23,15 +23,26 @@ def _tasks(count: int) -> int:
     return -(-count // (LANES * VECTORS_PER_TASK))
 
 
-def _over_vectors(count: int, emit: Callable[[Expr], None]) -> Callable[[Expr], None]:
-    """A task: ``emit(offset)`` for each of its vectors."""
+def _over_vectors(
+    symbol: str, count: int, inputs: int, constants: Parameter, prepare: Callable[[Buffer], Callable[..., Expr]]
+) -> tirx.PrimFunc:
+    """A kernel of operands x0, [x1,] constants, y. ``prepare(constants)`` is emitted once; what it returns makes a
+    vector of the inputs' vectors."""
 
-    def task(number: Expr) -> None:
-        first = neon.bind(number * VECTORS_PER_TASK)
-        with T.serial(0, T.min(T.int32(VECTORS_PER_TASK), count // LANES - first)) as i:
-            emit(neon.bind((first + i) * LANES))
+    def body(*operands: Buffer) -> Callable[[Expr], None]:
+        *xs, values, y = operands
+        compute = prepare(values)
 
-    return task
+        def task(number: Expr) -> None:
+            first = neon.bind(number * VECTORS_PER_TASK)
+            with T.serial(0, T.min(T.int32(VECTORS_PER_TASK), count // LANES - first)) as i:
+                offset = neon.bind((first + i) * LANES)
+                neon.store(y, offset, compute(*(neon.load(x, offset) for x in xs)), LANES)
+
+        return task
+
+    vectors = [Parameter(f"x{i}", "int8", count) for i in range(inputs)]
+    return prim_func(symbol, [*vectors, constants, Parameter("y", "int8", count)], body)
 
 
 def _quarters(v: Expr) -> list[Expr]:
@@ -59,28 +70,22 @@ class ShiftedSum:
         return _tasks(self.count)
 
     def build(self) -> tirx.PrimFunc:
-        parameters = [
-            Parameter("x0", "int8", self.count),
-            Parameter("x1", "int8", self.count),
-            Parameter("constants", "int32", 5),
-            Parameter("y", "int8", self.count),
-        ]
-        return prim_func(self.symbol, parameters, self._body)
+        constants = Parameter("constants", "int32", 5)
+        return _over_vectors(self.symbol, self.count, 2, constants, self._prepare)
 
-    def _body(self, a: Buffer, b: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+    def _prepare(self, constants: Buffer) -> Callable[..., Expr]:
         multipliers = [neon.load_splat(constants, i, "int32x4") for i in range(2)]
         bias = neon.load_splat(constants, 2, "int32x4")
         shift = neon.load_splat(constants, 3, "int32x4")
         output = epilogue.load_output(constants, 4, self.relu)
 
-        def emit(offset: Expr) -> None:
+        def compute(*xs: Expr) -> Expr:
             acc = [bias] * 4
-            for x, m in zip((a, b), multipliers, strict=True):
-                acc = [neon.bind(u + q * m) for u, q in zip(acc, _quarters(neon.load(x, offset)), strict=True)]
-            shifted = [neon.bind(neon.sshl32(u, shift)) for u in acc]
-            neon.store(y, offset, epilogue.narrow16(shifted, output), LANES)
+            for x, m in zip(xs, multipliers, strict=True):
+                acc = [neon.bind(a + q * m) for a, q in zip(acc, _quarters(x), strict=True)]
+            return epilogue.narrow16([neon.bind(neon.sshl32(a, shift)) for a in acc], output)
 
-        return _over_vectors(self.count, emit)
+        return compute
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,10 @@ class LimbSum:
         return _tasks(self.count)
 
     def build(self) -> tirx.PrimFunc:
-        parameters = [
-            Parameter("a", "int8", self.count),
-            Parameter("b", "int8", self.count),
-            Parameter("constants", "int32", 10),
-            Parameter("y", "int8", self.count),
-        ]
-        return prim_func(self.symbol, parameters, self._body)
+        constants = Parameter("constants", "int32", 10)
+        return _over_vectors(self.symbol, self.count, 2, constants, self._prepare)
 
-    def _body(self, a: Buffer, b: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+    def _prepare(self, constants: Buffer) -> Callable[..., Expr]:
         def splat(index: int, dtype: str, lanes: int) -> Expr:
             return neon.bind(neon.splat(T.cast(constants[index], dtype), lanes))
 
@@ -122,21 +122,20 @@ class LimbSum:
         biases = [splat(3 * i + 2, "int16", 8) for i in range(3)]
         least = splat(9, "int8", 16) if self.relu else None
 
-        def half(part: Any, xs: list[Expr]) -> Expr:
+        def half(part: Any, a: Expr, b: Expr) -> Expr:
             carried = None
             for (m_a, m_b), bias in zip(limbs, biases, strict=True):
-                total = neon.smull(part(xs[0], 16), part(m_a, 16)) + neon.smull(part(xs[1], 16), part(m_b, 16))
+                total = neon.smull(part(a, 16), part(m_a, 16)) + neon.smull(part(b, 16), part(m_b, 16))
                 if carried is not None:
                     total = total + T.shift_right(carried, neon.splat(T.int16(_LIMB), 8))
                 carried = neon.bind(neon.sqadd16(total, bias) if bias is biases[-1] else total + bias)
             return neon.sqshrn8(carried, self.shift - 2 * _LIMB)
 
-        def emit(offset: Expr) -> None:
-            xs = [neon.load(x, offset) for x in (a, b)]
-            value = neon.bind(neon.join(half(neon.low, xs), half(neon.high, xs), 8))
-            neon.store(y, offset, value if least is None else neon.smax(value, least), LANES)
+        def compute(a: Expr, b: Expr) -> Expr:
+            value = neon.bind(neon.join(half(neon.low, a, b), half(neon.high, a, b), 8))
+            return value if least is None else neon.smax(value, least)
 
-        return _over_vectors(self.count, emit)
+        return compute
 
 
 _LIMB = 7  # bits
@@ -169,23 +168,14 @@ class Relu:
         return _tasks(self.count)
 
     def build(self) -> tirx.PrimFunc:
-        parameters = [
-            Parameter("x", "int8", self.count),
-            Parameter("constants", "int32", 1),
-            Parameter("y", "int8", self.count),
-        ]
-        return prim_func(self.symbol, parameters, self._body)
+        constants = Parameter("constants", "int32", 1)
+        return _over_vectors(self.symbol, self.count, 1, constants, self._prepare)
 
-    def _body(self, x: Buffer, constants: Buffer, y: Buffer) -> Callable[[Expr], None]:
+    def _prepare(self, constants: Buffer) -> Callable[..., Expr]:
         zero = neon.bind(constants[0])
         least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
         offset_by = neon.bind(neon.splat(T.cast(-128 - zero, "int8"), LANES))
-
-        def emit(offset: Expr) -> None:
-            value = neon.add_wrapping(neon.smax(neon.load(x, offset), least), offset_by)
-            neon.store(y, offset, value, LANES)
-
-        return _over_vectors(self.count, emit)
+        return lambda x: neon.add_wrapping(neon.smax(x, least), offset_by)
 
 
 @dataclass(frozen=True)
@@ -204,25 +194,20 @@ class Lookup:
         return _tasks(self.count)
 
     def build(self) -> tirx.PrimFunc:
-        parameters = [
-            Parameter("x", "int8", self.count),
-            Parameter("table", "int8", 256),
-            Parameter("y", "int8", self.count),
-        ]
-        return prim_func(self.symbol, parameters, self._body)
+        table = Parameter("table", "int8", 256)
+        return _over_vectors(self.symbol, self.count, 1, table, self._prepare)
 
-    def _body(self, x: Buffer, table: Buffer, y: Buffer) -> Callable[[Expr], None]:
+    def _prepare(self, table: Buffer) -> Callable[..., Expr]:
         parts = [[neon.load(table, (4 * i + j) * LANES) for j in range(4)] for i in range(4)]
 
-        def emit(offset: Expr) -> None:
-            index = neon.load(x, offset)
+        def compute(index: Expr) -> Expr:
             value = neon.tbl4(parts[0], index)
             for part in parts[1:]:  # an index beyond a part leaves what is there
                 index = neon.bind(neon.add_wrapping(index, neon.splat(T.int8(-4 * LANES), LANES)))
                 value = neon.bind(neon.tbx4(value, part, index))
-            neon.store(y, offset, value, LANES)
+            return value
 
-        return _over_vectors(self.count, emit)
+        return compute
 
 
 @dataclass(frozen=True)
