@@ -7,7 +7,7 @@ channel's weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from ....runtime.units import (
 )
 from ....targets.spec import TargetSpec
 from ...fusion import RULES, is_banded, units
+from ..batch import JOINED
 from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
 from . import conv, depthwise, elementwise, layout, resample
 from .gather import Gather
@@ -52,7 +53,7 @@ Kernel = (
     | elementwise.MaxPool
     | elementwise.AveragePool
     | resample.Resize
-    | resample.Place
+    | resample.Join
 )
 
 
@@ -315,26 +316,38 @@ class _Lowering:
         return self._call(unit, kernel, (self._activation(unit.inputs[0]), *taps))
 
     def _joining(self, unit: Unit, stage: Joining) -> list[KernelCall]:
-        """A call for each input. It copies whole vectors where a pixel has room for them: the next call's channels lie
-        there."""
-        pixels, calls, offset = stage.geometry.out_pixels, [], 0
-        stride = stored_channels(sum(stage.channels))
-        for name, channels in zip(unit.inputs, stage.channels, strict=True):
-            from_stride = stored_channels(channels)
-            width = min(from_stride, stride - offset)
-            place = resample.Place(pixels, width, from_stride, stride, offset, pixels * stride)
-            calls.append(self._call(unit, place, (self._activation(name),)))
-            offset += channels
-        return calls
+        """Some tensors at a time, each time behind those that are together already."""
+        pixels = stage.geometry.out_pixels
+        calls: list[KernelCall] = []
+        parts = [(self._activation(name), n) for name, n in zip(unit.inputs, stage.channels, strict=True)]
+        while True:
+            some, parts = parts[:JOINED], parts[JOINED:]
+            kernel = _join(pixels, [channels for _, channels in some])
+            call = self._call(unit, kernel, tuple(x for x, _ in some))
+            if not parts:
+                return [*calls, call]
+            y = Activation(f"{unit.name}:{len(calls)}", "uint8", kernel.count)
+            calls.append(replace(call, operands=(*call.operands[:-1], y), output=y.name))
+            parts.insert(0, (y, sum(channels for _, channels in some)))
 
     def _flattening(self, unit: Unit, stage: Flattening) -> list[KernelCall]:
         if _is_alias(stage.node, self.graph):
             return []
         pixels, channels = stage.geometry.in_pixels, stage.geometry.in_channels
-        place = resample.Place(
-            pixels, channels, stored_channels(channels), channels, 0, stored_channels(pixels * channels)
-        )
-        return [self._call(unit, place, (self._activation(unit.inputs[0]),))]
+        part = resample.Part(channels, stored_channels(channels), 0)
+        kernel = resample.Join((part,), pixels, channels, stored_channels(pixels * channels))
+        return [self._call(unit, kernel, (self._activation(unit.inputs[0]),))]
+
+
+def _join(pixels: int, channels: Sequence[int]) -> resample.Join:
+    """Joins stored tensors of so many channels. Whole vectors are copied where a pixel has room for them: the next
+    part's channels lie there."""
+    stride, offset, parts = stored_channels(sum(channels)), 0, []
+    for count in channels:
+        own = stored_channels(count)
+        parts.append(resample.Part(min(own, stride - offset), own, offset))
+        offset += count
+    return resample.Join(tuple(parts), pixels, stride, pixels * stride)
 
 
 def _is_alias(node: ir.Node, graph: ir.Graph) -> bool:

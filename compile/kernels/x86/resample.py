@@ -97,23 +97,29 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Copies ``width`` bytes of every pixel to where they lie in another tensor of ``out_count`` bytes.
+class Part:
+    """``width`` bytes of every pixel of a tensor, whose pixels are ``stride`` bytes apart, and where they go to in a
+    pixel: at ``offset``."""
 
-    Byte c of pixel p lies at p * in_stride + c, and in y at p * out_stride + offset + c. A task is a run of pixels.
-    """
-
-    pixels: int
     width: int
-    in_stride: int
-    out_stride: int
+    stride: int
     offset: int
-    out_count: int
+
+
+@dataclass(frozen=True)
+class Join:
+    """Copies ``parts`` of as many tensors into one of ``count`` bytes, whose pixels are ``stride`` bytes apart. What a
+    later part overlaps is the later one's. A task is a run of pixels."""
+
+    parts: tuple[Part, ...]
+    pixels: int
+    stride: int
+    count: int
 
     @property
     def symbol(self) -> str:
-        source = f"{self.pixels}x{self.width}of{self.in_stride}"
-        return f"place_{source}_to{self.out_stride}at{self.offset}_in{self.out_count}"
+        parts = "_".join(f"{part.width}of{part.stride}at{part.offset}" for part in self.parts)
+        return f"join_{self.pixels}x{parts}_to{self.count}by{self.stride}"
 
     @property
     def pixels_per_task(self) -> int:
@@ -124,24 +130,28 @@ class Place:
         return ceil_div(self.pixels, self.pixels_per_task)
 
     def build(self) -> tirx.PrimFunc:
-        """Operands: x, y."""
+        """Operands: the parts' tensors, y."""
 
-        def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
+        def body(*buffers: Buffer) -> Callable[[Expr], None]:
+            *sources, y = buffers
+
+            def copy(x: Buffer, part: Part, pixel: Expr) -> None:
+                source = T.Bind(pixel * part.stride)
+                target = T.Bind(pixel * self.stride + part.offset)
+
+                def piece(at: Expr | int, size: int) -> None:
+                    v.store(y, target + at, v.load(x, source + at, size), size)
+
+                v.for_pieces(part.width, 32, piece)
+
             def task(t: Expr) -> None:
                 first = T.Bind(t * self.pixels_per_task)
                 with T.serial(0, T.Bind(T.min(self.pixels_per_task, self.pixels - first))) as i:
-                    source = T.Bind((first + i) * self.in_stride)
-                    target = T.Bind((first + i) * self.out_stride + self.offset)
-
-                    def piece(at: Expr | int, size: int) -> None:
-                        v.store(y, target + at, v.load(x, source + at, size), size)
-
-                    v.for_pieces(self.width, 32, piece)
+                    pixel = T.Bind(first + i)
+                    for x, part in zip(sources, self.parts, strict=True):
+                        copy(x, part, pixel)
 
             return task
 
-        operands = [
-            Parameter("x", "uint8", self.pixels * self.in_stride),
-            Parameter("y", "uint8", self.out_count),
-        ]
-        return v.kernel(self.symbol, operands, body)
+        operands = [Parameter(f"x{i}", "uint8", self.pixels * part.stride) for i, part in enumerate(self.parts)]
+        return v.kernel(self.symbol, [*operands, Parameter("y", "uint8", self.count)], body)
