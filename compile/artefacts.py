@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.table import CalibrationTable
-from ..models.graph import Graph
+from ..models.graph import Graph, GraphError
 from ..runtime import bundle as bundles
 from ..runtime.bundle import Artefact
 from ..targets.spec import TargetSpec
@@ -70,12 +70,17 @@ def native_gpu(int8: Graph, real: Graph, target: TargetSpec, table: CalibrationT
     files: dict[str, bytes] = {}
     for dtype, graph in graphs.items():
         progress(f"compile {dtype} kernels for {target.name}", 0.0)
-        if target.engine == "cuda":
-            calls = cuda_kernels.lower(graph, target)
-            made = cuda.files_of(graph, calls, target.gpu.arch)
-        else:
-            calls = opencl_kernels.lower(graph, target)
-            made = opencl.files_of(graph, calls)
+        family = cuda_kernels if target.engine == "cuda" else opencl_kernels
+        try:
+            calls = family.lower(graph, target)
+        except GraphError as error:
+            if dtype == "int8":
+                raise
+            told["no float16 build"] = str(error)  # the rival alone
+            continue
+        made = (
+            cuda.files_of(graph, calls, target.gpu.arch) if target.engine == "cuda" else opencl.files_of(graph, calls)
+        )
         made[bundles.ESTIMATE] = gpu_cost.estimate_to_json(gpu_cost.estimate(calls, target.gpu, dtype))
         folder = bundles.NATIVE if dtype == "int8" else bundles.NATIVE_FLOAT16
         own = {f"{folder}/{name}": data for name, data in (made | runtime).items()}

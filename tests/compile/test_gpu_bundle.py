@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from support.int8_graphs import Int8Builder, as_float, photo
 from support.small_bundle import litert_bundle, write_small_bundle
 
-from xceptile.compile import cli
+from xceptile.calibration.table import CalibrationTable
+from xceptile.compile import artefacts, cli
 from xceptile.compile.gpu_cost import MODEL
 from xceptile.runtime.bundle import Bundle, open_bundle
+from xceptile.targets import catalog
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,17 @@ def test_a_processors_bundle_has_no_estimate(tmp_path: Path, capsys: pytest.Capt
     litert_bundle(tmp_path / "host")
     assert cli._invoke(cli.app, ["estimate", str(tmp_path / "host")]) == 2
     assert "xceptile bench" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_a_float16_kernel_there_is_no_rival_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resize has an int8 kernel on CUDA and none in float16."""
+    build = Int8Builder("resized")
+    x = build.conv(build.input(photo(9, 9)), 8, (3, 3))
+    int8 = build.graph(build.resize(x, (14, 14), "bilinear", "half pixel"))
+    monkeypatch.setattr(artefacts, "check_float16_range", lambda graph, table: None)
+    made = artefacts.native_gpu(
+        int8, as_float(int8), catalog.get("jetson-agx-orin"), CalibrationTable({}, 0, ""), lambda what, share: None
+    )
+    assert [(a.engine, a.dtype) for a in made.artefacts] == [("native", "int8")]
+    assert "resize_0" in made.told["no float16 build"]
