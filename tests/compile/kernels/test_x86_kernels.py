@@ -184,11 +184,12 @@ def test_unsupported_is_refused_by_name() -> None:
 
 
 def _joined_tensors() -> ir.Graph:
-    """More tensors than one call takes."""
+    """More tensors than one call takes, joined where TVM's machine has several blocks of memory to choose from."""
     build = int8_graphs.Int8Builder("joined")
     x = build.input(np.random.default_rng(0).integers(-128, 128, (1, 3, 2, 7), np.int8))
-    wide = build.concatenate(*[x] * 20)
-    build.concatenate(wide, build.conv(x, 65, quant=build.quant(x)))
+    first = build.relu(build.concatenate(*[x] * 20))
+    kept = build.add(first, build.relu(first))
+    build.add(build.concatenate(*[x] * 20), kept)
     return build.graph()
 
 
