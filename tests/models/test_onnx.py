@@ -48,6 +48,7 @@ WEIGHTS = {
     "some_pads": np.array([1, 0, 0, 2]),
     "inf": np.array(-np.inf, np.float32),
     "two": np.array(2.0, np.float32),
+    "sizes": np.array([1, 1, 2, 2], np.float32),
     "zero": np.array(0.0, np.float32),
     "large": np.array(np.finfo(np.float32).max),
     "gamma_map": array(3, 1, 1),
@@ -253,6 +254,11 @@ def test_paths() -> None:
 
 
 REFUSED: dict[str, tuple[list[tuple[str, str, str, dict[str, Any]]], str, str]] = {
+    "a decoder of fixed sizes": (
+        [("Relu", "x", "r", {}), ("Resize", "r  sizes", "u", {}), ("Relu", "u", "y", {})],
+        "Resize",
+        "there is no int8 form of it here",
+    ),
     "elu": (
         [("Elu", "x", "e", {}), ("Relu", "e", "y", {})],
         "Elu",

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
+from support.float_graphs import drawn_images
 from support.foreign_xceptions import images, timm_xception
 from support.malicious_pickle import Malicious
 from support.needs import requires_module
@@ -24,10 +26,11 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 from xceptile.compile import cli
 from xceptile.models import zoo
-from xceptile.models.preprocess import timm_input_spec
+from xceptile.models.preprocess import load_image, normalize, timm_input_spec
 from xceptile.models.timm_weights import load_timm
 from xceptile.models.weights import CheckpointError
 from xceptile.models.xception import Xception
+from xceptile.runtime import reference
 
 needs_timm = requires_module("timm", package="timm")
 PHOTOS = images(2, SIZE)
@@ -124,6 +127,23 @@ def test_a_deepfake_detector_in_half_precision(timm_model: torch.nn.Module, tmp_
     assert "num_batches_tracked" not in told["unused tensors"]
     assert "epsilon 1e-5" in told["assumed"]
     assert "backbone.last_linear.1 right behind the average pooling" in told["assumed"]
+
+
+def test_from_the_image_to_the_answer(narrow: torch.nn.Module, state: State, tmp_path: Path) -> None:
+    """As timm evaluates: the shorter side to 142 by Pillow's bicubic, the middle 128, [-1, 1]."""
+    image = tmp_path / "photo.png"
+    Image.fromarray(drawn_images(1, 200, seed=5)[0][:150]).save(image)
+    model = zoo.load(saved(tmp_path, {"net": state}), size=SIZE)
+    pixels = load_image(image, model.input_spec)[np.newaxis]
+    (ours,) = reference.run(model.graph, normalize(pixels, model.input_spec))
+    with Image.open(image) as opened:
+        scaled = opened.resize((189, 142), Image.Resampling.BICUBIC).crop((30, 7, 30 + SIZE, 7 + SIZE))
+    x = torch.from_numpy(np.asarray(scaled, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        theirs = narrow(x).numpy()
+    assert np.abs(ours - theirs).max() < TOLERANCE * np.abs(theirs).max()
+    assert model.input_spec.origins["size"] == "given"
+    assert model.input_spec.origins["mean"] == "assumed"
 
 
 def test_what_a_state_dict_does_not_say_is_told(
