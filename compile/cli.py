@@ -45,6 +45,7 @@ _EXTRAS = {
     "cryptography": "sign",
     "nvidia": "cuda",
     "ray": "ray",
+    "timm": "timm",
 }
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ Xception's convolutions and normalizations lie under one prefix. Found twice, it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ _OURS = {  # timm's name -> ours, the classifier apart
 }
 _MODULES = frozenset(name.split(".")[0] for name in _OURS)  # conv1, bn1, block1, ...
 _DEPTH = 8  # of dicts in dicts
-_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # of torch, and of profilers
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # of torch, and of profilers
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)")
 # Layers that a training keeps beside its network: losses and metrics, and the channel adapter that FaceForensics'
 # Xceptions carry along (what it makes, 512 channels, a classifier of 2048 cannot take).
@@ -58,16 +58,16 @@ def load_timm(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     values = open_safetensors(path)[0] if path.suffix == ".safetensors" else read_pth(path)
-    tensors, places = _flatten(values)
+    tensors, places = flatten(values)
     if not tensors:
         raise CheckpointError("holds no state dict; save module.state_dict() alone", path)
-    tensors = _with_plain_weights(tensors, places)
+    tensors = with_plain_weights(tensors, places)
     stems = (n for n, tensor in tensors.items() if n.endswith("conv1.weight") and tensor.shape[1:2] == (3,))
     candidates = {prefix: _backbone(tensors, prefix) for prefix in (n.removesuffix("conv1.weight") for n in stems)}
     complete = {prefix: found for prefix, found in candidates.items() if len(found) == len(_OURS)}
     if not complete:
         raise _incomplete(tensors, max(candidates, key=lambda prefix: len(candidates[prefix]), default=""), path)
-    prefix, told = _choose(complete, path)
+    prefix, told = choose(complete, path)
     found = complete[prefix]
     rest = [n for n in tensors if not any(n.startswith(p) and n[len(p) :] in _OURS for p in complete)]
     head = _head(tensors, places, prefix, rest, path)
@@ -77,8 +77,7 @@ def load_timm(path: str | Path) -> Checkpoint:
     others = tuple(other for other in complete if other and not prefix.startswith(other))
     beside = [n for n in rest if places[n] == places[f"{prefix}conv1.weight"] and not n.startswith(others)]
     inner, outer = _parted([n for n in beside if n not in (f"{head}.weight", f"{head}.bias")], prefix)
-    found |= {name: (name, tensors[name]) for name in inner}  # layers within the network's, which assemble refuses
-    _refuse_layers(tensors, outer, path)
+    refuse_layers(tensors, outer, path, within=inner)
     module = assemble(found, path, "timm", same_padding=False, epsilon=1e-5)
     checkpoint = with_default_card(module, timm_input_spec(), path, "timm legacy_xception")
     if outer:
@@ -87,7 +86,7 @@ def load_timm(path: str | Path) -> Checkpoint:
     return replace(checkpoint, provenance=checkpoint.provenance | told)
 
 
-def _flatten(values: Any) -> tuple[_Tensors, dict[str, str]]:
+def flatten(values: Any) -> tuple[_Tensors, dict[str, str]]:
     """The plain tensors of dicts and lists in each other, and the dict that each lies in. Cycles are walked once."""
     tensors: _Tensors = {}
     places: dict[str, str] = {}
@@ -116,7 +115,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _with_plain_weights(tensors: _Tensors, places: dict[str, str]) -> _Tensors:
+def with_plain_weights(tensors: _Tensors, places: dict[str, str]) -> _Tensors:
     """With what pruning and weight normalization make of their parameters in place of these; ``places`` gets them, too.
 
     Sources: torch/nn/utils/prune.py (orig * mask), weight_norm.py and parametrizations.py (v * g / the norm of v over
@@ -187,13 +186,14 @@ def _incomplete(tensors: _Tensors, prefix: str, path: Path) -> CheckpointError:
     besides = f", and {unknown[0]} is none of its own" if unknown else ""
     return CheckpointError(
         f"is no Xception of timm: {len(missing)} of {len(_OURS)} tensors are missing, the first is "
-        f"{missing[0]}{besides}; give a checkpoint of this network, or the network exported (.pt2, .onnx)",
+        f"{missing[0]}{besides}; give a checkpoint of this network, --architecture timm/NAME of another one of timm's, "
+        "or the network exported (.pt2, .onnx)",
         path,
         missing[0],
     )
 
 
-def _choose(complete: Mapping[str, Mapping[str, tuple[str, Tensor]]], path: Path) -> tuple[str, dict[str, str]]:
+def choose(complete: Mapping[str, Mapping[str, tuple[str, Tensor]]], path: Path) -> tuple[str, dict[str, str]]:
     """The prefix of the network that is meant, and what is to be told of it. Raises CheckpointError."""
     distinct: list[str] = []
     for prefix, found in complete.items():
@@ -244,7 +244,7 @@ def _head(tensors: _Tensors, places: Mapping[str, str], prefix: str, rest: list[
             outputs = tensors[f"{heads[0]}.weight"].shape[0]
             more = [n for n in rest if n.startswith(root) and not n.startswith(f"{heads[0]}.")]
             more += [n for n in layers if within(n) and tensors[n].shape[1] == outputs and n not in more]
-            if more := [n for n in more if not n.endswith(_COUNTERS) and n != f"{heads[0]}.weight"]:
+            if more := [n for n in more if not n.endswith(COUNTERS) and n != f"{heads[0]}.weight"]:
                 raise CheckpointError(
                     f"its head has more layers than one ({heads[0]}, {more[0].rpartition('.')[0]}), and a state dict "
                     "does not say what lies between them; give the network exported (.pt2, .onnx)",
@@ -263,18 +263,21 @@ def _head(tensors: _Tensors, places: Mapping[str, str], prefix: str, rest: list[
 
 def _parted(names: list[str], prefix: str) -> tuple[list[str], list[str]]:
     """Those within the network's own modules, and the others; counters are neither."""
-    names = [name for name in names if not name.endswith(_COUNTERS)]
+    names = [name for name in names if not name.endswith(COUNTERS)]
     inner = [n for n in names if n.startswith(prefix) and n.removeprefix(prefix).split(".")[0] in _MODULES]
     return inner, [name for name in names if name not in inner]
 
 
-def _refuse_layers(tensors: _Tensors, names: list[str], path: Path) -> None:
-    """A layer whose place nobody knows may be part of the network. Raises CheckpointError."""
+def refuse_layers(tensors: Mapping[str, Tensor], names: list[str], path: Path, within: Iterable[str] = ()) -> None:
+    """A layer whose place nobody knows may be part of the network, as is whatever lies ``within`` its own modules.
+
+    Raises CheckpointError for the first of them.
+    """
     layers = [n for n in names if n.endswith("weight") and tensors[n].ndim > 1 and not _BESIDE.search(n)]
-    if layers:
+    for name in (*within, *layers):
         raise CheckpointError(
-            f"is no Xception of timm: it also holds the layer {layers[0].removesuffix('.weight')}; where the network "
-            "does not use it, save the state dict without it, else give the network exported (.pt2, .onnx)",
+            f"also holds the layer {name.rpartition('.')[0]}, which this network does not have; where the network does "
+            "not use it, save the state dict without it, else give the network exported (.pt2, .onnx)",
             path,
-            layers[0],
+            name,
         )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo" / "xception_demo.safetensors"
 PREPROCESSING = {"mean", "std", "resize", "interpolation"}  # of an InputSpec: what a file may give
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".h5", ".hdf5", ".keras", ".pt2", ".onnx")
+STATE_DICTS = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
+SUFFIXES = (*STATE_DICTS, ".h5", ".hdf5", ".keras", ".pt2", ".onnx")
 
 
 class ModelError(ValueError):
@@ -49,15 +50,20 @@ def _check_names(names: tuple[str, ...], where: object) -> None:
             raise ModelError(f"{where}: class {index} is named {name!r}, with a control character; name it anew")
 
 
-def load(source: str | Path, *, size: int | None = None) -> Model:
+def load(source: str | Path, *, size: int | None = None, architecture: str | None = None) -> Model:
     """``xception`` (the paper's network, random weights), ``demo`` (the trained one in this package) or a file.
 
     Files: checkpoints of ours and of timm's or Cadene's (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin), models of
     Keras (.keras, .h5, .hdf5) and weights of its Xception (.weights.h5), exported programs (.pt2) and float ONNX
     (.onnx). ``size`` replaces the input's height and width, in pixels; the last two kinds carry their own, unless ONNX
-    leaves it open. Raises ModelError, CheckpointError, UnsupportedLayer or ValueError, each with what is wrong, where,
-    and what to do; OSError for what is no regular file, or larger than any network.
+    leaves it open. ``architecture`` (timm/NAME) says the layers of a state dict. Raises ModelError, CheckpointError,
+    UnsupportedLayer or ValueError, each with what is wrong, where, and what to do; OSError for what is no regular file,
+    or larger than any network.
     """
+    if architecture is not None and not str(source).endswith(STATE_DICTS):
+        raise ModelError(
+            f"{source}: says its layers itself; --architecture is for state dicts ({', '.join(STATE_DICTS)})"
+        )
     if str(source) == "xception":
         return _random_xception(size)
     path = DEMO if str(source) == "demo" else Path(source)
@@ -68,7 +74,7 @@ def load(source: str | Path, *, size: int | None = None) -> Model:
         raise ModelError(f"{path}: no such file")
     check_file(path)
     try:
-        return _load_file(path, size)
+        return _load_file(path, size) if architecture is None else _architecture(path, size, architecture)
     except UnsupportedLayer as error:
         raise UnsupportedLayer(error.path, error.operator, error.reason, path) from error
 
@@ -140,6 +146,17 @@ def _xception(checkpoint: Checkpoint, size: int | None, name: str) -> Model:
     check_size(spec.height, spec.width)
     graph = from_torch(checkpoint.module, spec, name=name)
     return Model(graph, spec, checkpoint.labels, checkpoint.provenance)
+
+
+def _architecture(path: Path, size: int | None, architecture: str) -> Model:
+    from .from_torch import from_torch
+    from .timm_architecture import load_architecture
+
+    module, spec, provenance = load_architecture(path, architecture)
+    spec = spec if size is None else resized(spec, size)
+    graph = from_torch(module, spec, name=path.name.split(".")[0])
+    labels = tuple(str(i) for i in range(graph.type_of(graph.outputs[0]).shape[-1]))
+    return Model(graph, spec, labels, provenance)
 
 
 def _random_xception(size: int | None) -> Model:

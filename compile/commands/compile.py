@@ -50,6 +50,9 @@ def compile_command(
     input_size: Annotated[
         int | None, typer.Option(min=1, help="Input height and width, where the file has none.")
     ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a state dict of another of timm's networks: timm/xception65 (needs timm).")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="The classes' names, one a line, in order.")
     ] = None,
@@ -105,7 +108,7 @@ def compile_command(
         measured.check_target(spec)
     with bar() as progress:
         progress("load", 0.0)
-        loaded = zoo.load(model, size=input_size)
+        loaded = zoo.load(model, size=input_size, architecture=architecture)
         loaded = loaded if labels is None else zoo.with_labels(loaded, labels)
         loaded = loaded if preprocessing is None else zoo.with_preprocessing(loaded, preprocessing)
         dataset = open_dataset(calibration)

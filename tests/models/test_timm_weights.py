@@ -318,10 +318,13 @@ NORMED = {"fc.0.weight": torch.zeros(16, 208), "fc.1.running_mean": torch.zeros(
             lambda s: s | {"fc.weight": torch.zeros(3, 51)},
             "has no classifier: .*, fc takes 51; give the checkpoint with",
         ),
-        (lambda s: s | {"block3.se.weight": torch.zeros(72, 72)}, r"it also holds block3\.se\.weight \(1 unknown"),
+        (
+            lambda s: s | {"block3.se.weight": torch.zeros(72, 72)},
+            r"also holds the layer block3\.se, which this network does not",
+        ),
         (
             lambda s: s | {"gate.weight": torch.zeros(1, 2, 7, 7)},
-            "it also holds the layer gate; where the network does",
+            "also holds the layer gate, which this network does not have; where the",
         ),
         (lambda s: cut(s, "bn3.bias"), r"1 of 2\d\d tensors are missing, the first is bn3\.bias; give a checkpoint of"),
         (

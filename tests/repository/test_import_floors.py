@@ -29,7 +29,7 @@ AT_IMPORT: dict[str, set[str]] = {
 }
 WHEN_CALLED: dict[str, set[str]] = {
     "targets": set(),
-    "models": {"numpy", "torch", "PIL", "safetensors", "h5py", "onnx"},
+    "models": {"numpy", "torch", "PIL", "safetensors", "h5py", "onnx", "timm"},
     "runtime": {"numpy", "PIL", "ai_edge_litert", "cryptography", "tflite_runtime", "jinja2", "ray"},
     "calibration": {"numpy", "torch", "PIL", "safetensors"},
 }
@@ -39,7 +39,7 @@ NUMPY_FILES = {
     f"models/{name}.py"
     for name in ("atomic_write", "graph", "preprocess", "read_file", "serialize", "graph_text", "verify")
 }
-ABOUT_TORCH = "xception, from_torch, keras_weights, pth_file, timm_weights, train, weights"
+ABOUT_TORCH = "xception, from_torch, keras_weights, pth_file, timm_architecture, timm_weights, train, weights"
 TORCH_FILES = {f"models/{name}.py" for name in ABOUT_TORCH.split(", ")}
 PYTEST_FILE = "runtime/pytest_plugin.py"  # which pytest alone imports
 TVM_FOLDERS = ("compile/kernels/", "compile/backends/")

@@ -80,12 +80,17 @@ class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def stand_in_for_torchvision() -> None:
+    """For timm, where it has not been imported yet."""
+    if "timm" not in sys.modules:
+        sys.meta_path.insert(0, _StandInFinder())
+
+
 def timm_xception(classes: int = 1000) -> torch.nn.Module:
     """timm's ``legacy_xception``, which is Cadene's. torchvision, which timm imports and this network does not use,
     does not load beside the CPU build of torch; a stand-in takes its place.
     """
-    if "timm" not in sys.modules:
-        sys.meta_path.insert(0, _StandInFinder())
+    stand_in_for_torchvision()
     import timm
 
     torch.manual_seed(0)
