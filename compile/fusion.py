@@ -83,7 +83,7 @@ def _banded_depthwise(prologue: Prologue, _: Convolution) -> bool:
 RULES: Mapping[str, Rules] = {
     "generic": Rules(),
     "x86": Rules(relu=is_banded, shared_relu=True, depthwise=_banded_depthwise, dilation=True),
-    "arm": Rules(relu=_always, depthwise=_always),
+    "arm": Rules(relu=_always, depthwise=_always, dilation=True),
     "opencl": Rules(relu=_always, shared_relu=True, addition=True),
     "cuda": Rules(relu=_always, shared_relu=True, addition=True, dilation=True),
 }

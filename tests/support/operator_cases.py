@@ -154,6 +154,21 @@ def fusion_cases(batch: int = 1) -> Iterator[ir.Graph]:
         yield build.graph(*outputs_, build.nodes[-1].name)
 
 
+def dilated_fusion_cases(batch: int = 1) -> Iterator[ir.Graph]:
+    """Separable convolutions at the rates of an ASPP and of a network of output stride 8, behind a ReLU and not; the
+    larger rates leave rows of padding alone, and bands of rows in it."""
+    for index, (height, width, channels, rate) in enumerate(
+        [(19, 17, 24, (2, 2)), (15, 9, 16, (6, 4)), (9, 10, 8, (12, 12))]
+    ):
+        build = Int8Builder(f"dilated{index}", index)
+        pixels = np.random.default_rng(index).integers(-128, 128, (batch, height, width, channels), np.int8)
+        x = build.conv(build.input(pixels), channels)
+        padding = (rate[0], rate[0], rate[1], rate[1])
+        behind_relu = build.depthwise(build.relu(build.conv(x, channels)), padding=padding, dilation=rate, relu=True)
+        plain = build.depthwise(x, padding=padding, dilation=rate)
+        yield build.graph(build.conv(behind_relu, 20), build.conv(plain, 9, relu=True))
+
+
 def all_cases(batch: int = 1, *, lacking: tuple[str, ...] = ()) -> list[ir.Graph]:
     """Every case as a graph; ``lacking`` are kinds that an engine has not, "dilation" among them."""
     graphs = [
@@ -163,7 +178,8 @@ def all_cases(batch: int = 1, *, lacking: tuple[str, ...] = ()) -> list[ir.Graph
     ]
     if batch == 1:
         graphs += [*tie_cases(), *extreme_cases()]
-    return [*graphs, *fusion_cases(batch)]
+    dilated = () if "dilation" in lacking else dilated_fusion_cases(batch)
+    return [*graphs, *fusion_cases(batch), *dilated]
 
 
 def images(graph: ir.Graph, count: int = 3) -> Iterator[list[np.ndarray]]:

@@ -21,7 +21,7 @@ from . import epilogue, neon, vector_loads
 from .depthwise import Depthwise, DepthwiseOperands, DepthwiseShape, stage_bytes
 from .gemm import BLOCKS, ROW_STEP, Accumulators, Bias, Block, pack, plane_bytes
 from .int16_sums import Corrections, padded_pixels
-from .layout import LANES, staged_rows, staged_width, stored_channels, window_name
+from .layout import LANES, staged_parts, staged_rows, staged_width, stored_channels, tap_pitch, window_name
 from .neon import Buffer, Expr
 from .product import Product, Products
 from .vector_loads import Kept
@@ -196,7 +196,7 @@ class _DepthwisePixels:
         geometry, rows = shape.depthwise.geometry, shape.rows_per_task
         by_dot = dot.applies(shape.isa, geometry)
         stage = T.alloc_buffer((stage_bytes(geometry, rows + (rows % 2 if by_dot else 0)),), "int8")
-        self.depthwise = Depthwise(shape.depthwise, operands, x, stage)
+        self.depthwise = Depthwise(shape.depthwise, operands, x, stage, rows)
         self.by_dot: dot.DotDepthwise | None = None
         if by_dot:
             windows = T.alloc_buffer((dot.windows_bytes(geometry, rows),), "int8")
@@ -207,7 +207,7 @@ class _DepthwisePixels:
 
     def emit(self, first_row: Expr, rows: Expr) -> None:
         """All channels of the output rows [first_row, first_row + rows), 16 at a time."""
-        self.depthwise.begin_band(self.shape.rows_per_task)
+        self.depthwise.begin_band()
         with T.serial(0, self.depthwise.shape.channels // LANES) as channels:
             self.depthwise.stage_channels(first_row, rows, channels)
             first = neon.bind(channels * (LANES // self.block.depth * self.plane))
@@ -270,6 +270,8 @@ class _Patches:
         self.shape, self.x, self.constants, self.planes, self.plane = shape, x, constants, planes, plane
         width = staged_width(shape.geometry) if shape.staged else shape.geometry.in_width
         self.row_bytes = width * shape.in_stride
+        pitch = tap_pitch(shape.geometry, shape.rows_per_task) if shape.staged else shape.geometry.dilation[0]
+        self.tap_row_bytes = pitch * self.row_bytes
         if shape.staged:
             # And room for the whole vectors that read beyond it.
             self.stage_bytes = staged_rows(shape.geometry, shape.rows_per_task) * self.row_bytes + 2 * LANES
@@ -295,11 +297,14 @@ class _Patches:
                 step = (g.strides[0] * self.row_bytes, g.strides[1] * shape.in_stride)
                 corners.append(neon.bind(origin + down * step[0] + right * step[1]))
             base = neon.bind(panel * (block.rows * block.depth))
-            vectors_per_row = shape.patch_row_bytes // LANES
-            for ky in range(g.kernel[0]):
-                with T.serial(0, vectors_per_row) as i:
-                    vectors = [neon.load(image, c + (ky * self.row_bytes) + i * LANES) for c in corners]
-                    target = neon.bind(base + (ky * vectors_per_row + i) * (LANES // block.depth * self.plane))
+            # Taps side by side lie together; those of a dilated window are whole vectors.
+            count, tap_bytes = (1, 0) if g.dilation[1] == 1 else (g.kernel[1], g.dilation[1] * shape.in_stride)
+            vectors_each = shape.patch_row_bytes // LANES // count
+            for tap in range(g.kernel[0] * count):
+                offset = tap // count * self.tap_row_bytes + tap % count * tap_bytes
+                with T.serial(0, vectors_each) as i:
+                    vectors = [neon.load(image, c + offset + i * LANES) for c in corners]
+                    target = neon.bind(base + (tap * vectors_each + i) * (LANES // block.depth * self.plane))
                     pack(block, self.planes, target, self.plane, vectors)
 
         _for_each_panel(shape, rows, emit)
@@ -311,14 +316,15 @@ class _Patches:
             fill = neon.bind(neon.splat(T.cast(self.constants[0], "int8"), LANES))
             with T.serial(0, self.stage_bytes // LANES) as i:
                 neon.store(self.stage, i * LANES, fill, LANES)
-        top = neon.bind(first_row * g.strides[0] - g.padding[0])
-        first = T.max(T.int32(0), -top)
-        last = T.min((rows - 1) * g.strides[0] + g.kernel[0], g.in_height - top)
         length = g.in_width * channels
-        with T.serial(first, last) as row:
-            source = neon.bind((top + row) * length)
-            target = neon.bind(row * self.row_bytes + g.padding[2] * channels)
-            self._copy_row(source, target, length)
+        for part in staged_parts(g, self.shape.rows_per_task):
+            top = neon.bind(first_row * g.strides[0] - (g.padding[0] - part.source))
+            first = T.max(T.int32(0), -top)
+            last = T.min((rows - 1) * g.strides[0] + part.reach, g.in_height - top)
+            with T.serial(first, last) as row:
+                source = neon.bind((top + row) * length)
+                target = neon.bind((row + part.target) * self.row_bytes + g.padding[2] * channels)
+                self._copy_row(source, target, length)
 
     def _copy_row(self, source: Expr, target: Expr, length: int) -> None:
         if length < LANES:
@@ -454,12 +460,12 @@ class DepthwiseAlone:
         *of_depthwise, y = operands
         g, channels = self.shape.geometry, self.shape.channels
         stage = T.alloc_buffer((stage_bytes(g, self.rows_per_task),), "int8")
-        depthwise = Depthwise(self.shape, DepthwiseOperands(*of_depthwise), x, stage)
+        depthwise = Depthwise(self.shape, DepthwiseOperands(*of_depthwise), x, stage, self.rows_per_task)
 
         def task(number: Expr) -> None:
             first_row = neon.bind(neon.bind(number) * self.rows_per_task)
             rows = neon.bind(T.min(T.int32(self.rows_per_task), g.out_height - first_row))
-            depthwise.begin_band(self.rows_per_task)
+            depthwise.begin_band()
             with T.serial(0, channels // LANES) as block:
                 depthwise.stage_channels(first_row, rows, block)
                 base = neon.bind(first_row * (g.out_width * channels) + block * LANES)

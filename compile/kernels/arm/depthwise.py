@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ....models.graph import Geometry
 from . import epilogue, neon
-from .layout import LANES, staged_rows, staged_width, stored_channels, window_name
+from .layout import LANES, staged_parts, staged_rows, staged_width, stored_channels, tap_pitch, window_name
 from .neon import Buffer, Expr
 
 _PIXELS = 2  # output pixels whose windows share loads
@@ -68,10 +68,11 @@ def stage_bytes(geometry: Geometry, rows: int) -> int:
 
 
 class Depthwise:
-    """Emits one depthwise convolution, band by band. ``stage`` is scratch of ``stage_bytes``."""
+    """Emits one depthwise convolution, band by band: of ``rows`` output rows, but for the last. ``stage`` is scratch of
+    ``stage_bytes``."""
 
-    def __init__(self, shape: DepthwiseShape, operands: DepthwiseOperands, x: Buffer, stage: Buffer) -> None:
-        self.shape, self.operands, self.x, self.stage = shape, operands, x, stage
+    def __init__(self, shape: DepthwiseShape, operands: DepthwiseOperands, x: Buffer, stage: Buffer, rows: int) -> None:
+        self.shape, self.operands, self.x, self.stage, self.rows = shape, operands, x, stage, rows
         first, constants = operands.first_constant, operands.constants
         self.fill = neon.bind(neon.splat(T.cast(constants[first], "int8"), LANES))
         self.output = epilogue.load_output(constants, first + 1, shape.relu, shape.range)
@@ -80,24 +81,31 @@ class Depthwise:
             self.relu_least = neon.bind(neon.splat(T.cast(zero, "int8"), LANES))
             self.relu_offset = neon.bind(neon.splat(T.cast(-128 - zero, "int8"), LANES))
 
-    def begin_band(self, rows: int) -> None:
+    @property
+    def tap_row_bytes(self) -> int:
+        """Of scratch, from one row of taps to the next."""
+        geometry = self.shape.geometry
+        return tap_pitch(geometry, self.rows) * staged_width(geometry) * LANES
+
+    def begin_band(self) -> None:
         """Once per band, before its channel blocks: the padding."""
         geometry = self.shape.geometry
         if any(geometry.padding):
-            count = staged_rows(geometry, rows) * staged_width(geometry)
+            count = staged_rows(geometry, self.rows) * staged_width(geometry)
             with T.serial(0, count) as i:
                 neon.store(self.stage, i * LANES, self.fill, LANES)
 
     def stage_channels(self, first_row: Expr, rows: Expr, block: Expr) -> None:
         """Copies what output rows [first_row, first_row + rows) read of 16 channels."""
         g, channels = self.shape.geometry, self.shape.channels
-        top = neon.bind(first_row * g.strides[0] - g.padding[0])
-        first = T.max(T.int32(0), -top)
-        last = T.min((rows - 1) * g.strides[0] + g.kernel[0], g.in_height - top)
-        with T.serial(first, last) as row:
-            source = neon.bind((top + row) * (g.in_width * channels) + block * LANES)
-            target = neon.bind((row * staged_width(g) + g.padding[2]) * LANES)
-            self._copy_row(source, target)
+        for part in staged_parts(g, self.rows):
+            top = neon.bind(first_row * g.strides[0] - (g.padding[0] - part.source))
+            first = T.max(T.int32(0), -top)
+            last = T.min((rows - 1) * g.strides[0] + part.reach, g.in_height - top)
+            with T.serial(first, last) as row:
+                source = neon.bind((top + row) * (g.in_width * channels) + block * LANES)
+                target = neon.bind(((row + part.target) * staged_width(g) + g.padding[2]) * LANES)
+                self._copy_row(source, target)
 
     def _copy_row(self, source: Expr, target: Expr) -> None:
         width, channels = self.shape.geometry.in_width, self.shape.channels
@@ -138,13 +146,13 @@ class Depthwise:
 
             def step(first: Expr, count: int) -> None:
                 corner = neon.bind(base + first * (g.strides[1] * LANES))
-                columns = (count - 1) * g.strides[1] + g.kernel[1]
+                columns = (count - 1) * g.strides[1] + g.extent[1]  # LLVM drops what no tap reads
                 image = [
-                    [neon.load(self.stage, corner + y * row_bytes + x * LANES) for x in range(columns)]
+                    [neon.load(self.stage, corner + y * self.tap_row_bytes + x * LANES) for x in range(columns)]
                     for y in range(g.kernel[0])
                 ]
                 for i in range(count):
-                    seen = [v for line in image for v in line[i * g.strides[1] :][: g.kernel[1]]]
+                    seen = [v for line in image for v in line[i * g.strides[1] :][: g.extent[1] : g.dilation[1]]]
                     acc = _accumulate(seen, weights, bias)
                     scaled = [
                         neon.bind(epilogue.scale(a, m, self.output)) for a, m in zip(acc, multipliers, strict=True)

@@ -3,7 +3,8 @@
 Of the staged rows, windows of 4 that start at each even one are laid out, for every column, as [4 channels][4 rows]: a
 vector. A window holds a column of taps of two outputs, one below the other, so it is multiplied with [w0, w1, w2, 0]
 and with [0, w0, w1, w2]: three sdot for 4 outputs. The results, 4 pixels by 4 channels, are what the matrix product by
-dot products reads.
+dot products reads. Of a dilated convolution, two outputs one below the other share no rows: each has a window of its
+own, whose fourth row does not matter.
 """
 
 from __future__ import annotations
@@ -47,9 +48,14 @@ def pack_weights(weights: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(blocked).reshape(-1)
 
 
+def lines_per_window(geometry: Geometry) -> int:
+    """Output rows, one below the other, that a window serves."""
+    return 2 if geometry.dilation[0] == 1 else 1
+
+
 def windows_bytes(geometry: Geometry, rows: int) -> int:
     """Scratch for the windows of the input of ``rows`` output rows, 16 channels."""
-    return -(-rows // 2) * staged_width(geometry) * _COLUMN
+    return -(-rows // lines_per_window(geometry)) * staged_width(geometry) * _COLUMN
 
 
 class DotDepthwise:
@@ -58,6 +64,8 @@ class DotDepthwise:
     def __init__(self, staged: Depthwise, windows: Buffer) -> None:
         self.staged, self.windows = staged, windows
         self.width = staged_width(staged.shape.geometry)
+        self.dilation = staged.shape.geometry.dilation[1]
+        self.lines = lines_per_window(staged.shape.geometry)
         self.out_width = staged.shape.geometry.out_width
         self.row_bytes = self.width * _COLUMN
         self.full = self.out_width // _QUAD
@@ -66,13 +74,13 @@ class DotDepthwise:
 
     def lay_out_windows(self, rows: Expr) -> None:
         """Interleaves the bytes of every 4 staged rows; the last window of an odd number of rows has but 3."""
-        staged_row = self.width * LANES
-        with T.serial(0, (rows + 1) // 2) as pair:
-            source = neon.bind(pair * (2 * staged_row))
-            target = neon.bind(pair * self.row_bytes)
+        staged_row, tap_row = self.width * LANES, self.staged.tap_row_bytes
+        with T.serial(0, (rows + (self.lines - 1)) // self.lines) as window:
+            source = neon.bind(window * (self.lines * staged_row))
+            target = neon.bind(window * self.row_bytes)
             with T.serial(0, self.width) as column:
                 corner = neon.bind(source + column * LANES)
-                seen = [neon.load(self.staged.stage, corner + y * staged_row) for y in range(4)]
+                seen = [neon.load(self.staged.stage, corner + min(y, self.lines + 1) * tap_row) for y in range(4)]
                 neon.st4(self.windows, target + column * _COLUMN, seen)
 
     def compute(
@@ -88,20 +96,20 @@ class DotDepthwise:
             multiplier = neon.load(operands.multipliers, first * _QUAD, "float32x4")
             begin = neon.bind(results[1] + g * plane)
 
-            def emit(pair: Expr, lines: int) -> None:
-                base = neon.bind(g * LANES + pair * self.row_bytes)
-                target = begin + pair * (2 * self.out_width * _QUAD)
+            def emit(window: Expr, lines: int) -> None:
+                base = neon.bind(g * LANES + window * self.row_bytes)
+                target = begin + window * (self.lines * self.out_width * _QUAD)
                 self._row(base, weights, multiplier, lines, results[0], target)
 
-            pairs = neon.bind(rows // 2)
-            with T.serial(0, pairs) as pair:
-                emit(pair, 2)
-            if all(height % 2 for height in heights):
-                emit(pairs, 1)
-            elif any(height % 2 for height in heights):
-                with T.If(rows % 2 == 1):
+            windows = neon.bind(rows // self.lines)
+            with T.serial(0, windows) as window:
+                emit(window, self.lines)
+            if all(height % self.lines for height in heights):
+                emit(windows, 1)
+            elif any(height % self.lines for height in heights):
+                with T.If(rows % self.lines == 1):
                     with T.Then():
-                        emit(pairs, 1)
+                        emit(windows, 1)
 
     def _row(
         self, base: Expr, weights: list[Expr], multiplier: Expr, lines: int, results: Buffer, target: Expr
@@ -111,13 +119,15 @@ class DotDepthwise:
 
         def quads(first: Expr, count: int) -> None:
             source = neon.bind(base + first * _COLUMN)
-            columns = [neon.load(self.windows, source + x * _COLUMN) for x in range(_QUAD * count + 2)]
+            reached = _QUAD * count + 2 * self.dilation
+            columns = [neon.load(self.windows, source + x * _COLUMN) for x in range(reached)]
             for u in range(count):
                 for line in range(lines):
                     scaled = []
                     for pixel, acc in enumerate(self.bias.load(_QUAD, _QUAD)):
                         for x in range(3):
-                            acc = neon.bind(neon.sdot(acc, columns[_QUAD * u + pixel + x], weights[2 * x + line]))
+                            column = columns[_QUAD * u + pixel + x * self.dilation]
+                            acc = neon.bind(neon.sdot(acc, column, weights[2 * x + line]))
                         scaled.append(neon.bind(epilogue.scale(acc, multiplier, self.staged.output)))
                     value = epilogue.narrow16(scaled, self.staged.output)
                     offset = (first + (_QUAD * u + line * width)) * _QUAD

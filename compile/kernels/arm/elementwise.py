@@ -18,7 +18,7 @@ from .neon import Buffer, Expr, Register
 VECTORS_PER_TASK = 512
 
 
-def _tasks(count: int) -> int:
+def tasks_over(count: int) -> int:
     """Of a kernel over ``count`` elements, a multiple of 16."""
     return -(-count // (LANES * VECTORS_PER_TASK))
 
@@ -45,7 +45,7 @@ def _over_vectors(
     return prim_func(symbol, [*vectors, constants, Parameter("y", "int8", count)], body)
 
 
-def _quarters(v: Expr) -> list[Expr]:
+def quarters(v: Expr) -> list[Expr]:
     """int8x16 as four int32x4."""
     halves = [neon.bind(neon.widen(part(v, LANES), "int16x8")) for part in (neon.low, neon.high)]
     return [neon.widen(part(half, 8), "int32x4") for half in halves for part in (neon.low, neon.high)]
@@ -67,7 +67,7 @@ class ShiftedSum:
 
     @property
     def tasks(self) -> int:
-        return _tasks(self.count)
+        return tasks_over(self.count)
 
     def build(self) -> tirx.PrimFunc:
         constants = Parameter("constants", "int32", 5)
@@ -82,7 +82,7 @@ class ShiftedSum:
         def compute(*xs: Expr) -> Expr:
             acc = [bias] * 4
             for x, m in zip(xs, multipliers, strict=True):
-                acc = [neon.bind(a + q * m) for a, q in zip(acc, _quarters(x), strict=True)]
+                acc = [neon.bind(a + q * m) for a, q in zip(acc, quarters(x), strict=True)]
             return epilogue.narrow16([neon.bind(neon.sshl32(a, shift)) for a in acc], output)
 
         return compute
@@ -108,7 +108,7 @@ class LimbSum:
 
     @property
     def tasks(self) -> int:
-        return _tasks(self.count)
+        return tasks_over(self.count)
 
     def build(self) -> tirx.PrimFunc:
         constants = Parameter("constants", "int32", 10)
@@ -165,7 +165,7 @@ class Relu:
 
     @property
     def tasks(self) -> int:
-        return _tasks(self.count)
+        return tasks_over(self.count)
 
     def build(self) -> tirx.PrimFunc:
         constants = Parameter("constants", "int32", 1)
@@ -191,7 +191,7 @@ class Lookup:
 
     @property
     def tasks(self) -> int:
-        return _tasks(self.count)
+        return tasks_over(self.count)
 
     def build(self) -> tirx.PrimFunc:
         table = Parameter("table", "int8", 256)
@@ -301,8 +301,8 @@ class Average:
             for register in sums:
                 register.set(neon.splat(-constants[0], 4))
             with T.serial(0, self.pixels) as pixel:
-                quarters = _quarters(neon.load(x, pixel * self.channels + block * LANES))
-                for register, quarter in zip(sums, quarters, strict=True):
+                seen = quarters(neon.load(x, pixel * self.channels + block * LANES))
+                for register, quarter in zip(sums, seen, strict=True):
                     register.set(register.get() + quarter)
             scaled = [neon.bind(epilogue.scale(register.get(), scale, output)) for register in sums]
             neon.store(y, block * LANES, epilogue.narrow16(scaled, output), LANES)

@@ -20,19 +20,24 @@ from ....runtime.units import (
     Addition,
     Convolution,
     DepthwiseConvolution,
+    Flattening,
+    Interpolation,
+    Joining,
     MaxPool,
     Mean,
+    Multiplication,
     Rectifier,
     Scaling,
+    Selection,
     Table,
     Unit,
 )
 from ....targets.spec import TargetSpec
 from ...fusion import RULES, units
 from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
-from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums
+from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums, resample
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
-from .layout import LANES, stored_channels, stored_size
+from .layout import LANES, stored_channels, stored_size, tap_pitch
 
 _BAND_BYTES = 96 << 10  # of packed pixels: they are read once for every panel of output channels
 _MIN_TASKS = 4  # cores that share a layer
@@ -46,6 +51,10 @@ Kernel = (
     | elementwise.Lookup
     | elementwise.MaxPool
     | elementwise.Average
+    | resample.Multiply
+    | resample.Interpolate
+    | resample.Select
+    | resample.Place
 )
 
 
@@ -91,16 +100,64 @@ class _Lowering:
             self.stored[node.name] = _Stored(plain, node.type.shape[-1])
 
     def add(self, unit: Unit) -> None:
-        """Appends a unit's call; a network output is brought to plain NHWC."""
-        if isinstance(unit.anchor, Convolution) and not unit.prologue:
-            inputs = [self.stored[unit.inputs[0]]]
-        else:
-            inputs = [self._padded(name) for name in unit.inputs]
-        lowered = _lower_unit(unit, inputs[0].stride, self.block, self.choices)
+        """Appends a unit's calls; a network output is brought to plain NHWC."""
+        match unit.anchor:
+            case Joining():
+                self._join(unit, unit.anchor)
+            case Flattening():
+                self._flatten(unit, unit.anchor)
+            case Convolution(geometry=geometry) if not unit.prologue and geometry.dilation[1] == 1:
+                self._compute(unit, [self.stored[unit.inputs[0]]])
+            case _:
+                self._compute(unit, [self._padded(name) for name in unit.inputs])
+
+    def _compute(self, unit: Unit, inputs: list[_Stored]) -> None:
+        """A call that makes a unit's tensor of ``inputs``."""
+        lowered, made = _lower_unit(unit, inputs[0].stride, self.block, self.choices), self._made(unit)
+        self._call(unit, lowered, inputs, made)
+        self._keep(unit, made)
+
+    def _join(self, unit: Unit, stage: Joining) -> None:
+        """A call for each input. It copies whole vectors where a pixel has room for them: the next call's channels lie
+        there."""
+        made, offset, stride = self._made(unit), 0, stored_channels(sum(stage.channels))
+        for name, channels in zip(unit.inputs, stage.channels, strict=True):
+            x = self._padded(name)
+            width = min(x.stride, stride - offset)
+            place = resample.Place(stage.geometry.out_pixels, width, x.stride, stride, offset)
+            self._call(unit, _Lowered(place), [x], made)
+            offset += channels
+        self._keep(unit, made)
+
+    def _flatten(self, unit: Unit, stage: Flattening) -> None:
+        """The same bytes where every image is one pixel, or its pixels lie side by side."""
+        g, x = stage.geometry, self.stored[unit.inputs[0]]
+        if g.in_pixels > 1 and x.stride != g.in_channels:
+            made = self._made(unit)
+            place = resample.Place(g.in_pixels, g.in_channels, x.stride, g.in_channels, 0)
+            self._call(unit, _Lowered(place), [x], made)
+            self._keep(unit, made)
+            return
+        self.stored[unit.name] = _Stored(x.activation, x.stride if g.in_pixels == 1 else g.out_channels)
+        if unit.name in self.graph.outputs:
+            plain = Activation(unit.name, "int8", g.out_channels)
+            self._copy(unit.name, x.activation, plain, g.out_channels)
+
+    def _made(self, unit: Unit) -> Activation:
+        """What a unit's kernel writes: the unit's tensor as it is stored, if that is not a network output's form."""
         geometry = unit.last.geometry
-        channels, stride = geometry.out_channels, stored_channels(geometry.out_channels)
-        exported = unit.name in self.graph.outputs and stride != channels
-        made = Activation(f"{unit.name}.padded" if exported else unit.name, "int8", stored_size(geometry))
+        exported = unit.name in self.graph.outputs and geometry.out_channels % LANES
+        return Activation(f"{unit.name}.padded" if exported else unit.name, "int8", stored_size(geometry))
+
+    def _keep(self, unit: Unit, made: Activation) -> None:
+        """Where a unit's tensor lies from now on; a network output is brought to plain NHWC."""
+        geometry = unit.last.geometry
+        self.stored[unit.name] = _Stored(made, stored_channels(geometry.out_channels))
+        if unit.name in self.graph.outputs and made.name != unit.name:
+            plain = Activation(unit.name, "int8", geometry.out_pixels * geometry.out_channels)
+            self._copy(unit.name, made, plain, geometry.out_channels)
+
+    def _call(self, unit: Unit, lowered: _Lowered, inputs: list[_Stored], made: Activation) -> None:
         self.calls.append(
             KernelCall(
                 lowered.kernel.symbol,
@@ -115,10 +172,6 @@ class _Lowering:
                 size=lowered.size,
             )
         )
-        self.stored[unit.name] = _Stored(made, stride)
-        if exported:
-            plain = Activation(unit.name, "int8", geometry.out_pixels * channels)
-            self._copy(unit.name, made, plain, channels)
 
     def _padded(self, name: str) -> _Stored:
         """A tensor with whole vectors of channels; a network input that has not is copied once."""
@@ -165,6 +218,15 @@ def _lower_unit(unit: Unit, in_stride: int, block: Block, choices: Mapping[str, 
         case Table():
             assert stage.table is not None
             return _Lowered(elementwise.Lookup(stored_size(stage.geometry)), (Weights(np.roll(stage.table, 128)),))
+        case Multiplication():
+            assert stage.integers is not None
+            i, gate = stage.integers, stored_channels(stage.geometry.in_channels) if stage.gate else 0
+            constants = (Weights(i.multiplier.reshape(1)), _int32(i.a_zero, i.b_zero, i.zero_point))
+            return _Lowered(resample.Multiply(stored_size(stage.geometry), gate), constants)
+        case Interpolation() | Selection():
+            resize = resample.Interpolate if isinstance(stage, Interpolation) else resample.Select
+            taps = (Weights(stage.rows.reshape(-1)), Weights(stage.columns.reshape(-1)))
+            return _Lowered(resize(stage.geometry), taps)
     raise ir.GraphError(f"{unit.name}: no ARM kernel for a {unit.kind}", unit.name, unit.path)
 
 
@@ -288,7 +350,12 @@ def _with_tasks(shape: convolution.ConvolutionShape) -> convolution.ConvolutionS
         bands = full + (last > 0)
         idle = -(-bands // _MIN_TASKS) * _MIN_TASKS * rows / height  # the slowest core's share
         oversize = max(1.0, rows * width * shape.patch_bytes / _BAND_BYTES)
-        halo = (shape.depthwise.geometry.kernel[0] - 1) / rows if shape.depthwise else 0.0  # rows staged twice
+        halo = _halo(shape.depthwise.geometry, rows) if shape.depthwise else 0.0
         return padded / (height * width) + 0.1 * idle + 0.05 * oversize + 0.04 * halo + 0.01 * bands / height
 
     return replace(shape, rows_per_task=min(range(1, height + 1), key=cost))
+
+
+def _halo(geometry: ir.Geometry, rows: int) -> float:
+    """Rows staged for a band of ``rows`` output rows beyond those of one row of taps, to each of its rows."""
+    return (geometry.kernel[0] - 1) * tap_pitch(geometry, rows) / rows

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support import operator_cases
 from support.emulated_bundle import EmulatedBundle, merged
 from support.int8_graphs import (
     Int8Builder,
@@ -25,7 +24,6 @@ from support.int8_graphs import (
     random_table,
     random_xception,
     table_graph,
-    tie_graph,
 )
 from support.needs import requires
 
@@ -45,57 +43,7 @@ TARGETS = {
     "dotprod": catalog.get("raspberry-pi-5"),
     "i8mm": catalog.get("generic/android-arm64-i8mm"),
 }
-CHANNELS = (1, 2, 3, 7, 8, 15, 16, 728)
-EXTREMES = (-128, 127)
 BYTES = (np.indices((256, 256)) - 128).astype(np.int8).reshape(2, 1, 64, 64, 16)  # every pair
-
-
-def operator_graphs() -> Iterator[ir.Graph]:
-    """Every operator at the edges of vectors and blocks, at odd sizes, and with accumulators on exact halves."""
-    for channels in CHANNELS:
-        outputs = CHANNELS[-1 - CHANNELS.index(channels)]
-        kernel = (1, 1) if channels * outputs > 728 else (3, 3)
-        relu = channels % 2 == 0
-        yield random_operator_graph("conv", (1, 5, 7, channels), channels=outputs, kernel=kernel, relu=relu)
-        yield random_operator_graph("depthwise", (1, 5, 7, channels), relu=not relu)
-        yield random_operator_graph("linear", (1, channels), channels=outputs, relu=relu)
-        yield random_operator_graph("relu", (1, 5, 3, channels))
-        yield random_operator_graph("pool", (1, 7, 6, channels), strides=(2, 2), padding=(0, 1, 1, 1))
-        yield random_operator_graph("add", (1, 5, 3, channels), relu=relu)
-        yield random_operator_graph("requantize", (1, 5, 3, channels))
-        yield random_operator_graph("mean", (1, 5, 3, channels))
-    windows = (((1, 1), (1, 1, 1, 1)), ((2, 2), (0, 1, 0, 1)), ((1, 2), (0, 0, 0, 0)), ((3, 2), (2, 1, 0, 2)))
-    for strides, padding in windows:
-        for kind, kernel in (("conv", (3, 3)), ("depthwise", (3, 3)), ("conv", (2, 3)), ("depthwise", (5, 2))):
-            shape = (1, 9, 8, 3) if kind == "conv" else (1, 10, 11, 20)
-            yield random_operator_graph(
-                kind, shape, channels=5, kernel=kernel, strides=strides, padding=padding, relu=strides == (1, 1)
-            )
-    yield random_operator_graph("conv", (1, 9, 8, 5), channels=5, kernel=(1, 1), strides=(2, 2))
-    for kind in ("conv", "depthwise", "linear", "add", "requantize"):
-        for zero_point in (-128, 0, 7, 127):
-            shape = (1, 15) if kind == "linear" else (1, 16, 16, 15)
-            yield tie_graph(kind, shape, zero_point=zero_point, relu=zero_point == 7 and kind != "requantize")
-    for pixels in (2, 361):  # more than an int16 sum would hold
-        yield random_operator_graph("mean", (1, pixels, 1, 17))
-    for kind in ("conv", "depthwise", "linear"):  # scaled accumulators beyond int16
-        shape = (1, 15) if kind == "linear" else (1, 6, 5, 15)
-        yield random_operator_graph(kind, shape, quant=ir.PerTensor(f32(2e-5), 3), relu=kind == "conv")
-    yield extreme_weights("depthwise", 16, padding=(1, 1, 1, 1))
-    for channels in (257, 259):  # accumulators within 2^22 and not
-        yield extreme_weights("linear", channels)
-    yield chained_graph()
-
-
-def extreme_weights(kind: str, channels: int, **options: Any) -> ir.Graph:
-    """Weights of -127 and 127 alone: with pixels of -128 two products are as near to the limit of int16 as can be."""
-    shape = (1, channels) if kind == "linear" else (1, 6, 5, channels)
-    graph = random_operator_graph(kind, shape, **options)
-    constants = dict(graph.constants)
-    for name in (node.inputs[1] for node in graph.nodes if node.inputs):
-        signs = np.random.default_rng(0).integers(0, 2, constants[name].data.shape) * 254 - 127
-        constants[name] = replace(constants[name], data=signs.astype(np.int8))
-    return replace(graph, name="extreme_weights", constants=constants)
 
 
 def sums() -> ir.Graph:
@@ -113,22 +61,6 @@ def sums() -> ir.Graph:
     return build.graph(*(node.name for node in build.nodes if isinstance(node.op, ir.Add)))
 
 
-def fused_graphs() -> Iterator[ir.Graph]:
-    """What the lowering joins, and what it must not join."""
-    for index, (height, width, channels, outputs) in enumerate([(19, 19, 40, 24), (7, 9, 16, 9), (1, 30, 3, 50)]):
-        build = Int8Builder(f"fused{index}", index)
-        x = build.input(np.random.default_rng(index).integers(-128, 128, (1, height, width, channels), np.int8))
-        shared = build.relu(x)
-        alone = build.relu(build.conv(x, channels))
-        first = build.conv(build.depthwise(alone), outputs, relu=True)
-        second = build.conv(build.depthwise(shared), outputs)
-        third = build.depthwise(shared)
-        build.conv(third, outputs)
-        build.conv(third, outputs, strides=(2, 2))
-        build.add(first, second)
-        yield build.graph(*(node.name for node in build.nodes if node.name.startswith(("conv", "add"))))
-
-
 @pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> TargetSpec:
     return TARGETS[request.param]
@@ -136,18 +68,13 @@ def target(request: pytest.FixtureRequest) -> TargetSpec:
 
 @pytest.fixture(scope="module")
 def operators(target: TargetSpec, tmp_path_factory: pytest.TempPathFactory) -> EmulatedBundle:
-    graph = merged([*operator_graphs(), *fused_graphs()])
+    graph = merged([*operator_cases.all_cases(), chained_graph()])
     return EmulatedBundle(graph, arm.lower(graph, target), target, tmp_path_factory.mktemp(target.cpu))
 
 
 def test_every_operator_equals_the_reference(operators: EmulatedBundle) -> None:
     graph = operators.graph
-    shapes = [node.type.shape for node in graph.inputs]
-    images = [
-        *(random_input(graph, seed) for seed in range(3)),
-        *([np.full(shape, value, np.int8) for shape in shapes] for value in EXTREMES),
-        [np.where(np.indices(shape).sum(axis=0) % 2, *EXTREMES).astype(np.int8) for shape in shapes],
-    ]
+    images = list(operator_cases.images(graph))
     for image, outputs in zip(images, operators.run(images), strict=True):
         assert differences(graph, image, outputs) == {}
 
