@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...models import graph as ir
 from .prim_func import Parameter, prim_func
+from .rounding import nearest
 
 Expr: TypeAlias = tirx.Expr
 Buffer: TypeAlias = tirx.Buffer
@@ -370,11 +371,10 @@ class FloatElementwise:
         x = _load(buffers[0], offset, lanes)
         match self.kind:
             case "quantize":
-                scaled = x * _splat(buffers[1][0], lanes)
-                zero = _splat(buffers[1][1], lanes)
-                # Clamped before the conversion, so that no value is too large for it; exact, as all are integers.
-                steps = T.max(T.min(tirx.nearbyint(scaled) + zero, _splat(127.0, lanes)), _splat(-128.0, lanes))
-                return T.cast(T.cast(steps, _type("int32", lanes)), _type("int8", lanes))
+                steps = nearest(x * _splat(buffers[1][0], lanes), 256.0, lanes)
+                steps = steps + T.cast(_splat(buffers[1][1], lanes), _type("int32", lanes))
+                ends = [T.broadcast(T.int32(end), lanes) if lanes > 1 else T.int32(end) for end in (-128, 127)]
+                return T.cast(T.max(T.min(steps, ends[1]), ends[0]), _type("int8", lanes))
             case "dequantize":
                 zero, scale = _splat(buffers[1][1], lanes), _splat(buffers[1][0], lanes)
                 return (T.cast(T.cast(x, _type("int32", lanes)), _type("float32", lanes)) - zero) * scale

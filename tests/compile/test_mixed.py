@@ -129,6 +129,7 @@ def test_conversions_are_exact_on_every_engine_ties_included(scale, zero_point):
     for graph, value in ((quantize_, x), (dequantize, codes)):
         expected = reference.run(graph, value)[0]
         np.testing.assert_array_equal(LiteRtEngine(tflite.serialize(graph)).run_once(value)[0], expected)
+        np.testing.assert_array_equal(KernelRunner(graph, host.detect()).run(value)[0], expected)
     exact = np.clip(np.rint((x * (np.float32(1) / np.float32(scale))).astype(np.float64)) + zero_point, -128, 127)
     np.testing.assert_array_equal(reference.run(quantize_, x)[0], exact)
 
