@@ -32,14 +32,16 @@ class Made:
 
 
 def native_cpu(int8: Graph, target: TargetSpec, choices: Mapping[str, int] | None, progress: Progress) -> Made:
-    """Kernels for the target's processor, the runtime, and the program that measures the machine's roof."""
+    """Kernels for the target's processor, the runtime, and the plan that measures the machine's roof, where it is
+    known by which instruction."""
     from .backends import cpu, native_runtime, roof
 
     progress(f"compile kernels for {target.name}", 0.0)
     native = cpu.build_files(int8, target, choices)
     progress(f"compile the runtime for {target.name}", 0.6)
     files = {f"{bundles.NATIVE}/{name}": data for name, data in (native | native_runtime.build(target)).items()}
-    files |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
+    if roof.knows(target):
+        files |= {f"{bundles.ROOF}/{name}": data for name, data in roof.build_files(target).items()}
     return Made((Artefact("native", "int8", tuple(sorted(files))),), files, {}, ("apache-tvm", "ziglang"))
 
 

@@ -55,12 +55,13 @@ def _host() -> Finding:
         return Finding("run native bundles here", False, str(error))
 
 
-def _emulator() -> Finding:
+def _emulator(name: str, architecture: str) -> Finding:
+    what = f"rehearse {name} bundles"
     try:
-        program, root = qemu.emulator("aarch64"), qemu.sysroot("aarch64")
+        program, root = qemu.emulator(architecture), qemu.sysroot(architecture)
     except RuntimeError as error:
-        return Finding("rehearse AArch64 bundles", False, str(error))
-    return Finding("rehearse AArch64 bundles", True, f"{program}, C library in {root}")
+        return Finding(what, False, str(error))
+    return Finding(what, True, f"{program}, C library in {root}")
 
 
 def _program(what: str, program: str, package: str) -> Finding:
@@ -111,4 +112,5 @@ def examine() -> tuple[Finding, ...]:
         _program("run bundles on boards behind ssh", "ssh", "openssh-client"),
         _program("run bundles on Android phones", "adb", "adb"),
     )
-    return (*_versions(), *(_package(*row) for row in _PACKAGES), _host(), _emulator(), _opencl(), _cuda(), *reached)
+    emulators = (_emulator("AArch64", "aarch64"), _emulator("RISC-V", "riscv64"))
+    return (*_versions(), *(_package(*row) for row in _PACKAGES), _host(), *emulators, _opencl(), _cuda(), *reached)

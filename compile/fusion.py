@@ -81,7 +81,7 @@ def _banded_depthwise(prologue: Prologue, _: Convolution) -> bool:
 
 # CUDA's ``depthwise`` is its cost model's answer for the GPU at hand: ``kernels/cuda/lower.py`` puts it in.
 RULES: Mapping[str, Rules] = {
-    "generic": Rules(),
+    "generic": Rules(dilation=True),
     "x86": Rules(relu=is_banded, shared_relu=True, depthwise=_banded_depthwise, dilation=True),
     "arm": Rules(relu=_always, depthwise=_always, dilation=True),
     "opencl": Rules(relu=_always, shared_relu=True, addition=True),

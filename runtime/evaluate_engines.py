@@ -37,6 +37,7 @@ from .session import (
     QEMU,
     Placement,
     device_name,
+    has_emulated_litert,
     open_engine,
     open_program,
     pinned,
@@ -75,8 +76,11 @@ def _grouped(items: Iterable[Labelled], size: int) -> Iterator[list[Labelled]]:
 
 
 def runnable(bundle: Bundle, placement: Placement) -> list[Artefact]:
-    """The artefacts that can be run where the placement says: on a device elsewhere, LiteRT's where it is installed."""
+    """The artefacts that can be run where the placement says: LiteRT's on a device elsewhere where it is installed, on
+    an emulator where there is one for the processor."""
     ours = [a for a in bundle.manifest.artefacts if a.engine not in FOR_OTHERS]
+    if placement.device == QEMU and not has_emulated_litert(bundle.manifest.target):
+        return [a for a in ours if a.engine == "native"]
     link = connect(placement.device)
     if link is None or all(a.engine == "native" for a in ours) or remote.has_litert(link):
         return ours

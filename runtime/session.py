@@ -186,10 +186,17 @@ def open_engine(
         from .devices.qemu import emulated_cpu
         from .engines.litert_qemu import LiteRtQemuEngine
 
+        if not has_emulated_litert(target):
+            raise EngineError(f"{target.name}: no LiteRT for {target.architecture} under qemu; its native engine runs")
         return LiteRtQemuEngine(file, emulated_cpu(target), count)
     from .engines.litert import LiteRtEngine
 
     return LiteRtEngine(file, threads=count)
+
+
+def has_emulated_litert(target: TargetSpec) -> bool:
+    """Whether there is a LiteRT for the target's processor under qemu."""
+    return target.architecture == "aarch64"
 
 
 def _runtime_here(bundle: Bundle, artefact: Artefact) -> tuple[Path, Path]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 
-from . import arm_cpu, host, jetson, mobile_gpu
+from . import arm_cpu, host, jetson, mobile_gpu, riscv_cpu
 from .spec import TargetSpec
 
-_FIXED = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS
+_FIXED = (*arm_cpu.TARGETS, *mobile_gpu.TARGETS, *jetson.TARGETS, *host.TARGETS, *riscv_cpu.TARGETS)
 
 # What a family's bare name means: the row whose bundles run on every member of the family; of the Jetsons, whose
 # kernels are each for one architecture, on every Orin.
@@ -15,6 +15,7 @@ FAMILIES = {
     "arm-cpu": "generic/arm64",
     "jetson": "nvidia/jetson-agx-orin",
     "mobile-gpu": "generic/opencl-gpu",
+    "riscv-cpu": "generic/riscv64",
     "x86-cpu": "generic/x86-64-avx2",
 }
 

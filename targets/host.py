@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from . import riscv_cpu
 from .spec import TargetSpec
 
 _GIB = 1 << 30
@@ -68,7 +69,7 @@ def detect(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) ->
     """The row of the machine this program runs on, ``local/host``.
 
     ``cpuinfo`` is in the form of Linux's /proc/cpuinfo; ``machine`` overrides ``platform.machine()``. Raises
-    UnsupportedHost for a processor that is neither 64-bit Arm nor x86-64 with AVX2, or where ``cpuinfo`` is missing.
+    UnsupportedHost for a processor that is not 64-bit Arm, x86-64 with AVX2 or RV64GC, or where ``cpuinfo`` is missing.
     """
     machine = machine or platform.machine()
     try:
@@ -79,7 +80,9 @@ def detect(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) ->
         return _x86_host(text)
     if machine in ("aarch64", "arm64"):
         return _arm_host(text)
-    raise UnsupportedHost(f"its architecture is {machine}, not x86_64 or aarch64")
+    if machine == "riscv64":
+        return _riscv_host(text)
+    raise UnsupportedHost(f"its architecture is {machine}, not x86_64, aarch64 or riscv64")
 
 
 def _x86_host(cpuinfo: str) -> TargetSpec:
@@ -107,6 +110,17 @@ def _arm_host(cpuinfo: str) -> TargetSpec:
     return _host_row(
         "aarch64-linux-gnu", "generic", tuple(features), llvm_features, 256 << 10, "arm-cpu", model, (_HWCAPS_ARM,)
     )
+
+
+def _riscv_host(cpuinfo: str) -> TargetSpec:
+    (row,) = riscv_cpu.TARGETS
+    names = [value.partition("_")[0] for name, value in _pairs(cpuinfo) if name == "isa"]
+    for name in names or [""]:
+        if not name.startswith("rv64") or not set("imafdc") <= set(name.removeprefix("rv64").replace("g", "imafd")):
+            raise UnsupportedHost(f"its RISC-V processor is {name or 'not named'}, not RV64GC")
+    model = f"RISC-V core {_first_value(cpuinfo, 'uarch')}"
+    sources = (riscv_cpu.RISCV_LINUX,)
+    return _host_row(row.triple, row.cpu, row.features, row.llvm_features, row.l2_bytes, row.family, model, sources)
 
 
 def _host_row(

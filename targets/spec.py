@@ -36,13 +36,13 @@ class TargetSpec:
 
     ``name`` is ``vendor/board``; ``aliases`` name it without the vendor. ``engine`` is ``cpu``, ``opencl`` or
     ``cuda``. ``triple``, ``cpu`` and ``llvm_features`` are LLVM's words; ``features`` are ours and select kernels:
-    ``neon``, ``dotprod``, ``i8mm``, ``avx2``, ``avx512vnni``. ``qemu_cpu`` is the emulator's CPU model that has just
-    these features, or None where no emulator has them. ``cores`` are those of the board's usual model and
-    ``memory_bytes`` the least memory sold with them. ``l1d_bytes`` is per core; ``l2_bytes`` is the L2 that one core
-    reaches, and may be shared with its neighbours. ``device_tree_model`` is what the board's firmware calls it in
-    /proc/device-tree/model, or the part of it that every revision shares; for a phone the part number of its chip.
-    ``gpu`` is there where the engine is not ``cpu``; the other fields are then those of the processor beside it, which
-    the runtime is built for. ``sources`` are where the facts of the row were read.
+    ``neon``, ``dotprod``, ``i8mm``, ``avx2``, ``avx512vnni``; portable kernels need none of them. ``qemu_cpu`` is the
+    emulator's CPU model that has just these features, or None where no emulator has them. ``cores`` are those of the
+    board's usual model and ``memory_bytes`` the least memory sold with them. ``l1d_bytes`` is per core; ``l2_bytes`` is
+    the L2 that one core reaches, and may be shared with its neighbours. ``device_tree_model`` is what the board's
+    firmware calls it in /proc/device-tree/model, or the part of it that every revision shares; for a phone the part
+    number of its chip. ``gpu`` is there where the engine is not ``cpu``; the other fields are then those of the
+    processor beside it, which the runtime is built for. ``sources`` are where the facts of the row were read.
     """
 
     name: str
@@ -65,7 +65,7 @@ class TargetSpec:
 
     @property
     def architecture(self) -> str:
-        """``x86_64`` or ``aarch64``."""
+        """``x86_64``, ``aarch64`` or ``riscv64``."""
         return self.triple.split("-", maxsplit=1)[0]
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,22 @@ from ...models import graph as ir
 from ...runtime import native as native_sources
 from ...runtime.plan import Plan, pack
 from ...targets.spec import TargetSpec
+from ..fusion import family_of
 from ..kernels.arm import lower as arm
 from ..kernels.batch import repeat
+from ..kernels.generic import lower as generic
 from ..kernels.kernel_call import KernelCall
 from ..kernels.mixed import is_mixed, lower_mixed
 from ..kernels.x86 import lower as x86
 from ..passes.set_batch import set_batch
+from . import zig
 from .assembly import assemble
 
-GLIBC = "2.17"  # the oldest C library that zig links against on both architectures
-_FAMILIES: dict[str, Callable[..., tuple[KernelCall, ...]]] = {"x86_64": x86.lower, "aarch64": arm.lower}
+_FAMILIES: Mapping[str, Callable[..., tuple[KernelCall, ...]]] = {
+    "x86": x86.lower,
+    "arm": arm.lower,
+    "generic": generic.lower,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +46,12 @@ def lower(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None
     """The network as kernel calls, with measured task sizes where ``choices`` has them (``call.TaskSize``).
 
     Layers that stay in float run on the float kernels, which are the same for every processor; a batch runs image
-    after image. Raises GraphError for what has no kernel, ValueError for an unknown processor or a choice that cannot
-    be.
+    after image. Raises GraphError for what has no kernel, ValueError for a processor that its family knows no kernels
+    for, or a choice that cannot be.
     """
     if graph.inputs[0].type.shape[0] != 1:
         return repeat(graph, lower(set_batch(graph, 1), target, choices))
-    try:
-        family = _FAMILIES[target.architecture]
-    except KeyError:
-        known = ", ".join(_FAMILIES)
-        raise ValueError(f"{target.name}: no CPU kernels for {target.architecture} (there are: {known})") from None
+    family = _FAMILIES[family_of(target)]
     return lower_mixed(graph, target, choices, family) if is_mixed(graph) else family(graph, target, choices)
 
 
@@ -73,7 +74,7 @@ def compile_kernels(calls: Sequence[KernelCall], target: TargetSpec) -> tvm.runt
 def build(graph: ir.Graph, target: TargetSpec, choices: Mapping[str, int] | None = None) -> Compiled:
     """Given: an int8 graph. Result: everything the native runtime needs to run it on ``target``.
 
-    Raises GraphError for what has no kernel, ValueError for an unknown processor, RuntimeError where linking fails.
+    Raises GraphError for what has no kernel, ValueError as ``lower`` does, RuntimeError where linking fails.
     """
     calls = lower(graph, target, choices)
     plan, weights = assemble(graph, calls, "cpu", target.features)
@@ -100,17 +101,12 @@ def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
         return path.read_bytes()
 
 
-def zig_triple(target: TargetSpec) -> str:
-    """The target in zig's words, with the oldest C library to link against."""
-    return f"{target.architecture}-linux-gnu.{GLIBC}"
-
-
 def zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
     """What ``export_library`` calls to make a shared object of object files, C ``sources`` added."""
 
     def link_objects(output: str, objects: list[str], options: list[str] | None = None) -> None:
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_triple(target), "-shared", "-fPIC", "-O2"]
-        command += ["-s", "-o", output, *objects, *map(str, sources), *(options or [])]
+        command = [*zig.compiler(target.architecture), "-shared", "-fPIC", "-O2", "-s", "-o", output]
+        command += [*objects, *map(str, sources), *(options or [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"linking the kernels for {target.name} failed: {done.stderr.strip()[-2000:]}")

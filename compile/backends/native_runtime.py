@@ -15,10 +15,9 @@ from ... import __version__
 from ...runtime import native
 from ...runtime.user_cache import user_cache
 from ...targets.spec import TargetSpec
+from . import zig
 
 PROGRAM, LIBRARY = "xceptile-run", "libxceptile.so"
-# The oldest C library that zig links against on both architectures: JetPack 4 has 2.27.
-_GLIBC = "2.17"
 LIBRARY_SOURCES = (
     "plan.c", "session.c", "error.c", "file.c", "cache.c", "sha256.c", "pool.c", "cpu.c", "opencl.c", "cuda.c"
 )  # fmt: skip
@@ -43,10 +42,10 @@ class NativeBuildError(RuntimeError):
 def build(target: TargetSpec) -> dict[str, bytes]:
     """``xceptile-run`` and ``libxceptile.so`` for the target's processor, stripped, the same bytes every time.
 
-    They run on any GNU/Linux from glibc 2.17 (2012) on. zig has no Android C library: for an Android phone this is
-    the build that rehearses under the emulator, unless XCEPTILE_ANDROID_RUNTIME names the folder of a build by the NDK
-    (docs/android.md): then the bundle gets that one. Results are kept in the user's cache directory under a hash of all
-    that goes in. Raises NativeBuildError.
+    They run on any GNU/Linux from glibc 2.17 (2012) on, on RISC-V from 2.27 (2018) on. zig has no Android C library:
+    for an Android phone this is the build that rehearses under the emulator, unless XCEPTILE_ANDROID_RUNTIME names the
+    folder of a build by the NDK (docs/android.md): then the bundle gets that one. Results are kept in the user's cache
+    directory under a hash of all that goes in. Raises NativeBuildError.
     """
     made_by_ndk = os.environ.get("XCEPTILE_ANDROID_RUNTIME")
     if made_by_ndk and target.triple.endswith("-android"):
@@ -76,19 +75,18 @@ def build_rehearsal() -> dict[str, bytes]:
 
 
 def _build(architecture: str) -> dict[str, bytes]:
-    triple = f"{architecture}-linux-gnu.{_GLIBC}"
     folder = Path(native.__file__).parent
     sources = {name: (folder / name).read_bytes() for name in sorted({*_HEADERS, *_SOURCES[PROGRAM]})}
-    cached = user_cache("native-runtime") / _key(triple, sources)
+    cached = user_cache("native-runtime") / _key(architecture, sources)
     if not all((cached / name).is_file() for name in _SOURCES):
-        _fill(cached, triple, sources)
+        _fill(cached, architecture, sources)
     return {name: (cached / name).read_bytes() for name in _SOURCES}
 
 
-def _key(triple: str, sources: dict[str, bytes]) -> str:
+def _key(architecture: str, sources: dict[str, bytes]) -> str:
     """Everything that the result depends on, hashed: sources, flags, version, target and compiler."""
     digest = hashlib.sha256()
-    for part in (triple, __version__, _zig_version(), repr((_SOURCES, _FLAGS, _KIND_FLAGS))):
+    for part in (zig.triple(architecture), __version__, _zig_version(), repr((_SOURCES, _FLAGS, _KIND_FLAGS))):
         digest.update(part.encode() + b"\0")
     for name, data in sources.items():
         digest.update(f"{name} {len(data)}\0".encode() + data)
@@ -99,7 +97,7 @@ def _zig_version() -> str:
     return _run([sys.executable, "-m", "ziglang", "version"], Path.cwd()).strip()
 
 
-def _fill(cached: Path, triple: str, sources: dict[str, bytes]) -> None:
+def _fill(cached: Path, architecture: str, sources: dict[str, bytes]) -> None:
     """Compiles in a folder of its own with relative names, so that no path of this machine gets into the result, and
     renames: two builds at once both end with a whole folder."""
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as name:
@@ -110,7 +108,7 @@ def _fill(cached: Path, triple: str, sources: dict[str, bytes]) -> None:
         result = Path(name) / "result"
         result.mkdir()
         for output, files in _SOURCES.items():
-            command = [sys.executable, "-m", "ziglang", "cc", "-target", triple, f'-DXCT_VERSION="{__version__}"']
+            command = [*zig.compiler(architecture), f'-DXCT_VERSION="{__version__}"']
             _run([*command, *_FLAGS, *_KIND_FLAGS[output], *files, "-o", f"../result/{output}"], work)
         if cached.exists():  # incomplete, or filled meanwhile by another process
             shutil.rmtree(cached, ignore_errors=True)

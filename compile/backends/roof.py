@@ -90,6 +90,11 @@ INSTRUCTIONS = {
 }
 
 
+def knows(target: TargetSpec) -> bool:
+    """Whether any instruction of the target's is known here: portable kernels promise none."""
+    return any(feature in target.features for feature in INSTRUCTIONS)
+
+
 def best_instruction(target: TargetSpec) -> MultiplyAccumulate:
     """The instruction with the most multiply-accumulates. Raises ValueError where none is known."""
     for feature, instruction in INSTRUCTIONS.items():

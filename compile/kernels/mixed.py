@@ -16,7 +16,7 @@ from ...models import graph as ir
 from ...runtime import arithmetic
 from ...runtime.units import Addition, Convolution, DepthwiseConvolution, MaxPool, Mean, Rectifier, Unit
 from ...targets.spec import TargetSpec
-from ..fusion import RULES, units
+from ..fusion import Rules, units
 from .float_kernels import FloatAverage, FloatConv, FloatDepthwise, FloatElementwise, FloatMaxPool
 from .kernel_call import Activation, KernelCall, Weights
 
@@ -34,7 +34,7 @@ def lower_mixed(
     """The whole graph's calls; ``family`` lowers the int8 part. Raises GraphError for what has no kernel."""
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     calls = [_convert(graph, node) for node in graph.nodes if isinstance(node.op, ir.Quantize | ir.Dequantize)]
-    calls += [_lower_float(unit) for unit in units(float_part(graph), RULES["generic"])]
+    calls += [_lower_float(unit) for unit in units(float_part(graph), Rules())]
     # A call of the int8 part has the name of a node whose inputs are all made by nodes before it; sorting is stable.
     calls += family(int8_part(graph), target, choices)
     return tuple(sorted(calls, key=lambda call: order[call.name]))

@@ -15,7 +15,12 @@ from ..engines.native_program import PROGRAM, NativeProgramEngine
 
 # Where Debian, Ubuntu and Fedora put the C library of the cross compilers.
 _SYSROOTS = ("/usr/{0}-linux-gnu", "/usr/{0}-redhat-linux/sys-root/fc*")
-_LOADERS = {"aarch64": "lib/ld-linux-aarch64.so.1", "x86_64": "lib64/ld-linux-x86-64.so.2"}
+_LOADERS = {
+    "aarch64": "lib/ld-linux-aarch64.so.1",
+    "riscv64": "lib/ld-linux-riscv64-lp64d.so.1",
+    "x86_64": "lib64/ld-linux-x86-64.so.2",
+}
+_PACKAGES = {"aarch64": "libc6-arm64-cross", "riscv64": "libc6-riscv64-cross", "x86_64": "libc6-amd64-cross"}
 
 
 class QemuNativeEngine(NativeProgramEngine):
@@ -54,5 +59,4 @@ def sysroot(architecture: str) -> Path:
         for root in sorted(Path("/").glob(pattern.format(architecture).lstrip("/"))):
             if (root / _LOADERS[architecture]).exists():
                 return root
-    package = {"aarch64": "libc6-arm64-cross", "x86_64": "libc6-amd64-cross"}[architecture]
-    raise EngineError(f"no C library for {architecture} to emulate with: apt install {package}")
+    raise EngineError(f"no C library for {architecture} to emulate with: apt install {_PACKAGES[architecture]}")

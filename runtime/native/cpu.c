@@ -78,6 +78,8 @@ struct cpu {
 
 /* ---- what the processor can do ---- */
 
+enum { MACHINE_RISCV = 243 }; /* EM_RISCV, which older C libraries do not name */
+
 #if defined(__x86_64__)
 #define ARCHITECTURE "x86_64"
 #define ELF_MACHINE EM_X86_64
@@ -125,9 +127,26 @@ static int has_feature(const char *name)
     return -1;
 }
 
+#elif defined(__riscv) && __riscv_xlen == 64
+#define ARCHITECTURE "riscv64"
+#define ELF_MACHINE MACHINE_RISCV
+
+/* Portable kernels need nothing that this program does not need itself. */
+static int has_feature(const char *name)
+{
+    (void)name;
+    return -1;
+}
+
 #else
-#error "the runtime knows x86-64 and AArch64"
+#error "the runtime knows x86-64, AArch64 and 64-bit RISC-V"
 #endif
+
+static const char *machine_name(unsigned machine)
+{
+    return machine == EM_X86_64 ? "x86_64" : machine == EM_AARCH64 ? "aarch64" : machine == MACHINE_RISCV ? "riscv64"
+        : "another processor";
+}
 
 static int check_features(const struct xct_plan *plan, struct xct_error *error)
 {
@@ -160,8 +179,7 @@ static int check_architecture(const char *path, struct xct_error *error)
         if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != ELFDATA2LSB
             || header.e_machine != ELF_MACHINE)
             code = xct_fail(error, XCT_ERROR_UNSUPPORTED, "%s holds code for %s (ELF machine %u), this runtime is for "
-                            ARCHITECTURE, path, header.e_machine == EM_X86_64 ? "x86_64"
-                            : header.e_machine == EM_AARCH64 ? "aarch64" : "another processor", header.e_machine);
+                            ARCHITECTURE, path, machine_name(header.e_machine), header.e_machine);
     }
     xct_file_unmap(&file);
     return code;

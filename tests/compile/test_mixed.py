@@ -214,13 +214,15 @@ def test_int8_calls_of_an_all_int8_graph_are_the_family_s_own(graph, table):
 
 @requires("qemu-aarch64", package="qemu-user")
 @pytest.mark.slow
-@pytest.mark.parametrize("board", ["raspberry-pi-4", "raspberry-pi-5"])
-def test_mixed_graphs_run_on_arm(graph, table, board, tmp_path):
+@pytest.mark.parametrize(
+    ("board", "instruction"), [("raspberry-pi-4", "fmla"), ("raspberry-pi-5", "fmla"), ("riscv64", "fmadd.s")]
+)
+def test_mixed_graphs_run_on_other_processors(graph, table, board, instruction, tmp_path):
     from xceptile.compile.backends import cpu as backend
 
     made, target = mixed(graph, table, PARTS["a block"]), catalog.get(board)
     bundle = EmulatedBundle(made, backend.lower(made, target), target, tmp_path)
-    assert " fmla" in bundle.assembly.replace("\t", " ")
+    assert f" {instruction}" in bundle.assembly.replace("\t", " ")
     assert "fmaf" not in bundle.assembly  # no call: every fused multiply-add is an instruction
     x = pixels(3)
     seen = np.concatenate([out[0].reshape(1, -1) for out in bundle.run([[image] for image in x])])

@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 
 from xceptile.compile.backends import cpu as backend
-from xceptile.compile.kernels.kernel_call import Activation
+from xceptile.compile.kernels.kernel_call import Activation, KernelCall
 from xceptile.models import graph as ir
 from xceptile.targets.spec import TargetSpec
 
@@ -16,9 +16,11 @@ from xceptile.targets.spec import TargetSpec
 class KernelRunner:
     """The kernels of a graph. Every tensor has memory of its own, filled with rubbish: padding must not matter."""
 
-    def __init__(self, graph: ir.Graph, target: TargetSpec) -> None:
+    def __init__(
+        self, graph: ir.Graph, target: TargetSpec, lower: Callable[..., tuple[KernelCall, ...]] = backend.lower
+    ) -> None:
         self.graph = graph
-        self.calls = backend.lower(graph, target)
+        self.calls = lower(graph, target)
         self.executable = backend.compile_kernels(self.calls, target)
         sizes: dict[str, tuple[str, int]] = {}
         for call in self.calls:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from xceptile.targets import arm_cpu, catalog, host, jetson, mobile_gpu
+from xceptile.targets import arm_cpu, catalog, host, jetson, mobile_gpu, riscv_cpu
 from xceptile.targets.spec import TargetSpec
 
-ROWS = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS
-FEATURES = {"aarch64": {"neon", "dotprod", "i8mm"}, "x86_64": {"avx2", "avx512vnni"}}
+ROWS = arm_cpu.TARGETS + mobile_gpu.TARGETS + jetson.TARGETS + host.TARGETS + riscv_cpu.TARGETS
+FEATURES = {"aarch64": {"neon", "dotprod", "i8mm"}, "x86_64": {"avx2", "avx512vnni"}, "riscv64": set()}
 
 
 def row_id(row: TargetSpec) -> str:
@@ -44,6 +44,7 @@ def test_every_name_names_one_row() -> None:
         ("jetson", "nvidia/jetson-agx-orin"),
         ("jetson-xavier", "nvidia/jetson-agx-xavier"),
         ("jetson-thor", "nvidia/jetson-agx-thor"),
+        ("generic-riscv64", "generic/riscv64"),
     ],
 )
 def test_names_people_type(name: str, expected: str) -> None:
@@ -71,7 +72,7 @@ def test_rows_are_sane(row: TargetSpec) -> None:
     assert row.name.count("/") == 1
     assert row.architecture in FEATURES
     assert set(row.features) <= FEATURES[row.architecture]
-    assert row.features
+    assert bool(row.features) == bool(FEATURES[row.architecture])
     assert row.sources
     assert all(source.startswith("https://") for source in row.sources)
     assert 1 <= row.cores <= 64
@@ -99,6 +100,12 @@ def test_the_emulator_knows_every_cpu_named() -> None:
     assert named <= set(known)
 
 
+@pytest.mark.skipif(shutil.which("qemu-riscv64") is None, reason="needs qemu-riscv64 (Debian: qemu-user)")
+def test_the_emulated_risc_v_is_one_that_qemu_knows() -> None:
+    known = subprocess.run(["qemu-riscv64", "-cpu", "help"], capture_output=True, text=True).stdout.split()
+    assert {row.qemu_cpu for row in riscv_cpu.TARGETS} <= set(known)
+
+
 def llvm_features(row: TargetSpec) -> set[str]:
     """What TVM's LLVM enables for the row; an unknown cpu or feature is dropped with no more than a message."""
     tvm = pytest.importorskip("tvm")
@@ -111,6 +118,9 @@ def llvm_features(row: TargetSpec) -> set[str]:
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
 def test_llvm_agrees_with_the_row(row: TargetSpec) -> None:
     assert llvm_features(row) & FEATURES[row.architecture] == set(row.features)
+    if row.architecture == "riscv64":
+        assert set("imafdc") <= llvm_features(row)
+        assert "v" not in llvm_features(row)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.cpu != "generic"], ids=row_id)
@@ -134,7 +144,7 @@ VNNI = V3 + " avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni"
 
 def detect(tmp_path: Path, machine: str, *cores: str) -> TargetSpec:
     """The host as a /proc/cpuinfo with these flags, one string a core, would have it."""
-    key = "flags" if machine == "x86_64" else "Features"
+    key = {"x86_64": "flags", "riscv64": "isa"}.get(machine, "Features")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("".join(f"processor\t: {i}\nmodel name\t: A\n{key}\t: {f}\n\n" for i, f in enumerate(cores)))
     return host.detect(cpuinfo, machine)
@@ -150,6 +160,7 @@ def detect(tmp_path: Path, machine: str, *cores: str) -> TargetSpec:
         ("aarch64", ["fp asimd asimdrdm asimddp"], ("neon", "dotprod")),
         ("aarch64", ["fp asimd asimddp i8mm", "fp asimd asimddp i8mm bf16"], ("neon", "dotprod", "i8mm")),
         ("aarch64", ["fp asimd", "fp asimd asimddp"], ("neon",)),  # big and little cores
+        ("riscv64", ["rv64imafdc_zicntr_zicsr_zifencei_zihpm_zba_zbb", "rv64gc"], ()),
     ],
 )
 def test_the_host_is_detected(tmp_path: Path, machine: str, cores: list[str], features: tuple[str, ...]) -> None:
@@ -161,7 +172,12 @@ def test_the_host_is_detected(tmp_path: Path, machine: str, cores: list[str], fe
 
 @pytest.mark.parametrize(
     ("machine", "flags", "reason"),
-    [("x86_64", "fpu sse4_2 avx", "avx2"), ("aarch64", "fp", "NEON"), ("riscv64", "", "riscv64")],
+    [
+        ("x86_64", "fpu sse4_2 avx", "avx2"),
+        ("aarch64", "fp", "NEON"),
+        ("riscv64", "rv64imac", "RV64GC"),
+        ("mips64", "", "mips64"),
+    ],
 )
 def test_a_host_no_kernel_is_made_for_is_refused(tmp_path: Path, machine: str, flags: str, reason: str) -> None:
     with pytest.raises(host.UnsupportedHost, match=reason):

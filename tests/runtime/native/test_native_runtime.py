@@ -25,7 +25,7 @@ from support.needs import requires, requires_root
 from support.plan_files import ATTACKS, PACKED, PACKED_GPU, resealed_changes
 from support.tree import ROOT, SOURCES, TEST_SOURCES
 
-from xceptile.compile.backends import native_runtime
+from xceptile.compile.backends import native_runtime, zig
 from xceptile.models.preprocess import PixelEncoding
 from xceptile.runtime.devices.qemu import QemuNativeEngine
 from xceptile.runtime.engines.engine import EngineError
@@ -427,9 +427,9 @@ def test_kernels_that_are_no_library_are_refused(built: Path, tmp_path: Path, ke
 
 
 def test_kernels_for_another_architecture_are_refused(built: Path, tmp_path: Path, kernels: bytes) -> None:
-    machine = struct.pack("<H", 243)  # RISC-V
-    foreign = write_bundle(tmp_path / "a", kernels[:18] + machine + kernels[20:])
-    assert "holds code for another processor (ELF machine 243)" in refusal(built, "--self-test", foreign)
+    for machine, name in ((243, "riscv64"), (258, "another processor")):  # 258: LoongArch
+        foreign = write_bundle(tmp_path / name, kernels[:18] + struct.pack("<H", machine) + kernels[20:])
+        assert f"holds code for {name} (ELF machine {machine})" in refusal(built, "--self-test", foreign)
 
 
 def test_a_newer_plan_is_named(built: Path, bundle: Path) -> None:
@@ -583,11 +583,11 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A bundle with the runtime that zig builds, by architecture."""
     pytest.importorskip("ziglang", reason="needs ziglang (pip install ziglang)")
     folders = {}
-    for name in ("generic/arm64", catalog.get("host").name):
+    for name in ("generic/arm64", "generic/riscv64", catalog.get("host").name):
         target = catalog.get(name)
         folder = tmp_path_factory.mktemp(target.architecture)
-        zig = (sys.executable, "-m", "ziglang", "cc", "-target", f"{target.architecture}-linux-gnu.2.17")
-        kernels = fake_network.compile_kernels(folder / "kernels.so", zig).read_bytes()
+        compiler = tuple(zig.compiler(target.architecture))
+        kernels = fake_network.compile_kernels(folder / "kernels.so", compiler).read_bytes()
         bundle = write_bundle(folder / "bundle", kernels)
         for file, data in native_runtime.build(target).items():
             (bundle / "native" / file).write_bytes(data)
@@ -728,9 +728,9 @@ def test_a_folder_without_a_runtime_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_runtime_of_another_architecture_is_refused(shipped: dict[str, Path]) -> None:
-    (foreign,) = (bundle for name, bundle in shipped.items() if name != catalog.get("host").architecture)
-    with pytest.raises(EngineError, match="cannot load the bundle's runtime"):
-        NativeEngine(foreign / "native")
+    for name in shipped.keys() - {catalog.get("host").architecture}:
+        with pytest.raises(EngineError, match="cannot load the bundle's runtime"):
+            NativeEngine(shipped[name] / "native")
 
 
 def test_the_program_here(shipped: dict[str, Path]) -> None:
@@ -741,14 +741,15 @@ def test_the_program_here(shipped: dict[str, Path]) -> None:
         assert len(engine.time_ms(x[:1], repeats=3, warmup=0)) == 3
 
 
-# ---- on an emulated Arm ----
+# ---- on emulated processors ----
 
 
 @requires("qemu-aarch64", package="qemu-user")
+@pytest.mark.parametrize("name", ["generic/arm64", "generic/riscv64"])
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_the_program_on_arm(shipped: dict[str, Path], threads: int) -> None:
-    x = images(4)
-    with QemuNativeEngine(shipped["aarch64"] / "native", catalog.get("generic/arm64"), threads=threads) as engine:
+def test_the_program_on_another_processor(shipped: dict[str, Path], name: str, threads: int) -> None:
+    x, target = images(4), catalog.get(name)
+    with QemuNativeEngine(shipped[target.architecture] / "native", target, threads=threads) as engine:
         np.testing.assert_array_equal(engine.run(x), expected(x))
         assert engine.self_test()
         assert len(engine.time_ms(x[:1], repeats=3, warmup=0)) == 3
@@ -777,11 +778,23 @@ def test_a_feature_that_the_arm_lacks_is_refused_before_it_is_used(
 
 
 @requires("qemu-aarch64", package="qemu-user")
-def test_kernels_of_this_machine_are_refused_on_arm(shipped: dict[str, Path], tmp_path: Path, kernels: bytes) -> None:
-    native = write_bundle(tmp_path / "b", kernels) / "native"
-    (native / "xceptile-run").symlink_to(shipped["aarch64"] / "native/xceptile-run")
-    with pytest.raises(EngineError, match=r"holds code for x86_64 .* this runtime is for aarch64"):
-        QemuNativeEngine(native, catalog.get("generic/arm64"))
+@pytest.mark.parametrize("name", ["generic/arm64", "generic/riscv64"])
+def test_kernels_of_this_machine_are_refused_on_another(
+    shipped: dict[str, Path], tmp_path: Path, kernels: bytes, name: str
+) -> None:
+    native, target = write_bundle(tmp_path / "b", kernels) / "native", catalog.get(name)
+    (native / "xceptile-run").symlink_to(shipped[target.architecture] / "native/xceptile-run")
+    with pytest.raises(EngineError, match=rf"holds code for x86_64 .* this runtime is for {target.architecture}"):
+        QemuNativeEngine(native, target)
+
+
+@requires("qemu-riscv64", package="qemu-user")
+def test_a_feature_of_another_architecture_is_none_of_risc_v(shipped: dict[str, Path], tmp_path: Path) -> None:
+    plan = dataclasses.replace(fake_network.plan(), features=("neon",))
+    native = write_bundle(tmp_path / "b", (shipped["riscv64"] / "native/kernels.so").read_bytes(), plan) / "native"
+    (native / "xceptile-run").symlink_to(shipped["riscv64"] / "native/xceptile-run")
+    with pytest.raises(EngineError, match='"neon", which is none of riscv64'):
+        QemuNativeEngine(native, catalog.get("generic/riscv64"))
 
 
 @requires("qemu-x86_64", package="qemu-user")

@@ -1,0 +1,1 @@
+"""Portable kernels, for every processor that has no family of its own."""
