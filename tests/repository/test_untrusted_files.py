@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.bundle_files import FILES, manifest
@@ -19,10 +22,10 @@ from xceptile.compile.commands.compile import recipe_named
 from xceptile.models import serialize, zoo
 from xceptile.models.datasets import open_dataset
 from xceptile.models.from_onnx import load_onnx
-from xceptile.models.preprocess import InputSpec, load_image
+from xceptile.models.preprocess import ImageError, InputSpec, load_image
 from xceptile.models.pth_file import read_pth
 from xceptile.models.read_file import LIST_BYTES, MODEL_BYTES, TEXT_BYTES, check_file, read_file
-from xceptile.models.weights import load_checkpoint
+from xceptile.models.weights import CheckpointError, load_checkpoint
 from xceptile.runtime import baseline
 from xceptile.runtime.bundle import MANIFEST, open_bundle, write_bundle
 from xceptile.runtime.shards import _kept
@@ -123,3 +126,29 @@ def test_a_file_that_is_longer_than_it_says_is_cut_off(tmp_path: Path) -> None:
         read_file("/proc/self/status", 10)
     with pytest.raises(IsADirectoryError, match="it is a directory; give a file"):
         check_file(tmp_path)
+
+
+def test_a_list_may_name_any_file_but_nothing_is_shown_that_is_no_image(tmp_path: Path) -> None:
+    """A list is the user's own selection, so it may name files elsewhere; of these only images are decoded."""
+    (tmp_path / "secret").write_text("-----BEGIN KEY-----")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "list.txt").write_text("../secret\n/etc/hostname\n")
+    dataset = open_dataset(tmp_path / "data" / "list.txt")
+    for item in dataset.items:
+        with pytest.raises(ImageError, match="it holds none of BMP") as caught:
+            dataset.load(item, InputSpec(2, 2))
+        assert "BEGIN" not in str(caught.value)
+
+
+def test_no_archive_is_unpacked(tmp_path: Path) -> None:
+    """Whatever its entries are called."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    outside = tmp_path / "evil"
+    for name in ("../../evil", str(outside), "net/../../../evil"):
+        torch.save({"x": torch.zeros(1)}, folder / "net.pth")
+        with zipfile.ZipFile(folder / "net.pth", "a") as archive:
+            archive.writestr(name, "x")
+        with contextlib.suppress(CheckpointError):  # of torch, for entries that do not begin with the file's name
+            assert read_pth(folder / "net.pth")["x"].shape == (1,)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "net.pth"]
