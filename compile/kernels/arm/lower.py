@@ -8,7 +8,7 @@ undefined, and weights are zero there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,7 @@ from ....runtime.units import (
 )
 from ....targets.spec import TargetSpec
 from ...fusion import RULES, units
+from ..batch import JOINED
 from ..kernel_call import Activation, KernelCall, TaskSize, Weights, check_one_image, pad_to, task_size, wrap_int32
 from . import convolution, depthwise, depthwise_dot, elementwise, epilogue, int16_sums, resample
 from .gemm import BLOCKS, ROW_STEP, Block, choose_block, pack_weights
@@ -54,7 +55,7 @@ Kernel = (
     | resample.Multiply
     | resample.Interpolate
     | resample.Select
-    | resample.Place
+    | resample.Join
 )
 
 
@@ -118,15 +119,18 @@ class _Lowering:
         self._keep(unit, made)
 
     def _join(self, unit: Unit, stage: Joining) -> None:
-        """A call for each input. It copies whole vectors where a pixel has room for them: the next call's channels lie
-        there."""
-        made, offset, stride = self._made(unit), 0, stored_channels(sum(stage.channels))
-        for name, channels in zip(unit.inputs, stage.channels, strict=True):
-            x = self._padded(name)
-            width = min(x.stride, stride - offset)
-            place = resample.Place(stage.geometry.out_pixels, width, x.stride, stride, offset)
-            self._call(unit, _Lowered(place), [x], made)
-            offset += channels
+        """Some tensors at a time, each time behind those that are together already."""
+        parts = [(self._padded(name), n) for name, n in zip(unit.inputs, stage.channels, strict=True)]
+        made = self._made(unit)
+        while True:
+            some, parts = parts[:JOINED], parts[JOINED:]
+            join, inputs = _joined(stage.geometry.out_pixels, [n for _, n in some]), [x for x, _ in some]
+            if not parts:
+                break
+            part = Activation(f"{unit.name}.{len(parts)}", "int8", join.pixels * join.stride)
+            self._call(unit, _Lowered(join), inputs, part)
+            parts.insert(0, (_Stored(part, join.stride), sum(n for _, n in some)))
+        self._call(unit, _Lowered(join), inputs, made)
         self._keep(unit, made)
 
     def _flatten(self, unit: Unit, stage: Flattening) -> None:
@@ -134,8 +138,8 @@ class _Lowering:
         g, x = stage.geometry, self.stored[unit.inputs[0]]
         if g.in_pixels > 1 and x.stride != g.in_channels:
             made = self._made(unit)
-            place = resample.Place(g.in_pixels, g.in_channels, x.stride, g.in_channels, 0)
-            self._call(unit, _Lowered(place), [x], made)
+            part = resample.Part(g.in_channels, x.stride, 0)
+            self._call(unit, _Lowered(resample.Join((part,), g.in_pixels, g.in_channels)), [x], made)
             self._keep(unit, made)
             return
         self.stored[unit.name] = _Stored(x.activation, x.stride if g.in_pixels == 1 else g.out_channels)
@@ -354,6 +358,16 @@ def _with_tasks(shape: convolution.ConvolutionShape) -> convolution.ConvolutionS
         return padded / (height * width) + 0.1 * idle + 0.05 * oversize + 0.04 * halo + 0.01 * bands / height
 
     return replace(shape, rows_per_task=min(range(1, height + 1), key=cost))
+
+
+def _joined(pixels: int, channels: Sequence[int]) -> resample.Join:
+    """Of stored tensors of so many channels. Whole vectors are copied where a pixel has room for them: the next part's
+    channels lie there."""
+    stride, offset, parts = stored_channels(sum(channels)), 0, []
+    for count in channels:
+        parts.append(resample.Part(min(stored_channels(count), stride - offset), stored_channels(count), offset))
+        offset += count
+    return resample.Join(tuple(parts), pixels, stride)
 
 
 def _halo(geometry: ir.Geometry, rows: int) -> float:

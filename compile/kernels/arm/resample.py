@@ -191,53 +191,64 @@ def _resize_parameters(geometry: Geometry, taps: int) -> list[Parameter]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Copies ``width`` bytes of each of ``pixels`` pixels to ``offset`` in the pixels of another tensor, whose other
-    bytes it leaves."""
+class Part:
+    """The first ``width`` bytes of every pixel of a tensor whose pixels are ``stride`` bytes apart, and where they go
+    in a pixel: to ``offset``."""
 
-    pixels: int
     width: int
-    from_stride: int
-    to_stride: int
+    stride: int
     offset: int
+
+
+@dataclass(frozen=True)
+class Join:
+    """Copies ``parts`` of as many tensors into one whose pixels are ``stride`` bytes apart. What two parts overlap is
+    the later one's."""
+
+    parts: tuple[Part, ...]
+    pixels: int
+    stride: int
 
     @property
     def symbol(self) -> str:
-        return f"neon_place_n{self.pixels}_c{self.width}of{self.from_stride}_to{self.to_stride}at{self.offset}"
+        parts = "_".join(f"{part.width}of{part.stride}at{part.offset}" for part in self.parts)
+        return f"neon_join_n{self.pixels}_{parts}_to{self.stride}"
 
     @property
     def pixels_per_task(self) -> int:
-        return max(1, LANES * VECTORS_PER_TASK // self.width)
+        return max(1, LANES * VECTORS_PER_TASK // self.stride)
 
     @property
     def tasks(self) -> int:
         return -(-self.pixels // self.pixels_per_task)
 
     def build(self) -> tirx.PrimFunc:
-        """Parameters: x, y."""
-        parameters = [
-            Parameter("x", "int8", self.pixels * self.from_stride),
-            Parameter("y", "int8", self.pixels * self.to_stride),
-        ]
+        """Parameters: the parts' tensors, y."""
+        sources = [Parameter(f"x{i}", "int8", self.pixels * part.stride) for i, part in enumerate(self.parts)]
 
-        def body(x: Buffer, y: Buffer) -> Callable[[Expr], None]:
-            def copy(source: Expr, target: Expr) -> None:
-                if self.width < LANES:
-                    with T.serial(0, self.width) as i:
-                        T.buffer_store(y, x[source + i], [target + i])
-                    return
-                with T.serial(0, self.width // LANES) as i:
-                    neon.store(y, target + i * LANES, neon.load(x, source + i * LANES), LANES)
-                if self.width % LANES:  # the last whole vector, overlapping
-                    rest = self.width - LANES
-                    neon.store(y, target + rest, neon.load(x, source + rest), LANES)
+        def body(*buffers: Buffer) -> Callable[[Expr], None]:
+            *xs, y = buffers
 
             def task(number: Expr) -> None:
                 first = neon.bind(number * self.pixels_per_task)
                 with T.serial(0, T.min(T.int32(self.pixels_per_task), self.pixels - first)) as i:
                     pixel = neon.bind(first + i)
-                    copy(neon.bind(pixel * self.from_stride), neon.bind(pixel * self.to_stride + self.offset))
+                    for x, part in zip(xs, self.parts, strict=True):
+                        source = neon.bind(pixel * part.stride)
+                        _copy(x, source, y, neon.bind(pixel * self.stride + part.offset), part.width)
 
             return task
 
-        return prim_func(self.symbol, parameters, body)
+        return prim_func(self.symbol, [*sources, Parameter("y", "int8", self.pixels * self.stride)], body)
+
+
+def _copy(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int) -> None:
+    if width < LANES:
+        with T.serial(0, width) as i:
+            T.buffer_store(y, x[source + i], [target + i])
+        return
+    with T.serial(0, width // LANES) as i:
+        neon.store(y, target + i * LANES, neon.load(x, source + i * LANES), LANES)
+    if width % LANES:  # the last whole vector, overlapping
+        rest = width - LANES
+        neon.store(y, target + rest, neon.load(x, source + rest), LANES)

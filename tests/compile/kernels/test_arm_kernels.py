@@ -193,6 +193,19 @@ def test_nothing_is_copied_between_the_operators_of_an_xception() -> None:
     assert Restride(1, 10, 16, 10).symbol == calls[-1].symbol
 
 
+def test_a_joined_tensor_is_written_by_one_call(tmp_path: Path) -> None:
+    """More tensors than a call takes: a machine that gives every call memory of its own to write runs them, too."""
+    build = Int8Builder("joined")
+    x = build.input(np.random.default_rng(0).integers(-128, 128, (1, 3, 2, 7), np.int8))
+    wide = build.concatenate(*[x] * 20)
+    build.concatenate(wide, build.conv(x, 65, quant=build.quant(x)))
+    graph, target = build.graph(), TARGETS["neon"]
+    calls = arm.lower(graph, target)
+    assert len({call.output for call in calls}) == len(calls)
+    image = random_input(graph, 0)
+    assert differences(graph, image, EmulatedBundle(graph, calls, target, tmp_path).run([image])[0]) == {}
+
+
 def test_a_batch_of_two_is_refused() -> None:
     graph = random_operator_graph("relu", (2, 3, 3, 4))
     with pytest.raises(ir.GraphError, match="a batch of one"):
