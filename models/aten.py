@@ -19,8 +19,10 @@ from .graph import Graph, Pads
 from .graph_builder import END_AT_LOGITS, NO_PADS, Array, GraphBuilder, Origin, Value
 
 SUPPORTED = (
-    "Conv2d (dense or depthwise), BatchNorm2d, ReLU, MaxPool2d, zero padding before a convolution and minus infinity "
-    "before a max pooling, addition, global average pooling, flattening of a 1x1 map, Linear, Dropout, Identity"
+    "Conv2d (dense or depthwise, dilated or not), BatchNorm2d, ReLU, ReLU6, LeakyReLU, clamp, sigmoid, tanh, "
+    "MaxPool2d, zero padding before a convolution and minus infinity before a max pooling, addition, multiplication "
+    "by a tensor or a gate, concatenation of channels, bilinear and nearest upsampling, average pooling, flattening, "
+    "Linear, Dropout, Identity"
 )
 EVAL = "call model.eval() before torch.export.export"
 
@@ -399,7 +401,7 @@ _PREPARED = (
     "it prepares pixels; export the network without it and give --preprocessing FILE, "
     "which says mean and std in units of pixel / 255"
 )
-_AT_THE_END = frozenset({"sigmoid", "tanh", "gt", "ge"})
+_AT_THE_END = frozenset({"gt", "ge"})
 
 
 def _reason(target: str, call: Call) -> str:
@@ -520,20 +522,106 @@ def _mean(call: Call) -> Value:
 
 
 def _adaptive_pool(call: Call) -> Value:
-    if (size := call.pair("output_size")) != (1, 1):
-        raise call.origin.refuse(f"to {list(size)}; only to 1x1")
-    return call.builder.global_average_pool(call.tensor("self"), call.origin)
+    """To one pixel, or in windows of one size."""
+    x, size = call.tensor("self"), call.pair("output_size")
+    if size == (1, 1):
+        return call.builder.global_average_pool(x, call.origin)
+    height, width = (*call.builder.shape(x)[2:], 1, 1)[:2]
+    if min(size) < 1 or height % size[0] or width % size[1]:
+        raise call.origin.refuse(f"to {list(size)}; only to 1x1, or to whole parts of its {height}x{width} map")
+    window = height // size[0], width // size[1]
+    return call.builder.average_pool(
+        x, kernel=window, strides=window, padding=NO_PADS, ceil_mode=False, count_padding=True, origin=call.origin
+    )
 
 
 def _average_pool(call: Call) -> Value:
-    """Over the whole map only, where it is the global one: there is one window, wherever the next would begin."""
-    x, kernel, padding = call.tensor("self"), call.pair("kernel_size"), call.pair("padding", 0)
-    if call.builder.shape(x)[2:] != kernel or any(padding):
-        raise call.origin.refuse(f"window {list(kernel)} on a {call.builder.shape(x)[2:]} map; only the whole map is")
+    kernel = call.pair("kernel_size")
+    strides = kernel if call.get("stride") in (None, []) else call.pair("stride")
     if call.get("divisor_override") is not None:
         raise call.origin.refuse("with a divisor of its own")
-    call.ignore("stride", "ceil_mode", "count_include_pad")
-    return call.builder.global_average_pool(x, call.origin)
+    return call.builder.average_pool(
+        call.tensor("self"),
+        kernel=kernel,
+        strides=strides,
+        padding=_symmetric(call.pair("padding", 0)),
+        ceil_mode=call.flag("ceil_mode", False),
+        count_padding=call.flag("count_include_pad", True),
+        origin=call.origin,
+    )
+
+
+def _cat(call: Call) -> Value:
+    tensors = call.get("tensors")
+    if not isinstance(tensors, list) or not all(isinstance(each, Value) for each in tensors):
+        raise call.origin.refuse("it joins something that the network does not compute")
+    return call.builder.concatenate(tensors, call.integer("dim", 0), call.origin)
+
+
+def _multiply(call: Call) -> Value:
+    x, other = call.tensor("self"), call.get("other")
+    if not isinstance(other, Value):
+        raise call.origin.refuse(_reason("aten.mul.Tensor", call))
+    return call.builder.multiply(x, other, call.origin)
+
+
+def _sigmoid(call: Call) -> Value:
+    return call.builder.sigmoid(call.tensor("self"), call.origin)
+
+
+def _tanh(call: Call) -> Value:
+    return call.builder.tanh(call.tensor("self"), call.origin)
+
+
+def _leaky_relu(call: Call) -> Value:
+    return call.builder.leaky_relu(call.tensor("self"), call.number("negative_slope", 0.01), call.origin)
+
+
+def _hardtanh(call: Call) -> Value:
+    limits = call.number("min_val", -1), call.number("max_val", 1)
+    return call.builder.clip(call.tensor("self"), *limits, call.origin)
+
+
+def _relu6(call: Call) -> Value:
+    return call.builder.clip(call.tensor("self"), 0.0, 6.0, call.origin)
+
+
+def _clamp(call: Call) -> Value:
+    low, high = (None if call.get(name) is None else call.number(name) for name in ("min", "max"))
+    return call.builder.clip(call.tensor("self"), low, high, call.origin)
+
+
+def _bilinear(call: Call) -> Value:
+    return _upsampled(call, "bilinear", "align corners" if call.flag("align_corners") else "half pixel")
+
+
+def _nearest(call: Call) -> Value:
+    """Source of the positions: ``nearest_idx`` in aten/src/ATen/native/UpSample.h."""
+    return _upsampled(call, "nearest", "legacy")
+
+
+def _nearest_exact(call: Call) -> Value:
+    return _upsampled(call, "nearest", "half pixel")
+
+
+def _upsampled(call: Call, method: str, coordinates: str) -> Value:
+    """To a size. torch computes positions by its factors where they are given: they must be those of the sizes."""
+    x = call.tensor("input" if call.get("input") is not None else "self")
+    factors = call.get("scale_factors")
+    if factors is None:
+        each = [call.get("scales_h"), call.get("scales_w")]
+        factors = None if each == [None, None] else each
+    size = None if call.get("output_size") is None else call.pair("output_size")
+    if factors is None:
+        if size is None:
+            raise call.origin.refuse("neither a size nor a factor is given; export it with one")
+        return call.builder.resize(x, size, method, coordinates, call.origin)
+    if not all(isinstance(f, int | float) for f in factors) or len(factors) != 2:
+        raise call.origin.refuse(f"by factors {str(factors)[:80]}; height and width have one each")
+    result = call.builder.scaled_resize(x, factors, method, coordinates, call.origin)
+    if size is not None and (*call.builder.shape(result)[2:], 1, 1)[:2] != size:
+        raise call.origin.refuse(f"its factors {list(factors)} do not give its size {list(size)}; export it with one")
+    return result
 
 
 def _linear(call: Call) -> Value:
@@ -591,6 +679,21 @@ _LAYERS: dict[str, Callable[[Call], Value]] = {
     "aten.batch_norm.default": _batch_norm,
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
     "aten.relu.default": _relu,
+    "aten.relu6.default": _relu6,
+    "aten.hardtanh.default": _hardtanh,
+    "aten.clamp.default": _clamp,
+    "aten.clamp_min.default": _clamp,
+    "aten.leaky_relu.default": _leaky_relu,
+    "aten.sigmoid.default": _sigmoid,
+    "aten.tanh.default": _tanh,
+    "aten.mul.Tensor": _multiply,
+    "aten.cat.default": _cat,
+    "aten.upsample_bilinear2d.vec": _bilinear,
+    "aten.upsample_bilinear2d.default": _bilinear,
+    "aten.upsample_nearest2d.vec": _nearest,
+    "aten.upsample_nearest2d.default": _nearest,
+    "aten._upsample_nearest_exact2d.vec": _nearest_exact,
+    "aten._upsample_nearest_exact2d.default": _nearest_exact,
     "aten.max_pool2d.default": _max_pool,
     "aten.max_pool2d_with_indices.default": _max_pool,
     "aten.pad.default": _pad,

@@ -66,7 +66,10 @@ def _value_info(name: str, type_: ir.TensorType) -> onnx.ValueInfoProto:
 
 def _window_attributes(op: ir.Conv2d | ir.DepthwiseConv2d | ir.MaxPool2d) -> dict[str, Any]:
     top, bottom, left, right = op.padding
-    return {"strides": list(op.strides), "pads": [top, left, bottom, right]}
+    attributes = {"strides": list(op.strides), "pads": [top, left, bottom, right]}
+    if not isinstance(op, ir.MaxPool2d) and op.dilation != (1, 1):
+        attributes["dilations"] = list(op.dilation)
+    return attributes
 
 
 def _write(writer: _Writer, node: ir.Node) -> None:

@@ -258,7 +258,11 @@ ABOUT: dict[str, tuple[nn.Module, str, str]] = {
     "sigmoid": (nn.Sequential(small(), nn.Sigmoid()), "layer 1, operator aten.sigmoid,", LOGITS),
     "argmax": (Function(lambda m, x: m.conv(x).mean((2, 3)).argmax(1)), "operator aten.argmax,", LOGITS),
     "softmax, argmax": (Function(lambda m, x: m.conv(x).mean((2, 3)).softmax(1).argmax(1)), "aten.softmax,", LOGITS),
-    "sigmoid inside": (Function(lambda m, x: m.conv(m.conv(x).sigmoid())), "aten.sigmoid,", "no int8 form of it here"),
+    "sigmoid, moved": (
+        Function(lambda m, x: m.conv(x).mean((2, 3), True).sigmoid().flatten(1)),
+        "aten.sigmoid,",
+        LOGITS,
+    ),
     "minus a mean": (Function(lambda m, x: m.conv((x - MEAN) / 0.2)), "operator aten.sub,", PIXELS),
     "255": (Function(lambda m, x: m.conv(x / 255)), "operator aten.div,", PIXELS),
     "from -1": (Function(lambda m, x: m.conv(x * 2 - 1)), "operator aten.mul,", PIXELS),

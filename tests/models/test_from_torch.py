@@ -123,6 +123,40 @@ NETWORKS: dict[str, nn.Module] = {
     ),
     "two outputs": Function(lambda m, x: (m.a(x), x.mean((2, 3))), a=nn.Conv2d(3, 4, 3)),
     "minus infinity": Function(lambda _, x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-math.inf), 3, 2)),
+    "dilated": nn.Sequential(nn.Conv2d(3, 4, 3, dilation=(2, 1), padding="same"), nn.Conv2d(4, 4, 3, 2, 3, 3, 4)),
+    "dilation of one pixel": nn.Conv2d(3, 4, 1, dilation=2),
+    "relu6": nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(inplace=True), nn.Hardtanh(-0.5, 2)),
+    "clamps": Function(lambda _, x: F.relu6(torch.clamp_min(x.clamp(-1, 2), 0) + x.clamp(min=0))),
+    "leaky relu": nn.Sequential(nn.LeakyReLU(0.2), nn.LeakyReLU(inplace=True), nn.LeakyReLU(0.0)),
+    "sigmoid and tanh": Function(lambda m, x: m.a(x.sigmoid() + x.tanh()), a=nn.Conv2d(3, 3, 1)),
+    "products": Function(lambda m, x: x * m.a(x).mul_(x) * x, a=nn.Conv2d(3, 3, 1)),
+    "gates": Function(lambda _, x: x.mean((2, 3), keepdim=True).sigmoid() * (x * F.max_pool2d(x, (13, 14)))),
+    "joined": Function(lambda m, x: torch.cat([m.a(x), x, x], 1), a=nn.Conv2d(3, 5, 1)),
+    "joined vectors": Function(lambda m, x: m.a(torch.cat([x.mean((2, 3)), x.mean((2, 3))], -1)), a=nn.Linear(6, 4)),
+    "joined pixels": Function(
+        lambda _, x: torch.cat([x.mean((2, 3), keepdim=True), F.max_pool2d(x, (13, 14))], dim=-3)
+    ),
+    "twice as large": Function(lambda _, x: F.interpolate(F.interpolate(x, scale_factor=2.0), scale_factor=(2, 0.5))),
+    "bilinear": Function(lambda _, x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+    "bilinear to a size": Function(lambda _, x: F.interpolate(x, size=(7, 31), mode="bilinear")),
+    "bilinear, aligned": Function(lambda _, x: F.interpolate(x, (21, 5), mode="bilinear", align_corners=True)),
+    "nearest to a size": Function(lambda _, x: F.interpolate(x, size=(5, 33))),
+    "of the same size": Function(lambda _, x: F.interpolate(x, size=(13, 14), mode="bilinear").relu()),
+    "image pooling": Function(
+        lambda m, x: F.interpolate(F.relu(m.a(x.mean((2, 3), keepdim=True))), size=(13, 14), mode="bilinear") + x,
+        a=nn.Conv2d(3, 3, 1),
+    ),
+    "average windows": nn.Sequential(nn.AvgPool2d(3, 2, padding=1), nn.AvgPool2d((2, 3), (1, 2))),
+    "average windows, ceil": nn.AvgPool2d((3, 2), (2, 3), ceil_mode=True),
+    "average of parts": nn.Sequential(nn.Conv2d(3, 4, 2, padding=(1, 0)), nn.AdaptiveAvgPool2d((7, 1))),
+    "flattened": nn.Sequential(nn.MaxPool2d(3), nn.Flatten(), nn.ReLU(), nn.Dropout(), nn.Linear(48, 5)),
+}
+# Lowered, they are arithmetic on positions, which is refused.
+UNLOWERED: dict[str, nn.Module] = {
+    "nearest exact": Function(lambda _, x: F.interpolate(x, size=(7, 9), mode="nearest-exact")),
+    "nearest exact, twice": Function(lambda _, x: torch.ops.aten._upsample_nearest_exact2d(x, [26, 28], 2.0, 2.0)),
+    "nearest": Function(lambda _, x: torch.ops.aten.upsample_nearest2d(x, [26, 7], 2.0, 0.5)),
+    "bilinear": Function(lambda _, x: torch.ops.aten.upsample_bilinear2d(x, [9, 9], True)),
 }
 
 
@@ -159,6 +193,13 @@ def test_supported_layers_from_a_file(name: str, tmp_path: Path) -> None:
             assert np.abs(ours.reshape(theirs.shape) - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("name", UNLOWERED)
+def test_supported_layers_that_lowering_takes_apart(name: str, tmp_path: Path) -> None:
+    x, network = torch.randn(SHAPE), UNLOWERED[name].eval()
+    (ours,) = reference.run(loaded(exported(network, SHAPE), tmp_path / "net.pt2"), nhwc(x))
+    assert np.allclose(ours, nhwc(network(x)), atol=1e-5)
+
+
 def test_operands_are_as_torchs_schemas_have_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each layer reads or ignores every operand of each operator that it stands for; defaults are torch's own."""
     seen: dict[str, set[str]] = {}
@@ -193,6 +234,8 @@ def test_operands_are_as_torchs_schemas_have_them(monkeypatch: pytest.MonkeyPatc
     for name in NETWORKS:
         for program in programs(name):
             loaded(program, tmp_path / "net.pt2")
+    for network in UNLOWERED.values():
+        loaded(exported(network.eval(), SHAPE), tmp_path / "net.pt2")
     unread = {
         target: missing
         for target, names in seen.items()
@@ -269,10 +312,48 @@ def test_exported_programs(strict: bool, core: bool) -> None:
 
 
 REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
-    "relu6": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6()), "1", "aten.hardtanh", "there is no int8 form of it here"),
+    "prelu": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU()), "1", "aten.prelu", "there is no int8 form of it here"),
+    "a range without zero": (nn.Sequential(nn.Hardtanh(1, 2)), "0", "aten.hardtanh", "that holds zero, as ReLU6's, is"),
+    "a steep slope": (
+        nn.Sequential(nn.LeakyReLU(2.0)),
+        "0",
+        "aten.leaky_relu",
+        "with a slope of 2; slopes from 0 to 1",
+    ),
+    "sigmoid at the end": (nn.Sequential(nn.Sigmoid()), "0", "aten.sigmoid", "end the network at its logits"),
+    "tanh, then moved": (
+        nn.Sequential(nn.Conv2d(3, 4, (13, 14)), nn.Tanh(), nn.Flatten()),
+        "1",
+        "aten.tanh",
+        "end the network at its logits",
+    ),
+    "a sigmoid that is enlarged": (
+        nn.Sequential(nn.Sigmoid(), nn.UpsamplingBilinear2d(scale_factor=2)),
+        "0",
+        "aten.sigmoid",
+        "end the network at its logits",
+    ),
+    "bicubic": (nn.Sequential(nn.Upsample(scale_factor=2, mode="bicubic")), "0", "aten.upsample_bicubic2d", "no int8"),
+    "an odd factor": (
+        nn.Sequential(nn.Upsample(scale_factor=1.5, mode="bilinear")),
+        "0",
+        "aten.upsample_bilinear2d",
+        "by [1.5, 1.5] a [13, 14] map becomes [19.5, 21.0]; give the size in place of a factor",
+    ),
+    "rows joined": (
+        Function(lambda _, x: torch.cat([x, x], 2)),
+        "",
+        "aten.cat",
+        "it joins dimension 2 of 4; only chan",
+    ),
+    "a gate for each pixel": (
+        Function(lambda m, x: x * m.a(x), a=nn.Conv2d(3, 1, 1)),
+        "",
+        "aten.mul",
+        "or a map and one number for each of its channels, are",
+    ),
     "silu": (nn.Sequential(nn.Sequential(nn.SiLU())), "0.0", "aten.silu", "supported are Conv2d"),
     "softmax": (nn.Sequential(*head(3), nn.Softmax(1)), "4", "aten.softmax", "end the network at its logits"),
-    "dilation": (nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2)), "0", "aten.conv2d", "dilation [2, 2]"),
     "groups": (
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, groups=2)),
         "1",
@@ -296,14 +377,21 @@ REFUSED: dict[str, tuple[nn.Module, str, str, str]] = {
     ),
     "padding alone": (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU()), "0", "aten.pad", "followed by 1 (aten.relu)"),
     "cropping": (nn.Sequential(nn.ZeroPad2d(-1), nn.Conv2d(3, 4, 1)), "0", "aten.pad", "negative padding"),
-    "average pool": (nn.Sequential(nn.AvgPool2d(2)), "0", "aten.avg_pool2d", "only the whole map is"),
+    "average pool": (
+        nn.Sequential(nn.AvgPool2d(2, padding=1, count_include_pad=False)),
+        "0",
+        "aten.avg_pool2d",
+        "its padding does not count, so that windows differ",
+    ),
+    "average pool, ceil": (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "0", "aten.avg_pool2d", "window is partial"),
     "adaptive pool": (nn.Sequential(nn.AdaptiveAvgPool2d(2)), "0", "aten.adaptive_avg_pool2d", "only to 1x1"),
-    "flatten a map": (nn.Sequential(nn.Flatten(), nn.Linear(546, 4)), "0", "aten.view", "pool the map to 1x1"),
+    "flatten a map": (nn.Sequential(nn.Flatten(), nn.Sigmoid()), "", "output", "a Linear layer takes one, or pool"),
+    "flatten a part": (nn.Sequential(nn.Flatten(2)), "0", "aten.view", "pool the map to 1x1"),
     "mean of rows": (Function(lambda _, x: x.mean(3)), "", "aten.mean", "only height and width together"),
     "a number": (Function(lambda _, x: x.relu() + 1), "", "aten.add", "its operand is 1"),
     "a factor": (Function(lambda _, x: torch.add(x, x, alpha=2)), "", "aten.add", "with a factor of 2"),
     "broadcast": (Function(lambda _, x: x + x.mean((2, 3), keepdim=True)), "", "aten.add", "they must be equal"),
-    "multiplication": (Function(lambda _, x: x * x), "", "aten.mul", "no int8 form"),
+    "multiplication": (Function(lambda _, x: x.relu() * 2), "", "aten.mul", "no int8 form"),
     "batch statistics": (nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "0", "aten.batch_norm", "batch"),
     "computed weights": (
         Function(lambda m, x: F.conv2d(x, m.a.weight * 2), a=nn.Conv2d(3, 4, 1)),
