@@ -17,10 +17,10 @@ class KernelRunner:
     """The kernels of a graph. Every tensor has memory of its own, filled with rubbish: padding must not matter."""
 
     def __init__(
-        self, graph: ir.Graph, target: TargetSpec, lower: Callable[..., tuple[KernelCall, ...]] = backend.lower
+        self, graph: ir.Graph, target: TargetSpec, lower: Callable[..., tuple[KernelCall, ...]] | None = None
     ) -> None:
         self.graph = graph
-        self.calls = lower(graph, target)
+        self.calls = (lower or backend.lower)(graph, target)
         self.executable = backend.compile_kernels(self.calls, target)
         sizes: dict[str, tuple[str, int]] = {}
         for call in self.calls:
