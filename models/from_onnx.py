@@ -28,9 +28,10 @@ from .onnx_fold import Folder, FoldError, shape_of
 from .read_file import MODEL_BYTES
 
 SUPPORTED = (
-    "Conv (dense or depthwise), BatchNormalization, Relu, MaxPool, Pad before them, Add, GlobalAveragePool, ReduceMean "
-    "over height and width, Gemm, MatMul, factors and shifts a channel (Mul, Div, Add, Sub), Flatten, Reshape, "
-    "Squeeze, Unsqueeze, Transpose, Cast, Dropout and Identity"
+    "Conv (dense or depthwise), BatchNormalization, Relu, LeakyRelu, Clip, Sigmoid, Tanh, MaxPool, Pad before them, "
+    "Add, Mul, Concat, Resize, AveragePool, GlobalAveragePool, ReduceMean over height and width, Gemm, MatMul, factors "
+    "and shifts a channel (Mul, Div, Add, Sub), Flatten, Reshape, Squeeze, Unsqueeze, Transpose, Cast, Dropout and "
+    "Identity"
 )
 
 
@@ -514,12 +515,85 @@ def _max_pool(builder: GraphBuilder, call: _Call) -> Value:
 
 
 def _average_pool(builder: GraphBuilder, call: _Call) -> Value:
-    """Over the whole map only, where it is the global one."""
-    x, kernel = call.tensor(0), tuple(call.ints("kernel_shape", ()))
-    padded = any(call.ints("pads", ())) or call.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    if builder.shape(x)[2:] != kernel or padded or max(call.ints("dilations", (1,))) > 1:
-        raise call.origin.refuse(f"window {list(kernel)} on {list(builder.shape(x))}; only the whole map is")
-    return builder.global_average_pool(x, call.origin)
+    x, kernel = call.tensor(0), _two(call.ints("kernel_shape", ()), call.origin)
+    strides = _two(call.ints("strides", (1, 1)), call.origin)
+    if max(call.ints("dilations", (1,))) > 1:
+        raise call.origin.refuse("with dilation; export the network without it")
+    return builder.average_pool(
+        x,
+        kernel=kernel,
+        strides=strides,
+        padding=_padding(call, _full_shape(builder, x), kernel, strides),
+        ceil_mode=bool(call.attributes.get("ceil_mode", 0)),
+        count_padding=bool(call.attributes.get("count_include_pad", 0)),
+        origin=call.origin,
+    )
+
+
+def _resize(builder: GraphBuilder, call: _Call) -> Value:
+    """Of whole NCHW tensors. Source of the names: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+    x, origin = call.tensor(0), call.origin
+    words = {name: call.attributes.get(name, default).decode(errors="replace") for name, default in _RESIZE.items()}
+    positions, rounding = words["coordinate_transformation_mode"], words["nearest_mode"]
+    method = {"linear": "bilinear", "nearest": "nearest"}.get(words["mode"])
+    known = _COORDINATES.get((positions, rounding if method == "nearest" else ""))
+    if method is None or known is None or words["keep_aspect_ratio_policy"] != "stretch":
+        what = f"{words['mode']} at {positions}" + (f", {rounding}" if method == "nearest" else "")
+        raise origin.refuse(
+            f"it resizes {what}; linear at half_pixel, align_corners or asymmetric, and nearest at asymmetric with "
+            "floor, half_pixel with round_prefer_ceil or align_corners with round_prefer_ceil are"
+        )
+    if "axes" in call.attributes or call.attributes.get("antialias", 0):
+        raise origin.refuse("with axes or antialias; export the network without them")
+    sizes, shape = call.optional(3), _full_shape(builder, x)
+    numbers = call.weight(2) if sizes is None else sizes
+    if numbers[1].shape != (4,):
+        raise origin.refuse(f"with {numbers[1].size} numbers; one is needed for each of N, C, H, W")
+    given = [float(number) for number in numbers[1]]
+    kept = given[1] == (1 if sizes is None else shape[1])
+    if not kept:
+        raise origin.refuse(f"it resizes channels or images, by {given}; only height and width are resized")
+    if sizes is None:
+        return builder.scaled_resize(x, given[2:], method, known, origin)
+    return builder.resize(x, (int(given[2]), int(given[3])), method, known, origin)
+
+
+_RESIZE = {
+    "mode": b"nearest",
+    "coordinate_transformation_mode": b"half_pixel",
+    "nearest_mode": b"round_prefer_floor",
+    "keep_aspect_ratio_policy": b"stretch",
+}
+_COORDINATES = {
+    ("half_pixel", ""): "half pixel",
+    ("align_corners", ""): "align corners",
+    ("asymmetric", ""): "legacy",
+    ("asymmetric", "floor"): "legacy",
+    ("half_pixel", "round_prefer_ceil"): "half pixel",
+    ("align_corners", "round_prefer_ceil"): "align corners",
+}
+
+
+def _concat(importer: _Importer, call: _Call) -> _Tensor:
+    tensors = [importer.plain(_tensor(each, call.origin), call.origin) for each in call.operands]
+    axes = tensors[0].axes
+    if any(each.axes != axes for each in tensors) or axes[call.attributes.get("axis", 1)] != "C":
+        raise call.origin.refuse("it joins other dimensions than channels, or layouts that differ")
+    return _Tensor(importer.builder.concatenate([each.value for each in tensors], 1, call.origin), axes)
+
+
+def _function(importer: _Importer, call: _Call) -> _Tensor:
+    """Of each element by itself."""
+    tensor = importer.plain(_tensor(call.operands[0], call.origin), call.origin)
+    builder, origin = importer.builder, call.origin
+    match origin.operator:
+        case "Sigmoid":
+            value = builder.sigmoid(tensor.value, origin)
+        case "Tanh":
+            value = builder.tanh(tensor.value, origin)
+        case _:
+            value = builder.leaky_relu(tensor.value, float(call.attributes.get("alpha", 0.01)), origin)
+    return _Tensor(value, tensor.axes)
 
 
 def _batch_norm(importer: _Importer, call: _Call) -> _Tensor:
@@ -545,28 +619,27 @@ def _relu(importer: _Importer, call: _Call) -> _Tensor:
 
 
 def _clip(importer: _Importer, call: _Call) -> _Tensor:
-    """Where it is a ReLU."""
     limits = [call.attributes.get(name) for name in ("min", "max")]
     for index in (0, 1):
         given = call.optional(index + 1)
         limits[index] = limits[index] if given is None else given[1].item()
     low, high = limits
-    if low != 0 or not (high is None or high >= np.finfo(np.float32).max):
-        raise call.origin.refuse(f"to {low} and {high}; only a ReLU, from 0 without an end, is")
-    return _relu(importer, call)
+    tensor = importer.plain(_tensor(call.operands[0], call.origin), call.origin)
+    return _Tensor(importer.builder.clip(tensor.value, low, high, call.origin), tensor.axes)
 
 
 def _arithmetic(importer: _Importer, call: _Call) -> _Tensor:
-    """Two tensors are added; a constant gives a factor or a shift."""
+    """Two tensors are added or multiplied; a constant gives a factor or a shift."""
     a, b = call.operands
     origin, operator = call.origin, call.origin.operator
     if isinstance(a, _Tensor) and isinstance(b, _Tensor):
-        if operator != "Add":
+        if operator not in ("Add", "Mul"):
             raise origin.refuse("of two tensors; there is no int8 form of it here")
         if a.axes != b.axes:
             raise origin.refuse(f"of axes {', '.join(a.axes)} and {', '.join(b.axes)}; export with channels first")
         x, y = importer.plain(a, origin), importer.plain(b, origin)
-        return _Tensor(importer.builder.add(x.value, y.value, origin), a.axes)
+        combine = importer.builder.add if operator == "Add" else importer.builder.multiply
+        return _Tensor(combine(x.value, y.value, origin), a.axes)
     tensor = _tensor(a if isinstance(a, _Tensor) else b, origin)
     number = importer.per_channel(tensor, call.weight(1 if tensor is a else 0), origin)
     with np.errstate(all="ignore"):  # what is not finite is refused
@@ -686,6 +759,10 @@ def _reshaped(importer: _Importer, tensor: _Tensor, shape: tuple[int, ...], orig
             axes += spare.pop(0)
         else:
             break
+    if tensor.axes in ("NCHW", "NHWC") and shape == (have[0], math.prod(have[1:])):
+        value = importer.plain(tensor, origin).value
+        if len(importer.builder.shape(value)) == 4 and left:
+            return _Tensor(importer.builder.flatten(value, origin, channels_last=tensor.axes == "NHWC"), "NC")
     if left or len(axes) != len(shape):
         advice = "; pool the map to 1x1 (global average) first" if set("HW") & {axis for axis, _ in left} else ""
         raise origin.refuse(f"it takes {list(have)} to {list(shape)}{advice}")
@@ -735,6 +812,7 @@ _HANDLERS: Mapping[str, Callable[[GraphBuilder, _Call], Value]] = {
     "MaxPool": _max_pool,
     "GlobalAveragePool": lambda builder, call: builder.global_average_pool(call.tensor(0), call.origin),
     "AveragePool": _average_pool,
+    "Resize": _resize,
 }
 _OF_ANY_LAYOUT: Mapping[str, Callable[[_Importer, _Call], _Operand]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
@@ -742,6 +820,8 @@ _OF_ANY_LAYOUT: Mapping[str, Callable[[_Importer, _Call], _Operand]] = {
     "Cast": _cast,
     "CastLike": _cast_like,
     "Clip": _clip,
+    "Concat": _concat,
+    **dict.fromkeys(("LeakyRelu", "Sigmoid", "Tanh"), _function),
     "Dropout": _dropout,
     "Flatten": _flatten,
     "Gemm": _gemm,
