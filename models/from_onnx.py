@@ -554,8 +554,13 @@ def _resize(builder: GraphBuilder, call: _Call) -> Value:
     if not kept:
         raise origin.refuse(f"it resizes channels or images, by {given}; only height and width are resized")
     if sizes is None:
+        if positions == "pytorch_half_pixel" and min(given[2:]) < 1:
+            raise origin.refuse("it makes a map smaller at pytorch_half_pixel; export it with half_pixel")
         return builder.scaled_resize(x, given[2:], method, known, origin)
-    return builder.resize(x, (int(given[2]), int(given[3])), method, known, origin)
+    size = int(given[2]), int(given[3])
+    if positions == "pytorch_half_pixel" and 1 in size:
+        raise origin.refuse(f"to {list(size)} at pytorch_half_pixel; export it with half_pixel")
+    return builder.resize(x, size, method, known, origin)
 
 
 _RESIZE = {
@@ -566,6 +571,7 @@ _RESIZE = {
 }
 _COORDINATES = {
     ("half_pixel", ""): "half pixel",
+    ("pytorch_half_pixel", ""): "half pixel",  # where the result has more than one row and column
     ("align_corners", ""): "align corners",
     ("asymmetric", ""): "legacy",
     ("asymmetric", "floor"): "legacy",

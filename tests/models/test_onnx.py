@@ -121,6 +121,9 @@ CHAINS: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {
     "depthwise": [("Conv", "x dw", "y", {"group": 3, "pads": [1, 1, 1, 1]})],
     "resized by factors": [("Resize", "x  sizes", "y", {**FLOOR, "mode": "nearest"})],
     "resized": [("Resize", "x   larger", "y", {"mode": "linear"})],
+    "resized as torch does": [
+        ("Resize", "x   larger", "y", {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"})
+    ],
     "resized, aligned": [("Resize", "x   larger", "y", {"mode": "linear", **ALIGNED})],
     "resized, nearest": [("Resize", "x   larger", "y", {"nearest_mode": "round_prefer_ceil"})],
     "joined": [("Relu", "x", "r", {}), ("Concat", "r x r", "y", {"axis": -3})],
