@@ -1,6 +1,6 @@
 """Convolutions on x86-64: a register-blocked matrix product fed by a small buffer of rows made on the spot.
 
-A task owns a run of output pixels. It first fills its rows of the left-hand matrix (``Gather``: the input values under
+A task owns a run of output pixels. It first fills its rows of what is multiplied (``Gather``: the input values under
 each window; ``Depthwise``: a whole 3x3 depthwise convolution, which in Xception always precedes a pointwise one), then
 multiplies them with all weights. The rows stay in the nearest caches and are never written to memory.
 """
@@ -21,7 +21,7 @@ from .layout import OUT_ZERO, PARAMETERS, ceil_div, row_stride, stored_channels
 from .product import Matrix, Output, emit_panel, panels, product_operands
 from .vector import Buffer, Expr, Isa
 
-Producer = Gather | Depthwise
+Producer = Gather | Depthwise  # what makes a product's rows; the latter is a prologue
 
 
 def input_operand(producer: Producer) -> tuple[str, int]:
@@ -109,7 +109,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a left-hand matrix alone, into the arena: for a product whose tasks are columns."""
+    """The rows of a product alone, into the arena: for one whose tasks are columns."""
 
     isa: Isa
     producer: Producer

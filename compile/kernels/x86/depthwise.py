@@ -213,7 +213,7 @@ def pack_taps(isa: Isa, taps: NDArray[np.int64], total: int) -> NDArray[np.gener
 
 
 def depthwise_operands(isa: Isa, producer: object) -> list[Parameter]:
-    """Weights, biases and multipliers of a depthwise producer; none for another."""
+    """Weights, biases and multipliers of a depthwise prologue; none for another producer."""
     if not isinstance(producer, Depthwise):
         return []
     channels = producer.chunks(isa) * isa.bytes

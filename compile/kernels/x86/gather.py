@@ -1,4 +1,4 @@
-"""The rows of a convolution's left-hand matrix on x86-64: the input's values under each window."""
+"""The rows that a convolution multiplies on x86-64: the input's values under each window."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _reads_plain(unit: Unit) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What makes the left-hand matrix of a convolution's product, with its operands and its words of parameters."""
+    """What makes the rows of a convolution's product, with its operands and its words of parameters."""
 
     producer: conv.Producer
     operands: Operands
@@ -199,7 +199,7 @@ class _Lowering:
         return [first, self._call(unit, product, (first.operands[-1], *operands))]
 
     def _rows_call(self, unit: Unit, rows: _Rows, parameters: Weights, k: int) -> KernelCall:
-        """Writes the left-hand matrix to memory."""
+        """Writes the rows to memory."""
         source = self.graph.node(unit.anchor.node.inputs[0])
         kernel = conv.Rows(self.isa, rows.producer, unit.anchor.geometry.out_pixels, k)
         y = Activation(f"{unit.name}:rows", self.isa.operand, kernel.count)
