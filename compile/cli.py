@@ -10,11 +10,15 @@ import sys
 import traceback
 import warnings
 
+from ..runtime.said import said
+
 try:
     import typer
     from typer.exceptions import TyperException
-except ModuleNotFoundError as _missing:
-    print(f"error: the command line needs the package {_missing.name}: pip install 'xceptile[cli]'", file=sys.stderr)
+
+    from .commands.common import err
+except ImportError as _missing:
+    print(f"error: {said(_missing).line}", file=sys.stderr)
     sys.exit(2)
 
 from .. import __version__
@@ -34,19 +38,8 @@ from .commands import (
     verify,
 )
 from .commands import compile as compile_verb
-from .commands.common import err
 
 INTERRUPTED = 130
-
-# What an extra other than `compile` brings, by the name it is imported by.
-_EXTRAS = {
-    "PIL": "images",
-    "ai_edge_litert": "litert",
-    "cryptography": "sign",
-    "nvidia": "cuda",
-    "ray": "ray",
-    "timm": "timm",
-}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Ship a trained Xception as INT8."
@@ -81,13 +74,12 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         if "--version" in arguments[:1]:
             print(__version__, flush=True)
             return 0
+        # A verb's own status comes as a typer.Exit, whose number is returned.
         status = typer.main.get_command(command).main(args=arguments, standalone_mode=False)
         if status == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()  # a full disk is known now, not when Python ends
         return status if isinstance(status, int) else 0
-    except SystemExit as stop:
-        return int(stop.code or 0)
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted; nothing was left half-written")
         return INTERRUPTED
@@ -95,25 +87,13 @@ def _invoke(command: typer.Typer, arguments: list[str]) -> int:
         if error.format_message():  # none where a command line without a verb printed the help page
             err.print(f"error: {error.format_message()}", highlight=False, soft_wrap=True)
         return 2
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if debug or package == __package__.partition(".")[0]:
-            raise
-        extra = _EXTRAS.get(package, "compile")
-        err.print(f"error: this needs the package {package}: pip install 'xceptile[{extra}]'", soft_wrap=True)
-        return 2
-    except (ValueError, LookupError, RuntimeError, OSError, MemoryError) as error:
+    except BaseException as error:  # whatever it is: 1 is a regression, and a library that exits is none
         if debug:
             err.print(traceback.format_exc(), highlight=False, soft_wrap=True, end="")
-        # Our errors carry whole sentences, the system's a file; any other is named by its type.
-        own = type(error).__module__.startswith(__package__.partition(".")[0])
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        if not own and isinstance(error, OSError) and error.filename and error.strerror:
-            own, text = True, f"{error.filename}: {error.strerror}"
-        line = " ".join((text if own else f"{type(error).__name__}: {text}").split())
+        line, whole = said(error)
         err.print("error: ", style="bold red", end="")
         err.print(line, highlight=False, soft_wrap=True)
-        if not own and not debug:
+        if not whole and not debug:
             err.print("(run again with --debug for the traceback)")
         return 2
 

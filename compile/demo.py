@@ -130,7 +130,7 @@ def main(
     out.print("rehearsed: on an emulator, on fewer images; its outputs count, its time does not and is not taken.")
     out.print(f"Bundles and report: {output}/  (open {output}/report.html)")
     if not all(row.accuracy.bit_exact for row in rows):
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..models.visible import visible
-
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .gate_run import Run
@@ -66,9 +64,11 @@ def _one_line() -> Iterator[None]:
     """What is missing or wrong fails the test with its message, as the command line has it."""
     try:
         yield
-    except (ValueError, LookupError, RuntimeError, OSError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) else error)
-        raise pytest.fail.Exception(visible(text), pytrace=False) from None
+    except Exception as error:
+        from ..models.visible import visible
+        from .said import said
+
+        raise pytest.fail.Exception(visible(said(error).line), pytrace=False) from None
 
 
 def _path(config: pytest.Config, setting: str) -> Path:
@@ -76,27 +76,27 @@ def _path(config: pytest.Config, setting: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+@_one_line()
 def xceptile_bundle(pytestconfig: pytest.Config) -> Bundle:
     """The bundle of ``--xceptile-target``, opened and its hashes checked."""
     from ..targets import catalog
     from .bundle import open_bundle
 
     name = pytestconfig.getoption("xceptile_target") or "host"
-    with _one_line():
-        target = catalog.get(name)
-        path = pytestconfig.rootpath / pytestconfig.getini("xceptile_bundle").format(target=name)
-        bundle = open_bundle(path)
-        if bundle.manifest.target.name != target.name:
-            raise ValueError(f"{path}: is a bundle for {bundle.manifest.target.name}, not for {target.name}")
-        return bundle
+    target = catalog.get(name)
+    path = pytestconfig.rootpath / pytestconfig.getini("xceptile_bundle").format(target=name)
+    bundle = open_bundle(path)
+    if bundle.manifest.target.name != target.name:
+        raise ValueError(f"{path}: is a bundle for {bundle.manifest.target.name}, not for {target.name}")
+    return bundle
 
 
 @pytest.fixture(scope="session")
 def xceptile_session(pytestconfig: pytest.Config, xceptile_bundle: Bundle) -> Iterator[Session]:
     """The bundle's first int8 engine on ``--xceptile-device``, ready to classify images."""
-    from .session import open_session
-
     with _one_line():
+        from .session import open_session
+
         session = open_session(xceptile_bundle, device=pytestconfig.getoption("xceptile_device"))
     with session:
         yield session
@@ -112,6 +112,7 @@ def xceptile_data(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
+@_one_line()
 def _xceptile_run(pytestconfig: pytest.Config, xceptile_data: str) -> Run:
     from .gate_run import Run
 
@@ -119,6 +120,7 @@ def _xceptile_run(pytestconfig: pytest.Config, xceptile_data: str) -> Run:
 
 
 @pytest.fixture(scope="session")
+@_one_line()
 def xceptile_baseline(pytestconfig: pytest.Config, xceptile_bundle: Bundle, _xceptile_run: Run) -> Report:
     """What the bundle's target on the device is compared with."""
     from .baseline import load_baseline
@@ -126,13 +128,13 @@ def xceptile_baseline(pytestconfig: pytest.Config, xceptile_bundle: Bundle, _xce
     from .session import place
 
     path = _path(pytestconfig, "xceptile_baseline")
-    with _one_line():
-        target = xceptile_bundle.manifest.target
-        command = baseline_command(xceptile_bundle.path, _xceptile_run, path)
-        return load_baseline(path, target.name, place(target, _xceptile_run.device).device, command)
+    target = xceptile_bundle.manifest.target
+    command = baseline_command(xceptile_bundle.path, _xceptile_run, path)
+    return load_baseline(path, target.name, place(target, _xceptile_run.device).device, command)
 
 
 @pytest.fixture(scope="session")
+@_one_line()
 def _xceptile_measure(xceptile_bundle: Bundle, _xceptile_run: Run) -> Callable[[str], Report]:
     """Measures accuracy or latency, each once."""
     from .gate_run import measure
@@ -158,6 +160,7 @@ def _budget(markers: dict[str, pytest.Mark]) -> Budget:
 
 
 @pytest.fixture
+@_one_line()
 def xceptile_verdict(
     request: pytest.FixtureRequest, xceptile_bundle: Bundle, _xceptile_run: Run, xceptile_baseline: Report
 ) -> Verdict:
@@ -175,11 +178,10 @@ def xceptile_verdict(
         pytest.skip(f"{obtained} here, where time does not count: latency is judged on the target's own hardware")
     measure: Callable[[str], Report] = request.getfixturevalue("_xceptile_measure")
     findings = []
-    with _one_line():
-        if "accuracy" in markers:
-            findings += judge_accuracy(measure("accuracy"), xceptile_baseline, budget)
-        if "latency" in markers:
-            report = measure("latency")
-            findings += judge_latency(report, xceptile_baseline, budget)
-            findings += judge_bytes(report, xceptile_baseline, budget)
+    if "accuracy" in markers:
+        findings += judge_accuracy(measure("accuracy"), xceptile_baseline, budget)
+    if "latency" in markers:
+        report = measure("latency")
+        findings += judge_latency(report, xceptile_baseline, budget)
+        findings += judge_bytes(report, xceptile_baseline, budget)
     return Verdict(tuple(findings))

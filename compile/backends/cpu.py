@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,9 +97,25 @@ def link(executable: tvm.runtime.Executable, target: TargetSpec) -> bytes:
     Its segments begin at multiples of 64 KB: no Linux or Android has larger pages, and some no smaller ones.
     """
     stub = Path(native_sources.__file__).with_name("kernel_stub.c")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.so"
-        executable.export_library(str(path), fcompile=zig_linker(target, stub), options=["-Wl,-z,max-page-size=65536"])
+    return export(executable, target, stub, options=["-Wl,-z,max-page-size=65536"])
+
+
+def export(
+    executable: tvm.runtime.Executable, target: TargetSpec, *sources: Path, options: Sequence[str] = ()
+) -> bytes:
+    """A shared object of what was compiled, C ``sources`` added. Raises RuntimeError, OSError.
+
+    LLVM ends the whole process, with status 1, where it cannot write a file: so it writes into memory, by links from
+    the names that TVM gives its object files.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as memory:
+        for name in ("lib0.o", "devc.o"):
+            descriptor = os.memfd_create(name)
+            memory.callback(os.close, descriptor)
+            Path(folder, name).symlink_to(f"/proc/self/fd/{descriptor}")
+        path = Path(folder) / "library.so"
+        linker = zig_linker(target, *sources)
+        executable.export_library(str(path), fcompile=linker, workspace_dir=folder, options=list(options))
         return path.read_bytes()
 
 
@@ -105,10 +123,15 @@ def zig_linker(target: TargetSpec, *sources: Path) -> Callable[..., None]:
     """What ``export_library`` calls to make a shared object of object files, C ``sources`` added."""
 
     def link_objects(output: str, objects: list[str], options: list[str] | None = None) -> None:
+        for name in objects:
+            data = Path(name).read_bytes()
+            Path(name).unlink()  # a link into this process's memory, which another cannot follow
+            Path(name).write_bytes(data)
         command = [*zig.compiler(target.architecture), "-shared", "-fPIC", "-O2", "-s", "-o", output]
         command += [*objects, *map(str, sources), *(options or [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"linking the kernels for {target.name} failed: {done.stderr.strip()[-2000:]}")
+            reason = done.stderr.strip()[-2000:] or f"zig ended with status {done.returncode}; is a disk full?"
+            raise RuntimeError(f"linking the kernels for {target.name} failed: {reason}")
 
     return link_objects

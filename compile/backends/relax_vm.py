@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import tvm
 from tvm import relax, tirx
 
@@ -12,7 +9,7 @@ from ...models import graph as ir
 from ...targets.spec import TargetSpec
 from ..kernels.kernel_call import Activation, KernelCall
 from .assembly import output_index
-from .cpu import llvm_target, lower, zig_linker
+from .cpu import export, llvm_target, lower
 
 
 def build(graph: ir.Graph, target: TargetSpec) -> bytes:
@@ -23,10 +20,7 @@ def build(graph: ir.Graph, target: TargetSpec) -> bytes:
     """
     module = assemble(graph, lower(graph, target))
     executable = tvm.compile(module, target=llvm_target(target), relax_pipeline=_lower_calls(), tir_pipeline="tirx")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.so"
-        executable.export_library(str(path), fcompile=zig_linker(target))
-        return path.read_bytes()
+    return export(executable, target)
 
 
 def _lower_calls() -> tvm.transform.Pass:

@@ -100,4 +100,4 @@ def check(
         out.print(table)
         out.print(str(verdict), soft_wrap=True)
     if verdict.outcome in (FAIL, INCONCLUSIVE):
-        raise SystemExit(1 if verdict.outcome == FAIL else UNDECIDED)
+        raise typer.Exit(1 if verdict.outcome == FAIL else UNDECIDED)

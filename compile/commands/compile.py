@@ -152,7 +152,7 @@ def compile_command(
     else:
         _print_result(output, manifest, network.table.image_count, sizes, found)
     if found is not None and not found.met:
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 def _check_tools(spec: Any) -> None:

@@ -166,7 +166,7 @@ def verify(
         elif flips and any(a.labelled for a in accuracies):
             out.print("No image's class changed.")
     if repacked.differing or not all(a.keeps_contract for a in accuracies):
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 def _absolute(data: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.environments import build_wheel, link_requirements, make_environment, site_packages
 from support.tree import ROOT, committed
 
 FOLDERS = ("calibration", "compile", "models", "runtime", "targets")
@@ -38,7 +38,7 @@ def test_every_folder_with_python_is_a_package() -> None:
 def test_set_up_brings_every_package_that_a_test_is_skipped_without() -> None:
     """On CI a skipped test is a failed one."""
     brought = set(re.findall(r'^ {4}"([\w-]+):', (ROOT / ".ci/setup").read_text(), re.MULTILINE))
-    for path in (ROOT / "tests").glob("*.py"):
+    for path in (ROOT / "tests").rglob("*.py"):
         wanted = re.findall(
             r'requires\([^)]*package="([\w-]+)"|needs [\w ]+ \(apt install ([\w -]+)\)', path.read_text()
         )
@@ -50,50 +50,17 @@ def test_the_tests_are_no_package() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def link_distribution(name: str, site: Path, done: set[str]) -> None:
-    """Make the installed distribution ``name``, and all that it needs, importable in another environment."""
-    key = re.sub(r"[-_.]+", "-", name).lower()
-    if key in done:
-        return
-    done.add(key)
-    distribution = importlib.metadata.distribution(name)
-    for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
-        if not (site / top).exists():
-            (site / top).symlink_to(Path(str(distribution.locate_file(top))))
-    for requirement in distribution.requires or ():
-        if ";" not in requirement:
-            link_distribution(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0], site, done)
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built from a copy so that nothing left over in the tree gets into it."""
-    work = tmp_path_factory.mktemp("wheel")
-    hidden = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
-    shutil.copytree(ROOT, work / "source", ignore=hidden)
-    if not (work / "source" / "README.md").exists():
-        (work / "source" / "README.md").touch()
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", work, work / "source"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    (built,) = work.glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The Python of an environment with this wheel and numpy, and nothing else."""
     environment = tmp_path_factory.mktemp("device")
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin" / "python"
-    link_distribution("numpy", site_packages(python), set())
-    install = [python, "-m", "pip", "install", "--no-index", "--no-deps", wheel]
-    subprocess.run(install, check=True, capture_output=True, text=True)
-    yield python
+    yield make_environment(environment, wheel)
     shutil.rmtree(environment)
-
-
-def site_packages(python: Path) -> Path:
-    return next(python.parents[1].glob("lib/python*/site-packages"))
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -138,12 +105,11 @@ def test_a_device_needs_numpy_alone(device: Path, tmp_path: Path) -> None:
 def test_the_command_line_names_the_extra_that_is_missing(device: Path, tmp_path: Path) -> None:
     result = subprocess.run([device.parent / "xceptile"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "error: the command line needs the package typer: pip install 'xceptile[cli]'\n"
+    assert result.stderr == "error: this needs the package typer: pip install 'xceptile[device]'\n"
 
 
 def test_the_commands_run_from_another_directory(device: Path, tmp_path: Path) -> None:
-    for requirement in PYPROJECT["project"]["optional-dependencies"]["cli"]:
-        link_distribution(requirement.partition(">")[0], site_packages(device), {"numpy"})
+    link_requirements(PYPROJECT["project"]["optional-dependencies"]["cli"], ("",), site_packages(device), set())
     assert "--target" in run(device.parent / "compile", "--help", cwd=tmp_path)
     assert "compile" in run(device.parent / "xceptile", "--help", cwd=tmp_path)
     assert "raspberry-pi-5" in run(device.parent / "xceptile", "targets", cwd=tmp_path)
