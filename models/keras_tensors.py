@@ -34,7 +34,7 @@ class LayerTensors:
 
 
 def tensors_of(file: KerasFile, network: Network) -> LayerTensors:
-    """Raises CheckpointError where the file says otherwise than the config, or leaves open what belongs to whom."""
+    """Raises CheckpointError where one layer has two arrays of one name."""
     container = next((each for each in _CONTAINERS if any(path.startswith(f"{each}/") for path in file.arrays)), None)
     if container is None:
         return LayerTensors(dict(_by_name(file, network)), numbered=False)
@@ -42,27 +42,20 @@ def tensors_of(file: KerasFile, network: Network) -> LayerTensors:
     for path, array in file.arrays.items():
         group, _, number = path.rpartition("/")
         groups.setdefault(group, {})[number] = (path, array)
-    return LayerTensors(dict(_by_number(file, network, container, groups)), numbered=True)
+    return LayerTensors(dict(_by_number(network, container, groups)), numbered=True)
 
 
 # --- Keras' own format. ---
 
 
-def _by_number(
-    file: KerasFile, network: Network, folder: str, groups: Mapping[str, Arrays]
-) -> Iterator[tuple[str, Arrays]]:
-    """``folder``: the group that holds the network's layers, each in one of its own. Keras 3 says their names, too."""
-    named = {}
-    for path, name in file.names.items():
-        group = path.removesuffix("/vars")
-        if group.rpartition("/")[0] == folder:
-            named[name] = group
+def _by_number(network: Network, folder: str, groups: Mapping[str, Arrays]) -> Iterator[tuple[str, Arrays]]:
+    """``folder``: the group that holds the network's layers, each in one of its own."""
     container, seen = folder.rpartition("/")[2], Counter[str]()
     for layer in network.layers:
         kind = _snake_case(_class_of(layer))
-        group = named.get(layer.name, "") if named else f"{folder}/{kind}" + (f"_{seen[kind]}" if seen[kind] else "")
+        group = f"{folder}/{kind}" + (f"_{seen[kind]}" if seen[kind] else "")
         found = dict(
-            _by_number(file, layer.network, f"{group}/{container}", groups)
+            _by_number(layer.network, f"{group}/{container}", groups)
             if layer.network is not None
             else [(layer.path, groups.get(f"{group}/vars", {}))]
         )

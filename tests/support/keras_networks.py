@@ -74,15 +74,15 @@ def classifier(x: Any) -> Any:
 
 
 def settle(model: Any, images: np.ndarray) -> Any:
-    """The model with random batch normalizations that fit the images, and random biases."""
+    """The model with random batch normalizations, which fit the images unless they are frozen, and random biases."""
     from keras import layers
 
     rng = np.random.default_rng(1)
     for layer in model._flatten_layers():
         for weight in layer.weights if not hasattr(layer, "layers") else ():
-            if weight.name == "gamma":
+            if weight.name in ("gamma", "moving_variance"):
                 weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif weight.name in ("beta", "bias"):
+            elif weight.name in ("beta", "bias", "moving_mean"):
                 weight.assign(rng.normal(0, 0.3, weight.shape))
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = 0.0
