@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,7 @@ from .devices import remote
 from .devices.link import Link, connect
 from .engines.engine import Array, Engine, EngineError
 from .engines.native import LIBRARY, MAX_THREADS, NativeEngine
-from .engines.native_program import PROGRAM, NativeProgramEngine
+from .engines.native_program import PROGRAM, NativeProgramEngine, startable
 from .engines.reference import ReferenceEngine
 from .obtained import MEASURED, REHEARSED
 
@@ -40,9 +40,11 @@ class Placement:
     obtained: str
 
 
-def is_hardware_of(target: TargetSpec, here: TargetSpec, model: str) -> bool:
-    """Whether a machine is the target's own hardware: ``here`` was detected on it, its firmware calls it ``model``."""
-    if target.name == here.name:
+def is_hardware_of(target: TargetSpec, here: TargetSpec | None, model: str) -> bool:
+    """Whether a machine is the target's own hardware: ``here`` was detected on it (None: a processor that no kernels
+    are made for), its firmware calls it ``model``.
+    """
+    if here is not None and target.name == here.name:
         return set(target.features) <= set(here.features) and target.cpu == here.cpu
     return bool(target.device_tree_model) and str(target.device_tree_model) in model
 
@@ -51,8 +53,16 @@ def runs_here(target: TargetSpec) -> bool:
     """Whether this machine can execute the target's native code; that for a GPU rehearses on whatever is here."""
     if target.engine != "cpu":
         return True
-    here = host.detect()
-    return platform.machine() == target.architecture and set(target.features) <= set(here.features)
+    here = _detected(host.detect)
+    return platform.machine() == target.architecture and here is not None and set(target.features) <= set(here.features)
+
+
+def _detected(detect: Callable[[], TargetSpec]) -> TargetSpec | None:
+    """A machine's own row; None where it has none: a processor without AVX2 still emulates an Arm."""
+    try:
+        return detect()
+    except host.UnsupportedHost:
+        return None
 
 
 def place(target: TargetSpec, device: str | None) -> Placement:
@@ -67,7 +77,7 @@ def place(target: TargetSpec, device: str | None) -> Placement:
         raise EngineError(f"{target.name}: an emulator has no GPU; --device local rehearses")
     if chosen not in DEVICES[:2]:
         raise EngineError(f"no such device {chosen!r}; known devices: {', '.join(DEVICES)}")
-    own = chosen == LOCAL and is_hardware_of(target, host.detect(), remote.facts_here().model)
+    own = chosen == LOCAL and is_hardware_of(target, _detected(host.detect), remote.facts_here().model)
     return Placement(chosen, MEASURED if own else REHEARSED)
 
 
@@ -78,7 +88,7 @@ def _place_there(target: TargetSpec, link: Link) -> Placement:
             f"{link.name} is {facts.architecture}, the bundle's code {target.architecture} for {target.name}; "
             "compile for a target of the device's kind"
         )
-    own = is_hardware_of(target, facts.detect(), facts.model)
+    own = is_hardware_of(target, _detected(facts.detect), facts.model)
     return Placement(link.name, MEASURED if own else REHEARSED)
 
 
@@ -260,7 +270,7 @@ def open_program(bundle: Bundle, artefact: Artefact, placement: Placement, threa
         return QemuNativeEngine(directory, bundle.manifest.target, threads)
     required = _required_device(bundle, placement)
     options = (f"--require-device={required}",) if required else ()
-    return NativeProgramEngine((str(runtime / PROGRAM), *options), directory, threads)
+    return NativeProgramEngine((str(startable(runtime / PROGRAM)), *options), directory, threads)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...targets.spec import TargetSpec
 from ..engines.engine import EngineError
-from ..engines.native_program import PROGRAM, NativeProgramEngine
+from ..engines.native_program import PROGRAM, NativeProgramEngine, startable
 
 # Where Debian, Ubuntu and Fedora put the C library of the cross compilers.
 _SYSROOTS = ("/usr/{0}-linux-gnu", "/usr/{0}-redhat-linux/sys-root/fc*")
@@ -27,7 +27,7 @@ class QemuNativeEngine(NativeProgramEngine):
     """A bundle's ``native`` folder under qemu with the target's processor. Raises EngineError where qemu is missing."""
 
     def __init__(self, directory: Path, target: TargetSpec, threads: int = 1) -> None:
-        super().__init__((*emulator_command(target), str(directory / PROGRAM)), directory, threads)
+        super().__init__((*emulator_command(target), str(startable(directory / PROGRAM))), directory, threads)
 
 
 def emulator_command(target: TargetSpec) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,6 +45,16 @@ def execute_here(
         except OSError as error:
             raise EngineError(f"native: cannot start {words[0]}: {error}") from error
         return done, target.read_bytes() if result_bytes and done.returncode == 0 else b""
+
+
+def startable(program: Path) -> Path:
+    """Raises EngineError where a program may not be started: an emulator would only end with status 1."""
+    if not os.access(program, os.X_OK):
+        raise EngineError(
+            f"{program}: is not executable, which archives and CI's artefacts lose; give it back, unless its file "
+            f"system is mounted noexec: {shlex.join(['chmod', '+x', str(program)])}"
+        )
+    return program
 
 
 class NativeProgramEngine:
