@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,10 +170,12 @@ def build_bundle_files(
     progress: Progress,
     tuning: Tuning | None = None,
     batch: int = 1,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Every file of a bundle and its manifest, in memory; ``bundles.write_bundle`` puts them on disk.
 
-    ``batch`` is how many images an inference takes; the graphs of the reference take one all the same.
+    ``batch`` is how many images an inference takes; the graphs of the reference take one all the same. ``notes`` join
+    the provenance.
 
     Raises TuningError where ``tuning`` is another target's.
     """
@@ -214,7 +217,7 @@ def build_bundle_files(
         bundles.GOLDEN_OUTPUT: outputs.tobytes(),
     }
     provenance = dict(manifest.provenance) | _versions(["numpy", *(name for each in made for name in each.packages)])
-    provenance |= _of_tuning(tuning)
+    provenance |= _of_tuning(tuning) | dict(notes)
     for each in made:
         files |= {name: _stated(name, data, manifest) for name, data in each.files.items()}
         provenance |= each.told

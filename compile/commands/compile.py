@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,21 +126,19 @@ def compile_command(
         kept = {} if dump is None else {"keep": keep_graphs(dump)}
         network = quantize_model(loaded, pixels, settings, image_count=count, progress=progress, **kept)
 
-        def build(chosen: Any) -> Any:
+        def build(chosen: Any, notes: dict[str, str] | None = None) -> Any:
             return build_bundle_files(
-                chosen, spec, tuple(engine or ENGINES), tuple(also or ()), progress, measured, batch
+                chosen, spec, tuple(engine or ENGINES), tuple(also or ()), progress, measured, batch, notes or {}
             )
 
-        found = None
+        found, notes = None, None
         if bound is not None and judged_on is not None:
             network, found = control(network, spec, judged_on, bound, check_artefacts(build, judged_on), progress)
-        manifest, files = build(network)
         if found is not None:
             on = f"{found.images} images of sha256 {images_sha256(judged_on or ())}"
             said = f"{found.metric} on {on}: {found.drop:.3%} lost, {bound:.3%} allowed"
-            manifest = replace(
-                manifest, provenance={**manifest.provenance, "accuracy control": f"{said}; {found.reason}"}
-            )
+            notes = {"accuracy control": f"{said}; {found.reason}"}
+        manifest, files = build(network, notes)
         if dump is not None:
             keep_artefacts(dump, files, network.int8_graph, spec, batch)
         bundle = write_bundle(output, manifest, files, signer)
