@@ -6,6 +6,7 @@ what, where and what to do), 3 a check's figures do not decide, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 import warnings
@@ -110,16 +111,22 @@ def _show_warning(
     err.print(f"warning: {message}", highlight=False, soft_wrap=True)
 
 
+def _run(command: typer.Typer) -> None:
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that has not every letter (LC_ALL=C)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_invoke(command, sys.argv[1:]))
+
+
 def main() -> None:
     """Entry point of `xceptile`."""
-    warnings.showwarning = _show_warning
-    sys.exit(_invoke(app, sys.argv[1:]))
+    _run(app)
 
 
 def compile_main() -> None:
     """Entry point of `compile`, the same as `xceptile compile`."""
-    warnings.showwarning = _show_warning
-    sys.exit(_invoke(compile_app, sys.argv[1:]))
+    _run(compile_app)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ file, a list file, a plain folder without labels. Opening reads names only; imag
 
 from __future__ import annotations
 
+import codecs
+import csv
 import difflib
 import hashlib
 import os
@@ -80,7 +82,7 @@ class Dataset:
         for item in self.items:
             source = item.source
             content = source.read_bytes() if isinstance(source, Path) else drawn.draw(*source)[0].tobytes()
-            digest.update(f"{item.name}\0{item.label}\0{len(content)}\0".encode())
+            digest.update(f"{item.name}\0{item.label}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
             digest.update(content)
         return digest.hexdigest()
 
@@ -251,6 +253,8 @@ def _list_file(path: Path, labels: Sequence[str] | None) -> list[Item]:
     """``path label`` a line, paths relative to the file; without a label on any line, all go without."""
     pairs = _pairs(path)
     missing = [name for name, _ in pairs if not (path.parent / name).is_file()]
+    if missing and pairs[0][0].lstrip().startswith(("{", "[")):
+        raise DatasetError("is JSON, not a list of images; write a line for each, `path label`", path)
     if missing:
         raise DatasetError(
             f"lists {missing[0]}, which does not exist ({len(missing)} of {len(pairs)} are missing)", path
@@ -265,18 +269,29 @@ def _list_file(path: Path, labels: Sequence[str] | None) -> list[Item]:
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
-    """Names and labels, split at the tab, or where there is none at the last space; labels may be empty."""
+    """Names and labels, split at the tab; where there is none at a comma behind a file that is there, or at the last
+    space. Labels may be empty.
+    """
     pairs = []
     for line in _lines(path):
-        name, _, label = line.partition("\t") if "\t" in line else line.rpartition(" ")
+        name, _, label = line.partition("\t") if "\t" in line else _at_comma(path.parent, line) or line.rpartition(" ")
         pairs.append((name, label.strip()) if name else (label, ""))
     return pairs
 
 
+def _at_comma(folder: Path, line: str) -> tuple[str, str, str] | None:
+    """As spreadsheets write two columns."""
+    if "," not in line or (folder / line).is_file():
+        return None
+    name, comma, label = line.rpartition(",")
+    if '"' in line and len(fields := next(csv.reader([line], skipinitialspace=True))) == 2:
+        name, label = fields
+    return (name, comma, label) if (folder / name).is_file() else None
+
+
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in read_file(path, LIST_BYTES).decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            "is no text file; give a folder of images, or a text file of paths and labels", path
-        ) from error
+    """Without a byte order mark; a file's name may be other than UTF-8, as the file system has it."""
+    data = read_file(path, LIST_BYTES).removeprefix(codecs.BOM_UTF8)
+    if b"\0" in data:
+        raise DatasetError("is no text file; give a folder of images, or a text file of paths and labels", path)
+    return [line.strip() for line in data.decode("utf-8", "surrogateescape").splitlines() if line.strip()]

@@ -96,7 +96,8 @@ def write_html(title: str, runs: Sequence[Run], path: Path) -> None:
     page.globals |= {"INFINITY": math.inf, "TOP": TOP}
     page.filters |= {"bytes": size_text, "percent": _percent, "number": "{:.1f}".format}
     text = page.get_template("report.html.j2").render(title=title, runs=[_view(run) for run in runs])
-    write_atomically(path, text)
+    # A file's name that is not UTF-8 shows its bytes.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _percent(share: float, digits: int = 2) -> str:

@@ -75,7 +75,7 @@ def items_sha256(dataset: Dataset, items: Sequence[Item]) -> str:
     """Of names, labels and files' contents; a drawn image is known by its split and number."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{item.name}\0{item.label}\0".encode())
+        digest.update(f"{item.name}\0{item.label}\0".encode("utf-8", "surrogateescape"))
         if isinstance(item.source, Path):
             with item.source.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
