@@ -14,6 +14,7 @@ from pathlib import Path
 MODEL_BYTES = 2 << 30  # of a network: protobuf's own limit, and twenty Xceptions in float32
 TEXT_BYTES = 16 << 20  # of JSON, keys and names; Python's objects take about twenty times the space of their text
 LIST_BYTES = 256 << 20  # of a list of files, a line each
+BASELINE_BYTES = 128 << 20  # of every latency sample of several targets; a small network's take 16 MB each
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..models.atomic_write import write_atomically
 from ..models.locked import locked
-from ..models.read_file import read_file
+from ..models.read_file import BASELINE_BYTES, read_file
 from .accuracy import Accuracy
 from .latency import Latency
 from .typed_json import decode
@@ -91,7 +91,7 @@ def _check_latency(x: Latency) -> None:
 def _read_baselines(path: Path) -> dict[str, dict[str, Any]]:
     """By target, by device. Raises BaselineError, FileNotFoundError."""
     try:
-        data = json.loads(read_file(path))
+        data = json.loads(read_file(path, BASELINE_BYTES))
         if data is None:
             raise BaselineError(f"{path}: the baseline is null")
         if data["format"] != BASELINE_FORMAT:

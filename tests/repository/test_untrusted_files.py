@@ -24,7 +24,7 @@ from xceptile.models.datasets import open_dataset
 from xceptile.models.from_onnx import load_onnx
 from xceptile.models.preprocess import ImageError, InputSpec, load_image
 from xceptile.models.pth_file import read_pth
-from xceptile.models.read_file import LIST_BYTES, MODEL_BYTES, TEXT_BYTES, check_file, read_file
+from xceptile.models.read_file import BASELINE_BYTES, LIST_BYTES, MODEL_BYTES, TEXT_BYTES, check_file, read_file
 from xceptile.models.weights import CheckpointError, load_checkpoint
 from xceptile.runtime import baseline
 from xceptile.runtime.bundle import MANIFEST, open_bundle, write_bundle
@@ -56,7 +56,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], int]] = {
     "signature": (SIGNATURE, _open_signed, TEXT_BYTES),
     "public key": ("public.pem", lambda path: check_signature(b"", bytes(64), path), TEXT_BYTES),
     "private key": ("key.pem", load_signer, TEXT_BYTES),
-    "baseline": ("baselines.json", lambda path: baseline.load_baseline(path, "t", "d", "make one"), TEXT_BYTES),
+    "baseline": ("baselines.json", lambda path: baseline.load_baseline(path, "t", "d", "make one"), BASELINE_BYTES),
     "tuning": ("tuning.json", tuning.load, TEXT_BYTES),
     "labels": ("labels.txt", lambda path: zoo.with_labels(_model(), path), TEXT_BYTES),
     "list": ("list.txt", open_dataset, LIST_BYTES),
