@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
+from ..calibration.calibrate import Keep
 from ..models import graph_text
 from ..models.graph import Graph
 from ..runtime import plan_text, units
@@ -15,8 +16,6 @@ from ..targets.spec import TargetSpec
 from . import fusion
 from .kernels.mixed import int8_part, is_mixed
 from .passes.set_batch import set_batch
-
-Keep = Callable[[str, Graph], None]  # is shown a graph after the stage of that name
 
 
 def keep_graphs(folder: Path) -> Keep:

@@ -103,9 +103,10 @@ def units(graph: ir.Graph, rules: Rules) -> tuple[Unit, ...]:
     operator that is not one of kernels.
     """
     joined = _joined(graph, rules)
+    taken = joined.taken
     made: list[Unit] = []
     for node in graph.nodes:
-        if isinstance(node.op, ir.Input | ir.Dequantize) or node.name in joined.taken:
+        if isinstance(node.op, ir.Input | ir.Dequantize) or node.name in taken:
             continue
         anchor, epilogue = node, None
         if node.name in joined.additions:
@@ -179,16 +180,12 @@ def _unit(graph: ir.Graph, anchor: ir.Node, addition: ir.Node | None, joined: _J
     prologue: Prologue = ()
     if isinstance(anchor.op, ir.Conv2d) and anchor.inputs[0] in joined.depthwise:
         prologue = _prologue(graph, graph.node(anchor.inputs[0]), joined.relus)
-    elif isinstance(anchor.op, ir.DepthwiseConv2d):
-        *prologue_, last = _prologue(graph, anchor, joined.relus)
-        return _with_macs(graph, Unit(tuple(prologue_), last, (), 0))
+    elif isinstance(anchor.op, ir.DepthwiseConv2d) and anchor.inputs[0] in joined.relus:
+        prologue = (_rectifier(graph, graph.node(anchor.inputs[0])),)
+    stage = _stage(graph, anchor)
     epilogue = () if addition is None else (_addition(graph, addition, anchor.name),)
-    return _with_macs(graph, Unit(prologue, _stage(graph, anchor), epilogue, 0))
-
-
-def _with_macs(graph: ir.Graph, unit: Unit) -> Unit:
-    macs = sum(ir.multiply_accumulates(graph, stage.node) for stage in unit)
-    return Unit(unit.prologue, unit.anchor, unit.epilogue, macs)
+    macs = sum(ir.multiply_accumulates(graph, each.node) for each in (*prologue, stage, *epilogue))
+    return Unit(prologue, stage, epilogue, macs)
 
 
 def _prologue(graph: ir.Graph, depthwise: ir.Node, relus: frozenset[str]) -> Prologue:

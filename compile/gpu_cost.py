@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..models.graph import GraphError
+from ..runtime.obtained import ESTIMATED
 from ..targets.spec import GpuSpec
 from .kernels.kernel_call import KernelCall
 
@@ -89,7 +90,7 @@ def estimate_to_json(made: Estimate) -> bytes:
     """What a bundle holds of it; says that it is an estimate, and by which model."""
     rows = [asdict(launch) | {"latency_us": launch.latency_us, "bound": launch.bound} for launch in made.launches]
     whole = {
-        "obtained": "estimated",
+        "obtained": ESTIMATED,
         "model": MODEL,
         "gpu": made.arch,
         "dtype": made.dtype,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import __version__
@@ -16,7 +16,7 @@ from ..models import serialize
 from ..models.graph import Graph
 from ..runtime import bundle as bundles
 from ..runtime.bundle import Bundle
-from ..runtime.plan import Plan, pack, restate, unpack
+from ..runtime.plan import Plan, pack, unpack
 from .passes.set_batch import set_batch
 from .passes.take_int8_pixels import take_int8_pixels
 from .tuning import TUNED
@@ -77,8 +77,8 @@ def _native(bundle: Bundle, int8: Graph, real: Graph) -> Iterator[tuple[str, byt
         written = bundle.file(plan_name).read_bytes()
         plan, weights = _assembled(bundle, graph, unpack(written))
         kernels = b"".join(bundle.file(name).read_bytes() for name in _kernels(bundle, folder))
-        made = pack(plan, *(hashlib.sha256(data).hexdigest() for data in (weights, kernels)))
-        yield plan_name, restate(made, manifest.allowed_steps, manifest.pixels.to_bytes())
+        plan = replace(plan, tolerance=manifest.allowed_steps, pixel_table=manifest.pixels.to_bytes())
+        yield plan_name, pack(plan, *(hashlib.sha256(data).hexdigest() for data in (weights, kernels)))
         yield weights_name, weights
 
 

@@ -21,7 +21,6 @@ NO_PADS: ir.Pads = (0, 0, 0, 0)
 MAX_ELEMENTS, MAX_NODES = 1 << 28, 1 << 14  # no network of images has more; a small file can ask for any
 # Of operators that the graph has not, in either framework: what to do.
 END_AT_LOGITS = "end the network at its logits: the class of the largest is the same"
-SCALE_OUTSIDE = "it has no int8 form here; if it scales pixels, export without it and give --preprocessing"
 
 
 class UnsupportedLayer(ValueError):

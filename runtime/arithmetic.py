@@ -137,11 +137,16 @@ def multiply(a: Int8, b: Int8, a_zero: int, b_zero: int, multiplier: Float32, ze
     return scale_accumulator(product, multiplier, zero_point)
 
 
+def _resize_scale(size: int, output_size: int, coordinates: str) -> Float32:
+    """Input positions to an output position: f32(in - a) / f32(out - a), a = 1 for aligned corners of two or more."""
+    aligned = int(coordinates == "align corners" and output_size > 1)
+    return f32_quotient(float(size - aligned), float(output_size - aligned))
+
+
 def resize_positions(size: int, output_size: int, coordinates: str) -> Float32:
     """The input position, in [0, size - 1], of each output position of a bilinear resize: all in float32, as XNNPACK
     computes it (src/indirection.c). See ``graph.Resize``."""
-    aligned = int(coordinates == "align corners" and output_size > 1)
-    scale = f32_quotient(float(size - aligned), float(output_size - aligned))
+    scale = _resize_scale(size, output_size, coordinates)
     k = np.arange(output_size, dtype=np.float32)
     position = k * scale
     if coordinates == "half pixel":
@@ -151,8 +156,7 @@ def resize_positions(size: int, output_size: int, coordinates: str) -> Float32:
 
 def nearest_positions(size: int, output_size: int, coordinates: str) -> NDArray[np.int32]:
     """The input pixel that each output pixel of a nearest resize copies (TFLite's resize_nearest_neighbor.h)."""
-    aligned = int(coordinates == "align corners" and output_size > 1)
-    scale = f32_quotient(float(size - aligned), float(output_size - aligned))
+    scale = _resize_scale(size, output_size, coordinates)
     k = np.arange(output_size, dtype=np.float32)
     position = (k + np.float32(0.5 if coordinates == "half pixel" else 0.0)) * scale
     rounded = np.floor(position + np.float32(0.5)) if coordinates == "align corners" else np.floor(position)
